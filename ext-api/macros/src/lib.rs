@@ -1,0 +1,1 @@
+//! The `#[extension]` macro of ext-api.

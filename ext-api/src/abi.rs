@@ -1,0 +1,387 @@
+//! The binary interface between participants, extensions, libos and the launcher.
+//!
+//! Everything here is `repr(C)`, fixed in size, and versioned by [`ABI_VERSION`]. It is the only
+//! thing that code from different builds shares: Rust's own layouts never cross a build.
+//!
+//! Three parties read it:
+//! * a **caller** finds the [`Superblock`] in the control zone and calls through [`Entry`];
+//! * an **extension** image exports one [`Manifest`] under the name [`MANIFEST_SYMBOL`];
+//! * **libos** hands each extension a [`Runtime`] before its `init` runs.
+
+use core::ffi::c_void;
+
+use crate::limits::{HANDLER_NAME_LEN_MAX, SIGNATURE_LEN_MAX};
+
+/// Raised whenever anything in this file changes meaning. Both sides must agree exactly.
+pub const ABI_VERSION: u32 = 1;
+
+/// First eight bytes of every control zone.
+pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"SBXsuper");
+
+/// First eight bytes of every extension's manifest.
+pub const MANIFEST_MAGIC: u64 = u64::from_le_bytes(*b"SBXextn1");
+
+/// The one symbol that an extension image exports: its [`Manifest`].
+pub const MANIFEST_SYMBOL: &str = "SBX_EXTENSION";
+
+/// Name of the control zone's memfd, as `/proc/PID/maps` shows it. This is how a participant
+/// finds out that it is one, and where the region lies.
+pub const CONTROL_MAPPING: &str = "/memfd:sbx-control (deleted)";
+
+/// What an upcall came to. Passed as `u32`; see [`Status::from_raw`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Status {
+    /// The handler ran; the reply holds its result.
+    Ok = 0,
+    /// The handler ran and returned `None`.
+    None = 1,
+    /// The handler ran and returned `Err`; the reply's bytes are the message.
+    Failed = 2,
+
+    // Refused: the handler did not run, nothing happened.
+    /// The handle is not live: the extension was unloaded, restarted or never there.
+    Stale = 16,
+    /// Every context of the sandbox is in use.
+    NoContext = 17,
+    /// [`crate::limits::NESTING_MAX`] upcalls are open on this context already.
+    TooDeep = 18,
+    /// A signal handler made an upcall while its thread was inside one.
+    Reentered = 19,
+    /// The arguments do not fit the handler's signature.
+    BadArgs = 20,
+    /// This process is not a participant.
+    NotAttached = 21,
+
+    // Fault: the handler started and did not finish.
+    /// The handler panicked; the reply's bytes are the message.
+    Panicked = 32,
+    /// The handler called `abort`, or its runtime did.
+    Aborted = 33,
+    /// The handler used an imported symbol that the region does not have.
+    MissingImport = 34,
+    /// The extension's heap is full and the handler could not go on without more.
+    OutOfMemory = 35,
+    /// The handler asked for something that region code must not do (a thread, fork, exec).
+    Forbidden = 36,
+}
+
+impl Status {
+    /// The status with this number, if there is one.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        Some(match raw {
+            0 => Self::Ok,
+            1 => Self::None,
+            2 => Self::Failed,
+            16 => Self::Stale,
+            17 => Self::NoContext,
+            18 => Self::TooDeep,
+            19 => Self::Reentered,
+            20 => Self::BadArgs,
+            21 => Self::NotAttached,
+            32 => Self::Panicked,
+            33 => Self::Aborted,
+            34 => Self::MissingImport,
+            35 => Self::OutOfMemory,
+            36 => Self::Forbidden,
+            _ => return None,
+        })
+    }
+}
+
+/// Names one loaded handler: index in the low 32 bits, generation in the high 32.
+///
+/// A generation is odd while the handler is live, and is never used again after unload, so a
+/// stale handle is refused instead of reaching another extension's handler. 0 is no handle.
+pub type Handle = u64;
+
+/// Where a handler's result goes. The caller owns it; the handler fills it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Reply {
+    /// A scalar result (integer, bool as 0 or 1, the bits of a float).
+    pub word: u64,
+    /// The caller's buffer for a result of bytes. May be null when `cap` is 0.
+    pub buf: *mut u8,
+    /// Capacity of `buf`.
+    pub cap: usize,
+    /// Bytes that the handler produced.
+    pub len: usize,
+    /// Null when the bytes are in `buf`; else they did not fit and lie here, in the region.
+    /// The caller copies them and gives them back with [`Entry::release`].
+    pub spill: *mut u8,
+}
+
+impl Reply {
+    /// A reply without a buffer: enough for scalars.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self { word: 0, buf: core::ptr::null_mut(), cap: 0, len: 0, spill: core::ptr::null_mut() }
+    }
+}
+
+/// A handler as the gate calls it: argument words, then the reply; returns a [`Status`].
+///
+/// How arguments become words: an integer, bool or float is one word (its bits, zero- or
+/// sign-extended); a byte string is two, address and length, valid in the caller's process for
+/// the length of the call.
+pub type HandlerFn = unsafe extern "C" fn(args: *const u64, reply: *mut Reply) -> u32;
+
+/// Gate: run handler `handle`. See [`HandlerFn`] for `args`; returns a [`Status`].
+pub type CallFn = unsafe extern "C" fn(handle: Handle, args: *const u64, reply: *mut Reply) -> u32;
+
+/// Find the handler named `extension.handler`; 0 if there is none.
+pub type FindFn = unsafe extern "C" fn(name: *const u8, len: usize) -> Handle;
+
+/// Give back a reply's `spill`.
+pub type ReleaseFn = unsafe extern "C" fn(spill: *mut u8);
+
+/// Addresses of libos's entry points, equal in every participant.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Entry {
+    /// [`CallFn`].
+    pub call: u64,
+    /// [`FindFn`].
+    pub find: u64,
+    /// [`ReleaseFn`].
+    pub release: u64,
+    /// `extern "C" fn() -> u64`: bits of [`Superblock::flags`] that hold for this thread; also
+    /// makes the calling thread's context, so that its first real upcall is fast.
+    pub touch: u64,
+    /// `extern "C" fn() -> i32`: makes the calling process a participant once the zones are
+    /// mapped (a late attach). 0, or a negated errno.
+    pub join: u64,
+    /// Where the launcher lets a process start after exec: joins, then goes on to the program.
+    pub exec_stub: u64,
+    /// Where the launcher lets a forked child start: joins, then goes back to the program.
+    pub fork_stub: u64,
+}
+
+/// One mapping of the region in a participant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct MapRecord {
+    /// Address.
+    pub addr: u64,
+    /// Length.
+    pub len: u64,
+    /// `PROT_*` bits.
+    pub prot: u32,
+    /// Which descriptor: one of the `ZONE_*` constants.
+    pub zone: u32,
+    /// Offset in that zone's file.
+    pub offset: u64,
+}
+
+/// [`MapRecord::zone`]: the control zone's memfd.
+pub const ZONE_CONTROL: u32 = 0;
+/// [`MapRecord::zone`]: the code zone's memfd.
+pub const ZONE_CODE: u32 = 1;
+/// [`MapRecord::zone`]: the data zone's file.
+pub const ZONE_DATA: u32 = 2;
+/// [`MapRecord::zone`]: private anonymous memory of the process.
+pub const ZONE_PRIVATE: u32 = 3;
+
+/// Most mappings that a region is made of.
+pub const MAPS_MAX: usize = 48;
+
+/// What lies at the very start of the control zone, read-only in every participant.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Superblock {
+    /// [`SUPERBLOCK_MAGIC`].
+    pub magic: u64,
+    /// [`ABI_VERSION`] of the launcher that made the sandbox.
+    pub abi_version: u32,
+    /// Bytes of this structure, for readers of another version.
+    pub size: u32,
+    /// Address of this structure, and of the region.
+    pub base: u64,
+    /// Length of the shared part of the region.
+    pub len: u64,
+    /// Drawn at random per sandbox.
+    pub sandbox_id: u64,
+    /// What holds in this sandbox; no bit is defined yet.
+    pub flags: u64,
+    /// Pid of the process that made the sandbox, for people; nothing trusts it.
+    pub supervisor_pid: u32,
+    /// Mappings used of `maps`.
+    pub map_count: u32,
+    /// Entry points of libos.
+    pub entry: Entry,
+    /// Name of the sandbox, padded with zeros.
+    pub name: [u8; 32],
+    /// What a participant maps, in this order.
+    pub maps: [MapRecord; MAPS_MAX],
+    /// Address of the handler table: [`crate::limits::HANDLERS_MAX`] of [`HandlerEntry`].
+    pub handlers: u64,
+    /// Address of the extension table: [`crate::limits::SLOTS_MAX`] of [`ExtensionEntry`].
+    pub extensions: u64,
+}
+
+/// One row of the handler table. Written by the supervisor alone.
+#[derive(Debug)]
+#[repr(C)]
+pub struct HandlerEntry {
+    /// Odd while live. Changes with `Release` after the other fields are in place.
+    pub generation: core::sync::atomic::AtomicU32,
+    /// Slot of the extension.
+    pub slot: u32,
+    /// Address of the [`HandlerFn`].
+    pub code: core::sync::atomic::AtomicU64,
+    /// Bytes used of `name`.
+    pub name_len: u32,
+    /// Bytes used of `signature`.
+    pub signature_len: u32,
+    /// `extension.handler`.
+    pub name: [u8; HANDLER_NAME_LEN_MAX],
+    /// As [`HandlerDecl::signature`].
+    pub signature: [u8; SIGNATURE_LEN_MAX],
+    reserved: [u8; 48],
+}
+
+/// One row of the extension table, indexed by slot. Written by the supervisor alone.
+#[derive(Debug)]
+#[repr(C)]
+pub struct ExtensionEntry {
+    /// Odd while the slot holds a live image.
+    pub generation: core::sync::atomic::AtomicU32,
+    /// Bytes used of `name`.
+    pub name_len: u32,
+    /// Name of the extension.
+    pub name: [u8; 32],
+    /// First and last-but-one address of the image's code, for the unwinder.
+    pub text: [u64; 2],
+    /// Address of `.eh_frame_hdr`, or 0.
+    pub eh_frame_hdr: u64,
+    /// Address of the image's lowest byte.
+    pub image: u64,
+    /// Address and length of the initial thread-local block (`.tdata`), and its full size.
+    pub tls_init: u64,
+    /// Bytes of `.tdata`.
+    pub tls_init_len: u64,
+    /// Bytes of a thread-local block.
+    pub tls_len: u64,
+    /// Alignment of a thread-local block.
+    pub tls_align: u64,
+    /// Address of the extension's arena in the data zone.
+    pub arena: u64,
+    /// Length of the arena.
+    pub arena_len: u64,
+    reserved: [u8; 136],
+}
+
+/// Text in an image, as address and length.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Text {
+    /// First byte; UTF-8.
+    pub ptr: *const u8,
+    /// Bytes.
+    pub len: usize,
+}
+
+impl Text {
+    /// The text of a literal.
+    #[must_use]
+    pub const fn new(text: &'static str) -> Self {
+        Self { ptr: text.as_ptr(), len: text.len() }
+    }
+}
+
+// SAFETY: a `Text` in a manifest points at the image's own immutable bytes.
+#[expect(unsafe_code, reason = "a manifest is a static, and statics must be Sync")]
+unsafe impl Sync for Text {}
+
+/// What an extension image says of itself: the static named [`MANIFEST_SYMBOL`].
+#[derive(Debug)]
+#[repr(C)]
+pub struct Manifest {
+    /// [`MANIFEST_MAGIC`].
+    pub magic: u64,
+    /// [`ABI_VERSION`] that the image was built for.
+    pub abi_version: u32,
+    /// Bytes of this structure.
+    pub size: u32,
+    /// Name of the extension.
+    pub name: Text,
+    /// Heap that it wants, or 0 for [`crate::limits::HEAP_LEN_DEFAULT`].
+    pub heap_len: u64,
+    /// CPU time one upcall may take in nanoseconds, or 0 for the default.
+    pub budget_ns: u64,
+    /// Runs once, in the worker, before any handler is live.
+    pub init: Option<InitFn>,
+    /// The handlers.
+    pub handlers: *const HandlerDecl,
+    /// How many.
+    pub handler_count: usize,
+    /// Not used yet; 0.
+    pub reserved: [u64; 4],
+}
+
+// SAFETY: a manifest is immutable after relocation.
+#[expect(unsafe_code, reason = "a manifest is a static, and statics must be Sync")]
+unsafe impl Sync for Manifest {}
+
+/// `init` of an extension: configuration text, runtime, reply (the message on failure).
+pub type InitFn = unsafe extern "C" fn(
+    config: *const u8,
+    config_len: usize,
+    runtime: *const Runtime,
+    reply: *mut Reply,
+) -> u32;
+
+/// One handler in a manifest.
+#[derive(Debug)]
+#[repr(C)]
+pub struct HandlerDecl {
+    /// Name without the extension's.
+    pub name: Text,
+    /// For people and for clients without types, e.g. `(key: bytes, value: bytes) -> u64`.
+    /// The words of the grammar are in `docs` of [`crate`]: `u64 i64 f64 bool bytes str`, with
+    /// `option<T>` and `result<T>` around a return type.
+    pub signature: Text,
+    /// The code.
+    pub code: HandlerFn,
+    /// Not used yet; 0.
+    pub flags: u64,
+}
+
+// SAFETY: as `Manifest`.
+#[expect(unsafe_code, reason = "a manifest is a static, and statics must be Sync")]
+unsafe impl Sync for HandlerDecl {}
+
+/// What libos offers to extension code, beyond the region libc.
+///
+/// An *owner* is a context that can hold locks: index and generation in one word, never 0.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Runtime {
+    /// Bytes of this structure.
+    pub size: u64,
+    /// The calling context's owner word; 0 outside of an upcall.
+    pub owner: extern "C" fn() -> u64,
+    /// 1 while that owner may still run; 0 once it is dead for certain.
+    pub owner_alive: extern "C" fn(owner: u64) -> u32,
+    /// Pid and tid behind an owner, for messages: pid in the high half.
+    pub owner_ids: extern "C" fn(owner: u64) -> u64,
+    /// Sleep while `*word == expected`, at most `timeout_ns`. 0, or a negated errno.
+    pub futex_wait: unsafe extern "C" fn(word: *const u32, expected: u32, timeout_ns: u64) -> i32,
+    /// Wake at most `count` sleepers. The number woken, or a negated errno.
+    pub futex_wake: unsafe extern "C" fn(word: *const u32, count: u32) -> i32,
+    /// Monotonic time in nanoseconds.
+    pub now_ns: extern "C" fn() -> u64,
+    /// Pid of the process that this upcall runs in.
+    pub pid: extern "C" fn() -> u32,
+    /// Memory of the extension's arena (for replies that spill); null when full.
+    pub alloc: unsafe extern "C" fn(len: usize) -> *mut c_void,
+    /// Leave text for the caller of the current upcall (used with a fault status).
+    pub fault_text: unsafe extern "C" fn(text: *const u8, len: usize),
+}
+
+const _: () = assert!(size_of::<Superblock>() <= 4096);
+const _: () = assert!(size_of::<HandlerEntry>() == 256);
+const _: () = assert!(size_of::<ExtensionEntry>() == 256);
+const _: () = assert!(size_of::<Reply>() == 40);

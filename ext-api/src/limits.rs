@@ -1,0 +1,78 @@
+//! Every capacity that both sides of the ABI must agree on, with the reason for it.
+//!
+//! Sizes are bytes unless the name says otherwise. Relations between limits are asserted at
+//! compile time below, so that a change to one that breaks another does not build.
+
+/// Pages of the kernel's own granularity.
+pub const PAGE_LEN: usize = 4096;
+
+/// What the base and every large area of the region are aligned to: a huge page.
+pub const HUGE_PAGE_LEN: usize = 2 << 20;
+
+/// Lowest base of a region. Together with [`BASE_MAX`] this is the one range that no loader,
+/// sanitizer, JIT or `mmap_base` was seen to use on x86-64 Linux.
+pub const BASE_MIN: usize = 0x5540_0000_0000;
+
+/// No region reaches beyond this address.
+pub const BASE_MAX: usize = 0x5554_0000_0000;
+
+/// Longest name of a sandbox or an extension. Names are ASCII letters, digits, `-` and `_`.
+pub const NAME_LEN_MAX: usize = 31;
+
+/// Longest `extension.handler` name, with its dot.
+pub const HANDLER_NAME_LEN_MAX: usize = 64;
+
+/// Longest signature text of a handler.
+pub const SIGNATURE_LEN_MAX: usize = 120;
+
+/// Handlers of all extensions together. A thousand services is what users of comparable
+/// systems ask for; twice that is 512 KiB of the control zone.
+pub const HANDLERS_MAX: usize = 2048;
+
+/// Words that a handler's arguments may take in all (a byte string takes two).
+pub const ARG_WORDS_MAX: usize = 16;
+
+/// Participants alive at one time.
+pub const PROCESSES_MAX: usize = 1024;
+
+/// Contexts (threads that have made an upcall) alive at one time, over all participants.
+pub const CONTEXTS_MAX: usize = 4096;
+
+/// An upcall stack, guard page included. Power of two: the context is found by its address.
+pub const STACK_LEN: usize = 256 << 10;
+
+/// Upcalls within upcalls, on one context.
+pub const NESTING_MAX: usize = 8;
+
+/// Slots with 4 MiB of code and 4 MiB of data each. Slot 0 holds libos.
+pub const SMALL_SLOTS: usize = 28;
+
+/// Slots with 32 MiB of code and 32 MiB of data each, for images that carry a runtime.
+pub const LARGE_SLOTS: usize = 4;
+
+/// All slots.
+pub const SLOTS_MAX: usize = SMALL_SLOTS + LARGE_SLOTS;
+
+/// Code half and data half of a small slot.
+pub const SMALL_HALF_LEN: usize = 4 << 20;
+
+/// Code half and data half of a large slot.
+pub const LARGE_HALF_LEN: usize = 32 << 20;
+
+/// Heap of an extension that does not ask for a size.
+pub const HEAP_LEN_DEFAULT: usize = 16 << 20;
+
+/// Time budget of one upcall that does not ask for one, in nanoseconds of CPU time.
+pub const BUDGET_NS_DEFAULT: u64 = 200_000_000;
+
+/// Longest text that a fault leaves for its caller.
+pub const FAULT_TEXT_LEN_MAX: usize = 240;
+
+/// Bytes of log text kept in the region; older text is overwritten.
+pub const LOG_LEN: usize = 64 << 10;
+
+const _: () = assert!(STACK_LEN.is_power_of_two());
+const _: () = assert!(BASE_MIN % HUGE_PAGE_LEN == 0 && BASE_MAX % HUGE_PAGE_LEN == 0);
+const _: () = assert!(HANDLER_NAME_LEN_MAX >= NAME_LEN_MAX + 1 + NAME_LEN_MAX);
+const _: () = assert!(SLOTS_MAX <= 64, "slot sets are one 64-bit word");
+const _: () = assert!(LOG_LEN.is_power_of_two());
