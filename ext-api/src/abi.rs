@@ -5,7 +5,8 @@
 //!
 //! Three parties read it:
 //! * a **caller** finds the [`Superblock`] in the control zone and calls through [`Entry`];
-//! * an **extension** image exports one [`Manifest`] under the name [`MANIFEST_SYMBOL`];
+//! * an **extension** image exports one [`Manifest`] under a name that starts with
+//!   [`MANIFEST_SYMBOL_PREFIX`];
 //! * **libos** hands each extension a [`Runtime`] before its `init` runs.
 
 use core::ffi::c_void;
@@ -21,8 +22,9 @@ pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"SBXsuper");
 /// First eight bytes of every extension's manifest.
 pub const MANIFEST_MAGIC: u64 = u64::from_le_bytes(*b"SBXextn1");
 
-/// The one symbol that an extension image exports: its [`Manifest`].
-pub const MANIFEST_SYMBOL: &str = "SBX_EXTENSION";
+/// An extension image exports exactly one symbol that starts so: its [`Manifest`]. The rest is
+/// the extension's name, so that a program may link the clients of several extensions.
+pub const MANIFEST_SYMBOL_PREFIX: &str = "SBX_EXTENSION_";
 
 /// Name of the control zone's memfd, as `/proc/PID/maps` shows it. This is how a participant
 /// finds out that it is one, and where the region lies.
@@ -213,7 +215,8 @@ pub struct Superblock {
     pub entry: Entry,
     /// Name of the sandbox, padded with zeros.
     pub name: [u8; 32],
-    /// What a participant maps, in this order.
+    /// What a participant maps, in this order: the first is a reservation of the whole span and
+    /// must not replace anything (`MAP_FIXED_NOREPLACE`); the others go over it (`MAP_FIXED`).
     pub maps: [MapRecord; MAPS_MAX],
     /// Address of the handler table: [`crate::limits::HANDLERS_MAX`] of [`HandlerEntry`].
     pub handlers: u64,
@@ -295,7 +298,7 @@ impl Text {
 #[expect(unsafe_code, reason = "a manifest is a static, and statics must be Sync")]
 unsafe impl Sync for Text {}
 
-/// What an extension image says of itself: the static named [`MANIFEST_SYMBOL`].
+/// What an extension image says of itself: the static that [`MANIFEST_SYMBOL_PREFIX`] finds.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Manifest {
