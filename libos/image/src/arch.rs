@@ -1,0 +1,8 @@
+//! Everything that is written in assembly: the gate, its recovery path, and the two stubs where
+//! the launcher lets a process start. Each architecture defines the same names.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::{cache_index, copy_backwards, copy_forwards, fill, fs_base, sbx_call, leave_upcall, stack_pointer, syscall6};

@@ -1,0 +1,418 @@
+//! The gate on x86-64.
+//!
+//! ```text
+//!  caller's stack            upcall stack (private to the process, address unique to the context)
+//!  ┌──────────────┐          ┌───────────────────────────────┐ <- stack_top
+//!  │ return addr  │          │ (pad) depth reply saved_rsp   │
+//!  │ rbp rbx r12  │ <──────┐ │ handler entry   previous frame│ <- context.frame
+//!  │ r13 r14 r15  │        └─┤ ... the handler's own frames  │
+//!  └──────────────┘          └───────────────────────────────┘
+//! ```
+//!
+//! The fast path finds the context of the thread in the process's private cache by FS base, and
+//! believes it if the context agrees on the FS base and on the neighbourhood of the stack. It
+//! makes the sequence odd, looks the handler up (index and generation), and calls. There is no
+//! atomic operation: before anyone trusts an even sequence it issues a global membarrier.
+//!
+//! A fault leaves by [`leave_upcall`], which drops everything above the innermost frame.
+
+use core::arch::{asm, naked_asm};
+
+use ext_api::abi::{Handle, Reply, Status};
+use ext_api::limits::HANDLERS_MAX;
+use libos::data::Context;
+use libos::layout::{CACHE_ENTRIES, WINDOW_LEN};
+
+use crate::boot::{Boot, SBX_BOOT};
+
+/// 64 bits of the golden ratio: spreads FS bases, which differ in a few middle bits only.
+const HASH: u64 = 0x9e37_79b9_7f4a_7c15;
+const HASH_SHIFT: u32 = 64 - CACHE_ENTRIES.trailing_zeros();
+
+const _: () = {
+    assert!(core::mem::offset_of!(Context, sequence) == 0);
+    assert!(core::mem::offset_of!(Context, fs_base) == 8);
+    assert!(core::mem::offset_of!(Context, window) == 16);
+    assert!(core::mem::offset_of!(Context, stack_top) == 24);
+    assert!(core::mem::offset_of!(Context, frame) == 32);
+    assert!(core::mem::offset_of!(Boot, cache) == 0);
+    assert!(core::mem::offset_of!(Boot, handlers) == 8);
+    assert!(core::mem::offset_of!(Boot, stacks) == 16);
+    assert!(core::mem::offset_of!(Boot, stacks_len) == 24);
+};
+
+/// Index of `fs` in the context cache: what the gate computes.
+pub(crate) const fn cache_index(fs: u64) -> usize {
+    (fs.wrapping_mul(HASH) >> HASH_SHIFT) as usize
+}
+
+/// The gate: [`ext_api::abi::CallFn`].
+///
+/// # Safety
+/// `args` and `reply` fit the handler's signature, as every caller of a handler promises.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut Reply) -> u32 {
+    naked_asm!(
+        // The context: cache[hash(fs)], if it agrees with this thread.
+        "rdfsbase rax",
+        "movabs rcx, {hash}",
+        "imul rcx, rax",
+        "shr rcx, {shift}",
+        "mov r8, [rip + {boot}]",
+        "mov r9, [r8 + rcx*8]",
+        "test r9, r9",
+        "je 20f",
+        "cmp [r9 + 8], rax",
+        "jne 20f",
+        "mov r8, rsp",
+        "sub r8, [r9 + 16]",
+        "cmp r8, {window}",
+        "jae 20f",
+        // Enter: odd sequence, then the handler.
+        "30:",
+        "mov r8, [r9]",
+        "test r8b, 1",
+        "jne 50f",
+        "inc r8",
+        "mov [r9], r8",
+        "mov ecx, edi",
+        "cmp ecx, {handlers_max}",
+        "jae 60f",
+        "shl rcx, 8",
+        "add rcx, [rip + {boot} + 8]",
+        "mov rax, rdi",
+        "shr rax, 32",
+        "cmp [rcx], eax",
+        "jne 60f",
+        ".cfi_remember_state",
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        ".cfi_def_cfa_offset 56",
+        "mov rax, rsp",
+        "mov rbx, r9",
+        "mov rsp, [r9 + 24]",
+        "sub rsp, 48",
+        "mov qword ptr [rsp], 0",
+        "mov [rsp + 8], rcx",
+        "mov [rsp + 16], rax",
+        "mov [rsp + 24], rdx",
+        "mov qword ptr [rsp + 32], 1",
+        "mov [r9 + 32], rsp",
+        // Nothing unwinds past a handler: its caller is another world.
+        ".cfi_undefined rip",
+        "mov rdi, rsi",
+        "mov rsi, rdx",
+        "call [rcx + 8]",
+        // Leave. The frame's saved stack pointer is where the registers lie.
+        "mov rcx, [rbx + 32]",
+        "mov rsp, [rcx + 16]",
+        "inc qword ptr [rbx]",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret",
+        // Slow: an upcall within an upcall, or a thread that the cache does not know.
+        ".cfi_restore_state",
+        "20:",
+        "mov r8, rsp",
+        "sub r8, [rip + {boot} + 16]",
+        "cmp r8, [rip + {boot} + 24]",
+        "jb {nested}",
+        "push rdi",
+        "push rsi",
+        "push rdx",
+        "rdfsbase rdi",
+        "mov rsi, rsp",
+        "call {slow}",
+        "pop rdx",
+        "pop rsi",
+        "pop rdi",
+        "mov r9, rax",
+        "cmp rax, 64",
+        "jae 30b",
+        "ret",
+        "50:",
+        "mov eax, {reentered}",
+        "ret",
+        "60:",
+        "inc qword ptr [r9]",
+        "mov eax, {stale}",
+        "ret",
+        hash = const HASH,
+        shift = const HASH_SHIFT,
+        boot = sym SBX_BOOT,
+        window = const WINDOW_LEN,
+        handlers_max = const HANDLERS_MAX,
+        slow = sym crate::context::sbx_context_slow,
+        nested = sym nested_call,
+        reentered = const Status::Reentered as u32,
+        stale = const Status::Stale as u32,
+    )
+}
+
+/// An upcall made by a handler: same stack, a frame of its own.
+#[unsafe(naked)]
+unsafe extern "C" fn nested_call(handle: Handle, args: *const u64, reply: *mut Reply) -> u32 {
+    naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rsi",
+        "push rdx",
+        // 8 pushes after a call: the stack pointer is 8 short of alignment.
+        "sub rsp, 8",
+        "mov rsi, rsp",
+        // Returns the context, or a status; the handler's entry in rdx.
+        "call {check}",
+        "add rsp, 8",
+        "mov rcx, rdx",
+        "pop rdx",
+        "pop rsi",
+        "cmp rax, 64",
+        "jb 10f",
+        "mov rbx, rax",
+        "mov rax, rsp",
+        "mov r8, [rbx + 32]",
+        "mov r9, [r8 + 32]",
+        "inc r9",
+        // Three words short of alignment after 6 pushes and the return address: take 56 - 8.
+        "sub rsp, 56",
+        "mov [rsp], r8",
+        "mov [rsp + 8], rcx",
+        "mov [rsp + 16], rax",
+        "mov [rsp + 24], rdx",
+        "mov [rsp + 32], r9",
+        "mov [rbx + 32], rsp",
+        ".cfi_undefined rip",
+        "mov rdi, rsi",
+        "mov rsi, rdx",
+        "call [rcx + 8]",
+        "mov rcx, [rbx + 32]",
+        "mov r8, [rcx]",
+        "mov [rbx + 32], r8",
+        "mov rsp, [rcx + 16]",
+        "10:",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret",
+        check = sym crate::context::nested_check,
+    )
+}
+
+/// Drop everything above the innermost frame of `context` and return `status` from its gate.
+///
+/// # Safety
+/// The calling thread holds `context` and is inside an upcall on it.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn leave_upcall(context: *const Context, status: u32) -> ! {
+    naked_asm!(
+        "mov eax, esi",
+        "cld",
+        "mov rcx, [rdi + 32]",
+        "mov rsp, [rcx + 16]",
+        "mov r8, [rcx]",
+        "test r8, r8",
+        "jne 10f",
+        "inc qword ptr [rdi]",
+        "jmp 20f",
+        "10:",
+        "mov [rdi + 32], r8",
+        "20:",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret",
+    )
+}
+
+/// Where a program starts after exec: with the descriptors of the three zones in `esi`, `edx` and
+/// `ecx`, and its true entry point in `rdi`. Joins, then enters the program with every register
+/// zero, as the kernel would have.
+///
+/// # Safety
+/// Only the launcher sends a process here, at the exec stop.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_exec_stub() {
+    naked_asm!(
+        ".cfi_undefined rip",
+        "push rdi",
+        "mov rbp, rsp",
+        "and rsp, -16",
+        "mov edi, esi",
+        "mov esi, edx",
+        "mov edx, ecx",
+        "call {join}",
+        "mov rsp, rbp",
+        "xor eax, eax",
+        "xor ebx, ebx",
+        "xor ecx, ecx",
+        "xor edx, edx",
+        "xor esi, esi",
+        "xor edi, edi",
+        "xor ebp, ebp",
+        "xor r8d, r8d",
+        "xor r9d, r9d",
+        "xor r10d, r10d",
+        "xor r11d, r11d",
+        "xor r12d, r12d",
+        "xor r13d, r13d",
+        "xor r14d, r14d",
+        "xor r15d, r15d",
+        "ret",
+        join = sym crate::start::join_after_exec,
+    )
+}
+
+/// Where a forked child starts. The launcher has put the address to go on at below the red zone
+/// of the stack. Every register, the x87 and SSE state and the flags are as before afterwards;
+/// nothing here touches the wider vector state.
+///
+/// # Safety
+/// Only the launcher sends a process here, at the child's first stop.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_fork_stub() {
+    naked_asm!(
+        ".cfi_undefined rip",
+        "pushfq",
+        "push rax",
+        "push rbx",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "push rbp",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "mov rbp, rsp",
+        "sub rsp, 512",
+        "and rsp, -64",
+        "fxsave64 [rsp]",
+        "cld",
+        "call {join}",
+        "fxrstor64 [rsp]",
+        "mov rsp, rbp",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rbp",
+        "pop rdi",
+        "pop rsi",
+        "pop rdx",
+        "pop rcx",
+        "pop rbx",
+        "pop rax",
+        "popfq",
+        "ret 128",
+        join = sym crate::start::join_after_fork,
+    )
+}
+
+/// A system call, as the kernel takes it.
+///
+/// # Safety
+/// As the call itself: the arguments are valid for it.
+pub(crate) unsafe fn syscall6(number: usize, args: [usize; 6]) -> isize {
+    let result: isize;
+    // SAFETY: the kernel's convention; rcx and r11 are given up, memory may change.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number as isize => result,
+            in("rdi") args[0],
+            in("rsi") args[1],
+            in("rdx") args[2],
+            in("r10") args[3],
+            in("r8") args[4],
+            in("r9") args[5],
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+/// The stack pointer, about.
+pub(crate) fn stack_pointer() -> usize {
+    let rsp: usize;
+    // SAFETY: copies a register.
+    unsafe { asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack, preserves_flags)) };
+    rsp
+}
+
+/// The thread's FS base.
+pub(crate) fn fs_base() -> u64 {
+    let base: u64;
+    // SAFETY: the launcher checked that the kernel allows rdfsbase before it made the sandbox.
+    unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+    base
+}
+
+/// Copy upwards; right for any overlap in which `to` is not inside `from..from + len`.
+///
+/// # Safety
+/// `len` bytes are readable at `from` and writable at `to`.
+pub(crate) unsafe fn copy_forwards(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: by contract; the direction flag is clear in all code.
+    unsafe {
+        asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Copy downwards; right for the other overlaps.
+///
+/// # Safety
+/// `len` bytes, at least one, are readable at `from` and writable at `to`.
+pub(crate) unsafe fn copy_backwards(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: by contract; the last bytes lie at `len - 1`.
+    let (last_to, last_from) = unsafe { (to.add(len - 1), from.add(len - 1)) };
+    // SAFETY: by contract; the direction flag is clear again afterwards.
+    unsafe {
+        asm!("std", "rep movsb", "cld", inout("rcx") len => _, inout("rdi") last_to => _,
+            inout("rsi") last_from => _, options(nostack));
+    }
+}
+
+/// Set `len` bytes.
+///
+/// # Safety
+/// `len` bytes are writable at `to`.
+pub(crate) unsafe fn fill(to: *mut u8, byte: u8, len: usize) {
+    // SAFETY: by contract.
+    unsafe {
+        asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("al") byte,
+            options(nostack, preserves_flags));
+    }
+}

@@ -1,0 +1,217 @@
+//! Which context a thread uses, when the gate's cache does not know.
+//!
+//! A thread is known by its tid; the cache by FS base. The two disagree in four cases, all
+//! settled here: a new thread; a thread that reuses the FS base of one that has ended; a thread
+//! that changed its FS base (the first one of every program does); and raw clones that share
+//! their parent's FS base. The last never enter the cache while the other lives: each of their
+//! upcalls comes here.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
+
+use ext_api::abi::{HandlerEntry, Status};
+use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, STACK_LEN};
+use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context};
+use libos::layout::{CACHE_ENTRIES, WINDOW_BELOW};
+
+use crate::arch::{cache_index, stack_pointer};
+use crate::{boot, start, sys};
+
+/// Stack that a nested upcall must find free.
+const NESTED_STACK_MIN: usize = 24 << 10;
+
+/// A frame of the gate on an upcall stack; `arch` writes it.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Frame {
+    pub(crate) previous: *const Frame,
+    pub(crate) handler: *const HandlerEntry,
+    pub(crate) saved_stack: usize,
+    pub(crate) reply: *mut ext_api::abi::Reply,
+    pub(crate) depth: u64,
+}
+
+/// The common area of this region.
+pub(crate) fn common() -> Common {
+    // SAFETY: code of the image runs only where the region is mapped, except in `start`, which
+    // maps it before it comes here.
+    unsafe { Common::at(boot::place()) }
+}
+
+/// The context whose upcall stack this thread is on.
+pub(crate) fn current() -> Option<&'static Context> {
+    index_of_stack(stack_pointer()).map(|index| common().context(index))
+}
+
+/// Index of the context that owns the upcall stack with this address on it.
+pub(crate) fn index_of_stack(address: usize) -> Option<usize> {
+    let index = address.checked_sub(boot::place().stacks())? / STACK_LEN;
+    (index < CONTEXTS_MAX).then_some(index)
+}
+
+/// Index of a context of the table.
+pub(crate) fn index_of(context: &Context) -> usize {
+    let first = boot::place().base + CONTEXTS_OFFSET;
+    (core::ptr::from_ref(context) as usize - first) / CONTEXT_LEN
+}
+
+/// The innermost frame of a context that is inside an upcall.
+pub(crate) fn frame(context: &Context) -> Option<&'static Frame> {
+    if context.sequence.load(Relaxed).is_multiple_of(2) {
+        return None;
+    }
+    // SAFETY: the gate stored the address of a frame on this thread's own upcall stack, which
+    // stays until the gate leaves.
+    Some(unsafe { &*(context.frame.load(Relaxed) as *const Frame) })
+}
+
+/// For the gate: the calling thread's context, or a status below 64.
+pub(crate) extern "C" fn sbx_context_slow(fs: u64, stack: usize) -> usize {
+    let Some(own) = start::this_process() else {
+        return Status::NotAttached as usize;
+    };
+    let tid = sys::gettid();
+    let entry = cache_entry(fs);
+    let known = cached(entry).filter(|context| context.fs_base.load(Relaxed) == fs);
+    let context = match known {
+        Some(context) if context.tid.load(Relaxed) == tid => Some(context),
+        Some(context) if take_over(context, own.pid, tid) => Some(context),
+        Some(_) => return of_tid(own.pid, tid).or_else(|| new(&own, tid)).map_or(
+            Status::NoContext as usize,
+            |context| settle(context, fs, stack),
+        ),
+        None => of_tid(own.pid, tid).or_else(|| new(&own, tid)),
+    };
+    let Some(context) = context else {
+        return Status::NoContext as usize;
+    };
+    let address = settle(context, fs, stack);
+    entry.store(address as u64, Release);
+    address
+}
+
+/// Note where the thread is now.
+fn settle(context: &Context, fs: u64, stack: usize) -> usize {
+    context.fs_base.store(fs, Relaxed);
+    context.window.store(stack.saturating_sub(WINDOW_BELOW) as u64, Relaxed);
+    core::ptr::from_ref(context) as usize
+}
+
+/// Give the idle context of a thread that has ended to this one, which has its FS base.
+fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
+    let holder = context.tid.load(Relaxed);
+    let idle = context.sequence.load(Relaxed).is_multiple_of(2);
+    idle && !sys::thread_exists(pid, holder)
+        && context.tid.compare_exchange(holder, tid, Relaxed, Relaxed).is_ok()
+        && {
+            context.tls_live.store(0, Relaxed);
+            true
+        }
+}
+
+/// The context that `tid` has already.
+fn of_tid(pid: u32, tid: u32) -> Option<&'static Context> {
+    let common = common();
+    (0..CONTEXTS_MAX)
+        .filter(|&index| common.claim(index).load().pid == pid)
+        .map(|index| common.context(index))
+        .find(|context| context.tid.load(Relaxed) == tid)
+}
+
+/// A free context, made ready for `tid`.
+fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
+    let common = common();
+    let first = own.row * 4;
+    for offset in 0..CONTEXTS_MAX {
+        let index = (first + offset) % CONTEXTS_MAX;
+        let Some(generation) = common.claim(index).take(own.pid) else {
+            continue;
+        };
+        if make_stack(index).is_err() {
+            common.claim(index).free(Claimed { generation, pid: own.pid });
+            return None;
+        }
+        let context = common.context(index);
+        let top = boot::place().stacks() + (index + 1) * STACK_LEN;
+        context.sequence.store(0, Relaxed);
+        context.stack_top.store(top as u64, Relaxed);
+        context.frame.store(0, Relaxed);
+        context.this.store(core::ptr::from_ref(context) as u64, Relaxed);
+        context.process.store(own.row as u32, Relaxed);
+        context.process_generation.store(own.generation, Relaxed);
+        context.errno.store(0, Relaxed);
+        context.tls_live.store(0, Relaxed);
+        context.tid.store(tid, Release);
+        return Some(context);
+    }
+    None
+}
+
+/// Make all but the lowest page of a stack usable; that page stays the guard.
+fn make_stack(index: usize) -> Result<usize, sys::Errno> {
+    let lowest = boot::place().stacks() + index * STACK_LEN;
+    // SAFETY: the stack of a context that this thread has just claimed.
+    unsafe {
+        sys::mprotect(lowest + PAGE_LEN, STACK_LEN - PAGE_LEN, sys::PROT_READ | sys::PROT_WRITE)
+    }
+}
+
+fn cache_entry(fs: u64) -> &'static AtomicU64 {
+    let index = cache_index(fs) % CACHE_ENTRIES;
+    let address = boot::place().cache() + index * size_of::<AtomicU64>();
+    // SAFETY: the cache is mapped in every participant, and the index is within it.
+    unsafe { &*(address as *const AtomicU64) }
+}
+
+fn cached(entry: &AtomicU64) -> Option<&'static Context> {
+    let address = entry.load(Relaxed) as usize;
+    let offset = address.checked_sub(boot::place().base + CONTEXTS_OFFSET)?;
+    let index = offset / CONTEXT_LEN;
+    (index < CONTEXTS_MAX).then(|| common().context(index))
+}
+
+/// Two registers: a context's address or a status below 64, and the handler's entry.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Nested {
+    context: usize,
+    handler: *const HandlerEntry,
+}
+
+/// For the gate: may the handler `handle` run within the upcall that is open on this stack?
+pub(crate) extern "C" fn nested_check(handle: u64, stack: usize) -> Nested {
+    let refuse = |status: Status| Nested { context: status as usize, handler: core::ptr::null() };
+    let Some(index) = index_of_stack(stack) else {
+        return refuse(Status::NotAttached);
+    };
+    let context = common().context(index);
+    let Some(open) = frame(context) else {
+        return refuse(Status::Reentered);
+    };
+    let lowest = boot::place().stacks() + index * STACK_LEN + PAGE_LEN;
+    if open.depth >= NESTING_MAX as u64 || stack < lowest + NESTED_STACK_MIN {
+        return refuse(Status::TooDeep);
+    }
+    match live_handler(handle) {
+        Some(handler) => Nested { context: core::ptr::from_ref(context) as usize, handler },
+        None => refuse(Status::Stale),
+    }
+}
+
+/// The entry of a live handler.
+pub(crate) fn live_handler(handle: u64) -> Option<&'static HandlerEntry> {
+    let handler = handler(handle as u32 as usize)?;
+    let generation = handler.generation.load(core::sync::atomic::Ordering::Acquire);
+    (u64::from(generation) == handle >> 32 && generation % 2 == 1).then_some(handler)
+}
+
+/// Row `index` of the handler table.
+pub(crate) fn handler(index: usize) -> Option<&'static HandlerEntry> {
+    if index >= HANDLERS_MAX {
+        return None;
+    }
+    let first = boot::boot().handlers as *const HandlerEntry;
+    // SAFETY: the table has this many rows, in the control zone, mapped in every participant.
+    let row = unsafe { first.add(index) };
+    // SAFETY: a row is all integers and atomics; only the supervisor writes it.
+    Some(unsafe { &*row })
+}

@@ -1,0 +1,62 @@
+//! Ending an upcall that cannot go on.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use ext_api::abi::{Reply, Status};
+use ext_api::limits::FAULT_TEXT_LEN_MAX;
+use libos::data::Context;
+
+use crate::{arch, context, log, sys};
+
+/// End the innermost upcall of this thread with `status`; `text` goes to its caller and the log.
+/// Outside of an upcall there is nobody to tell: the process ends, as if it had called `abort`.
+pub(crate) fn abort(status: Status, text: &[u8]) -> ! {
+    let open = context::current().and_then(|context| Some((context, context::frame(context)?)));
+    let Some((context, frame)) = open else {
+        sys::write_all(2, b"sbx: region code failed outside of an upcall: ");
+        sys::write_all(2, text);
+        sys::write_all(2, b"\n");
+        sys::exit_group(134);
+    };
+    let starved = context.starved.swap(0, Relaxed) != 0 && status == Status::Aborted;
+    let (status, text): (_, &[u8]) = if starved {
+        (Status::OutOfMemory, b"the extension's heap is full")
+    } else {
+        (status, text)
+    };
+    keep(context, text);
+    log::line(b"fault", text);
+    // SAFETY: the gate got this pointer from the upcall's caller, whose frame is below ours.
+    unsafe { answer(frame.reply, text) };
+    // SAFETY: this thread is inside an upcall on its own context.
+    unsafe { arch::leave_upcall(context, status as u32) }
+}
+
+/// Leave `text` in the context, where the supervisor can read it.
+pub(crate) fn keep(context: &Context, text: &[u8]) {
+    let len = text.len().min(FAULT_TEXT_LEN_MAX);
+    for (to, from) in context.text.iter().zip(text) {
+        to.store(*from, Relaxed);
+    }
+    context.text_len.store(len as u32, Relaxed);
+}
+
+/// Put `text` into a reply, as far as its buffer reaches.
+///
+/// # Safety
+/// `reply` is null or a reply whose buffer is writable.
+unsafe fn answer(reply: *mut Reply, text: &[u8]) {
+    if reply.is_null() {
+        return;
+    }
+    // SAFETY: not null, so a reply by contract.
+    let reply = unsafe { &mut *reply };
+    let len = text.len().min(reply.cap);
+    if reply.buf.is_null() {
+        return;
+    }
+    // SAFETY: `len` bytes fit both sides, which cannot overlap: the text is ours.
+    unsafe { core::ptr::copy_nonoverlapping(text.as_ptr(), reply.buf, len) };
+    reply.len = len;
+    reply.spill = core::ptr::null_mut();
+}

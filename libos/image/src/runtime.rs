@@ -1,0 +1,125 @@
+//! What libos offers to extensions beyond the region libc: [`ext_api::abi::Runtime`].
+
+use core::ffi::c_void;
+use core::sync::atomic::Ordering::Relaxed;
+
+use ext_api::abi::{Handle, Runtime};
+use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX};
+
+use crate::{context, fault, heap, sys, time};
+
+/// Handed to every extension's `init`.
+#[unsafe(no_mangle)]
+pub static SBX_RUNTIME: Runtime = Runtime {
+    size: size_of::<Runtime>() as u64,
+    owner,
+    owner_alive,
+    owner_ids,
+    futex_wait: sys_futex_wait,
+    futex_wake: sys_futex_wake,
+    now_ns: time::now_ns,
+    pid: sys_pid,
+    alloc,
+    fault_text,
+};
+
+/// Generation of the claim in the high half, index + 1 in the low.
+extern "C" fn owner() -> u64 {
+    let Some(context) = context::current() else { return 0 };
+    let index = context::index_of(context);
+    let claimed = context::common().claim(index).load();
+    u64::from(claimed.generation) << 32 | (index as u64 + 1)
+}
+
+fn index_of_owner(owner: u64) -> Option<usize> {
+    let index = (owner as u32 as usize).checked_sub(1)?;
+    (index < CONTEXTS_MAX).then_some(index)
+}
+
+extern "C" fn owner_alive(owner: u64) -> u32 {
+    let Some(index) = index_of_owner(owner) else { return 0 };
+    let claimed = context::common().claim(index).load();
+    if claimed.generation != (owner >> 32) as u32 || claimed.pid == 0 {
+        return 0;
+    }
+    // The claim outlives a killed process until the supervisor sweeps; the kernel knows sooner,
+    // unless the dead process has not been waited for yet.
+    u32::from(sys::thread_exists(claimed.pid, claimed.pid))
+}
+
+extern "C" fn owner_ids(owner: u64) -> u64 {
+    let Some(index) = index_of_owner(owner) else { return 0 };
+    let pid = context::common().claim(index).load().pid;
+    u64::from(pid) << 32 | u64::from(context::common().context(index).tid.load(Relaxed))
+}
+
+unsafe extern "C" fn sys_futex_wait(word: *const u32, expected: u32, timeout_ns: u64) -> i32 {
+    // SAFETY: same contract.
+    unsafe { sys::futex_wait(word, expected, timeout_ns) }
+}
+
+unsafe extern "C" fn sys_futex_wake(word: *const u32, count: u32) -> i32 {
+    // SAFETY: same contract.
+    unsafe { sys::futex_wake(word, count) }
+}
+
+extern "C" fn sys_pid() -> u32 {
+    sys::getpid()
+}
+
+unsafe extern "C" fn alloc(len: usize) -> *mut c_void {
+    heap::malloc(len).cast()
+}
+
+unsafe extern "C" fn fault_text(text: *const u8, len: usize) {
+    if let Some(context) = context::current() {
+        // SAFETY: `len` bytes are readable by contract.
+        fault::keep(context, unsafe { core::slice::from_raw_parts(text, len) });
+    }
+}
+
+/// [`ext_api::abi::FindFn`].
+///
+/// # Safety
+/// `name` has `len` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_find(name: *const u8, len: usize) -> Handle {
+    // SAFETY: by contract.
+    let name = unsafe { core::slice::from_raw_parts(name, len) };
+    (1..HANDLERS_MAX)
+        .find_map(|index| {
+            let row = context::handler(index)?;
+            let generation = row.generation.load(core::sync::atomic::Ordering::Acquire);
+            let live = generation % 2 == 1 && row.name.get(..row.name_len as usize) == Some(name);
+            live.then_some(u64::from(generation) << 32 | index as u64)
+        })
+        .unwrap_or(0)
+}
+
+/// Runs an image's constructors, then its `init`, inside an upcall. The argument words are: first
+/// constructor, their number, `init` (or 0), configuration text, its length.
+///
+/// # Safety
+/// Only the worker calls it, with words that the loader made.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_run_init(args: *const u64, reply: *mut ext_api::abi::Reply) -> u32 {
+    type Constructor = extern "C" fn(i32, *const *const u8, *const *const u8);
+    // SAFETY: five words, by contract.
+    let [first, count, init, config, config_len] = unsafe { args.cast::<[u64; 5]>().read() };
+    for index in 0..count as usize {
+        // SAFETY: the loader relocated an array of this many function pointers.
+        let constructor = unsafe { (first as *const Option<Constructor>).add(index).read() };
+        if let Some(constructor) = constructor {
+            constructor(0, core::ptr::null(), core::ptr::null());
+        }
+    }
+    // SAFETY: 0 or the address of an InitFn, which is what an Option of one is.
+    let init: Option<ext_api::abi::InitFn> = unsafe { core::mem::transmute(init as usize) };
+    match init {
+        // SAFETY: the text is readable, the runtime is ours, the reply is the caller's.
+        Some(init) => unsafe {
+            init(config as *const u8, config_len as usize, &raw const SBX_RUNTIME, reply)
+        },
+        None => 0,
+    }
+}

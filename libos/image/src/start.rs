@@ -1,0 +1,248 @@
+//! How a process becomes a participant: after exec, after fork, and late.
+//!
+//! After exec nothing of the program has run. The launcher has mapped the code half of slot 0 and
+//! nothing else, so that until the zones are mapped this module uses its stack and its sealed
+//! half only: no static of the data half, no context.
+
+use core::ffi::CStr;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use ext_api::abi::{MapRecord, Status, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
+use ext_api::limits::{PAGE_LEN, PROCESSES_MAX};
+use libos::data::{Joined, Process};
+use libos::layout::{self, PROCESS_OFFSET, Place, WIPED_LEN};
+
+use crate::arch::sbx_call;
+use crate::sys::{
+    EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
+    MAP_SHARED, PROT_READ, PROT_WRITE,
+};
+use crate::{boot, context, sys};
+
+/// What a process knows of itself; private, and zero in a forked child.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct ThisProcess {
+    pub(crate) pid: u32,
+    pub(crate) row: usize,
+    pub(crate) generation: u32,
+    /// Address of the vDSO's clock_gettime: 0 not looked for, 1 absent.
+    pub(crate) clock_gettime: usize,
+}
+
+/// This process's own block, joined now if it is a child that nobody has joined yet.
+pub(crate) fn this_process() -> Option<ThisProcess> {
+    let block = private_block();
+    // SAFETY: the block is mapped, private, and written whole before any second thread can run
+    // region code (exec, late attach) or by this very thread (fork).
+    let own = unsafe { block.read_volatile() };
+    if own.pid != 0 {
+        return Some(own);
+    }
+    join(Joined::Fork).ok()?;
+    // SAFETY: as above.
+    Some(unsafe { block.read_volatile() })
+}
+
+/// Remember the vDSO's clock.
+pub(crate) fn remember_clock(address: usize) {
+    let block = private_block();
+    // SAFETY: the block is mapped and private; racing threads store the same word.
+    unsafe { (&raw mut (*block).clock_gettime).write_volatile(address) };
+}
+
+fn private_block() -> *mut ThisProcess {
+    (boot::place().cache() + PROCESS_OFFSET) as *mut ThisProcess
+}
+
+/// After exec: map the zones, join, say so with one upcall. Ends the process if the region
+/// cannot be had: a program that was started in a sandbox must not run outside of it.
+pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32) {
+    let result = map_zones(boot::place(), [control, code, data]);
+    for fd in [control, code, data] {
+        let _ = sys::close(fd);
+    }
+    if let Err(errno) = result.and_then(|()| prepare_private()).and_then(|()| join(Joined::Exec)) {
+        refuse(errno);
+    }
+    hello();
+}
+
+/// After fork: the mappings are inherited; the private block was wiped.
+pub(crate) extern "C" fn join_after_fork() {
+    if this_process().is_some() {
+        hello();
+    }
+}
+
+/// [`ext_api::abi::Entry::join`]: the zones are mapped already, by the process itself.
+#[unsafe(no_mangle)]
+pub extern "C" fn sbx_join() -> i32 {
+    join_mapped(Joined::Late)
+}
+
+/// As [`sbx_join`], for the supervisor's worker.
+#[unsafe(no_mangle)]
+pub extern "C" fn sbx_join_worker() -> i32 {
+    join_mapped(Joined::Worker)
+}
+
+fn join_mapped(how: Joined) -> i32 {
+    match prepare_private().and_then(|()| join(how)) {
+        Ok(()) => {
+            hello();
+            0
+        }
+        Err(errno) => -errno,
+    }
+}
+
+/// [`ext_api::abi::Entry::touch`].
+#[unsafe(no_mangle)]
+pub extern "C" fn sbx_touch() -> u64 {
+    hello();
+    0
+}
+
+/// The first upcall of a process: handler 0, which is ours and does nothing. It makes the
+/// thread's context, so that the sandbox's tables show a participant that works.
+fn hello() {
+    let Some(entry) = context::handler(0) else { return };
+    let handle = u64::from(entry.generation.load(Acquire)) << 32;
+    // SAFETY: the handler takes no arguments and leaves the reply alone.
+    let status = unsafe { sbx_call(handle, core::ptr::null(), core::ptr::null_mut()) };
+    debug_assert!(status != Status::Stale as u32);
+}
+
+/// Handler 0.
+#[unsafe(no_mangle)]
+pub extern "C" fn sbx_hello(_: *const u64, _: *mut ext_api::abi::Reply) -> u32 {
+    Status::Ok as u32
+}
+
+/// Map everything that a participant has, around the code half that the launcher mapped.
+fn map_zones(place: Place, fds: [i32; 3]) -> Result<(), Errno> {
+    let hole = place.code_half(0);
+    for record in layout::maps(place) {
+        let (start, end) = (record.addr as usize, (record.addr + record.len) as usize);
+        if start == hole.start && record.zone == ZONE_CODE {
+            continue;
+        }
+        if start < hole.start && hole.end < end {
+            map_piece(&record, start, hole.start, fds)?;
+            map_piece(&record, hole.end, end, fds)?;
+        } else {
+            map_piece(&record, start, end, fds)?;
+        }
+    }
+    Ok(())
+}
+
+fn map_piece(record: &MapRecord, start: usize, end: usize, fds: [i32; 3]) -> Result<(), Errno> {
+    let (flags, fd) = match record.zone {
+        ZONE_CONTROL => (MAP_SHARED | MAP_FIXED, fds[0]),
+        ZONE_CODE => (MAP_SHARED | MAP_FIXED, fds[1]),
+        ZONE_DATA => (MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fds[2]),
+        _ => (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1),
+    };
+    let offset = record.offset as usize + (start - record.addr as usize);
+    // SAFETY: the first record reserves the span without replacing anything; what follows lies
+    // within that reservation and is not in use yet.
+    let at = unsafe { sys::mmap(start, end - start, record.prot as usize, flags, fd, offset) }?;
+    // A kernel that does not know MAP_FIXED_NOREPLACE takes the address for a hint.
+    if at == start { Ok(()) } else { Err(EINVAL) }
+}
+
+/// The private part: a writable front that fork wipes; the rest stays reserved. Then nothing of
+/// the shared part may change any more.
+fn prepare_private() -> Result<(), Errno> {
+    let place = boot::place();
+    // SAFETY: the front of the reservation, which nobody uses before this.
+    unsafe { sys::mprotect(place.cache(), WIPED_LEN, PROT_READ | PROT_WRITE) }?;
+    // SAFETY: made to be wiped.
+    unsafe { sys::wipe_on_fork(place.cache(), WIPED_LEN) }?;
+    sys::register_membarrier();
+    // SAFETY: the shared part is complete. A kernel without mseal leaves it to the filter.
+    let _ = unsafe { sys::mseal(place.base, place.len) };
+    Ok(())
+}
+
+/// Take a row of the process table and write the private block.
+fn join(how: Joined) -> Result<(), Errno> {
+    let pid = sys::getpid();
+    let (row, generation) = row_of(pid).or_else(|| new_row(pid)).ok_or(sys::EAGAIN)?;
+    let process = context::common().process(row);
+    end_former_contexts(pid);
+    process.parent.store(sys::getppid(), Relaxed);
+    note_name(process);
+    process.joined.store(how as u32, Release);
+    let own = ThisProcess { pid, row, generation, clock_gettime: 0 };
+    // SAFETY: mapped, private, and no other thread of this process runs region code yet.
+    unsafe { private_block().write_volatile(own) };
+    Ok(())
+}
+
+/// The row that this pid has from before an exec, under a new generation.
+fn row_of(pid: u32) -> Option<(usize, u32)> {
+    let common = context::common();
+    (0..PROCESSES_MAX).find_map(|row| {
+        let seen = common.process(row).claim.load();
+        (seen.pid == pid).then(|| common.process(row).claim.swap(seen, pid)).flatten().map(|g| (row, g))
+    })
+}
+
+/// A row that nobody has had yet, or else one whose holder has ended.
+fn new_row(pid: u32) -> Option<(usize, u32)> {
+    let common = context::common();
+    let take = |fresh: bool| {
+        (0..PROCESSES_MAX).find_map(|row| {
+            let process = common.process(row);
+            if fresh != (process.ended.load(Relaxed) == 0) {
+                return None;
+            }
+            let generation = process.claim.take(pid)?;
+            process.upcalls_ended.store(0, Relaxed);
+            Some((row, generation))
+        })
+    };
+    take(true).or_else(|| take(false))
+}
+
+/// What this pid's threads held before an exec is free again: they are gone.
+fn end_former_contexts(pid: u32) {
+    let common = context::common();
+    for index in 0..ext_api::limits::CONTEXTS_MAX {
+        let seen = common.claim(index).load();
+        if seen.pid == pid {
+            common.end_context(index, seen);
+        }
+    }
+}
+
+fn note_name(process: &Process) {
+    let mut name = [0; 16];
+    let len = sys::read_file(c"/proc/self/comm", &mut name).unwrap_or(0);
+    for (index, to) in process.comm.iter().enumerate() {
+        let byte = name.get(index).copied().filter(|&b| index < len && b != b'\n').unwrap_or(0);
+        to.store(byte, Relaxed);
+    }
+}
+
+/// Say why the program cannot start here, and end it.
+fn refuse(errno: Errno) -> ! {
+    let why: &CStr = match errno {
+        17 => c"its address range is in use by this program (EEXIST)",
+        sys::ENOMEM => c"RLIMIT_AS or the machine's memory leaves no room for it (ENOMEM)",
+        sys::EAGAIN => c"the process table is full (1024 participants)",
+        sys::EINVAL => c"this kernel does not map at a given address",
+        sys::EPERM => c"this kernel or a policy forbids it (EPERM)",
+        _ => c"the kernel refused a mapping",
+    };
+    sys::write_all(2, b"sbx: this program cannot join the sandbox: ");
+    sys::write_all(2, why.to_bytes());
+    sys::write_all(2, b". Run `sbx-launcher doctor`.\n");
+    sys::exit_group(125);
+}
+
+const _: () = assert!(PROCESS_OFFSET + size_of::<ThisProcess>() <= WIPED_LEN);
+const _: () = assert!(WIPED_LEN % PAGE_LEN == 0);

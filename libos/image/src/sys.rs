@@ -1,0 +1,236 @@
+//! The system calls that the image makes, by name, with the kernel's own errors.
+//!
+//! This is the only module of the image that talks to the kernel.
+
+use crate::arch::syscall6;
+
+/// A negated error number as the kernel returns it.
+pub(crate) type Errno = i32;
+
+pub(crate) const EPERM: Errno = 1;
+pub(crate) const ESRCH: Errno = 3;
+pub(crate) const EBADF: Errno = 9;
+pub(crate) const EAGAIN: Errno = 11;
+pub(crate) const ENOMEM: Errno = 12;
+pub(crate) const EINVAL: Errno = 22;
+pub(crate) const EMFILE: Errno = 24;
+pub(crate) const ENOSYS: Errno = 38;
+
+pub(crate) const PROT_READ: usize = 1;
+pub(crate) const PROT_WRITE: usize = 2;
+pub(crate) const MAP_SHARED: usize = 1;
+pub(crate) const MAP_PRIVATE: usize = 2;
+pub(crate) const MAP_FIXED: usize = 0x10;
+pub(crate) const MAP_ANONYMOUS: usize = 0x20;
+pub(crate) const MAP_NORESERVE: usize = 0x4000;
+pub(crate) const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
+
+/// Numbers of the calls that the region libc forwards or treats by name.
+pub(crate) mod nr {
+    pub(crate) const READ: usize = 0;
+    pub(crate) const WRITE: usize = 1;
+    pub(crate) const CLOSE: usize = 3;
+    pub(crate) const FSTAT: usize = 5;
+    pub(crate) const POLL: usize = 7;
+    pub(crate) const LSEEK: usize = 8;
+    pub(crate) const MMAP: usize = 9;
+    pub(crate) const MPROTECT: usize = 10;
+    pub(crate) const PREAD64: usize = 17;
+    pub(crate) const PWRITE64: usize = 18;
+    pub(crate) const READV: usize = 19;
+    pub(crate) const WRITEV: usize = 20;
+    pub(crate) const MADVISE: usize = 28;
+    pub(crate) const NANOSLEEP: usize = 35;
+    pub(crate) const GETPID: usize = 39;
+    pub(crate) const CLONE: usize = 56;
+    pub(crate) const FORK: usize = 57;
+    pub(crate) const VFORK: usize = 58;
+    pub(crate) const EXECVE: usize = 59;
+    pub(crate) const FSYNC: usize = 74;
+    pub(crate) const FDATASYNC: usize = 75;
+    pub(crate) const FTRUNCATE: usize = 77;
+    pub(crate) const GETCWD: usize = 79;
+    pub(crate) const RENAME: usize = 82;
+    pub(crate) const MKDIR: usize = 83;
+    pub(crate) const RMDIR: usize = 84;
+    pub(crate) const UNLINK: usize = 87;
+    pub(crate) const READLINK: usize = 89;
+    pub(crate) const GETPPID: usize = 110;
+    pub(crate) const GETTID: usize = 186;
+    pub(crate) const FUTEX: usize = 202;
+    pub(crate) const CLOCK_GETTIME: usize = 228;
+    pub(crate) const EXIT_GROUP: usize = 231;
+    pub(crate) const TGKILL: usize = 234;
+    pub(crate) const OPENAT: usize = 257;
+    pub(crate) const GETRANDOM: usize = 318;
+    pub(crate) const EXECVEAT: usize = 322;
+    pub(crate) const MEMBARRIER: usize = 324;
+    pub(crate) const STATX: usize = 332;
+    pub(crate) const NEWFSTATAT: usize = 262;
+    pub(crate) const CLONE3: usize = 435;
+    pub(crate) const MSEAL: usize = 462;
+}
+
+/// Any call; arguments beyond those given are zero.
+///
+/// # Safety
+/// As the call itself.
+pub(crate) unsafe fn call<const N: usize>(number: usize, given: [usize; N]) -> Result<usize, Errno> {
+    let mut args = [0; 6];
+    for (to, from) in args.iter_mut().zip(given) {
+        *to = from;
+    }
+    // SAFETY: passed on to the caller.
+    let result = unsafe { syscall6(number, args) };
+    if (-4095..0).contains(&result) { Err(-result as Errno) } else { Ok(result as usize) }
+}
+
+/// A call whose arguments no memory depends on.
+macro_rules! harmless {
+    ($number:expr $(, $arg:expr)*) => {
+        // SAFETY: the call takes no pointer and maps nothing.
+        unsafe { call($number, [$($arg),*]) }
+    };
+}
+
+pub(crate) fn getpid() -> u32 {
+    harmless!(nr::GETPID).unwrap_or(0) as u32
+}
+
+pub(crate) fn getppid() -> u32 {
+    harmless!(nr::GETPPID).unwrap_or(0) as u32
+}
+
+pub(crate) fn gettid() -> u32 {
+    harmless!(nr::GETTID).unwrap_or(0) as u32
+}
+
+/// False only if the kernel says that there is no such thread.
+pub(crate) fn thread_exists(pid: u32, tid: u32) -> bool {
+    harmless!(nr::TGKILL, pid as usize, tid as usize, 0) != Err(ESRCH)
+}
+
+pub(crate) fn close(fd: i32) -> Result<usize, Errno> {
+    harmless!(nr::CLOSE, fd as usize)
+}
+
+pub(crate) fn exit_group(status: usize) -> ! {
+    loop {
+        let _ = harmless!(nr::EXIT_GROUP, status);
+    }
+}
+
+/// Bytes to a descriptor of the process; what cannot be written is dropped.
+pub(crate) fn write_all(fd: i32, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: the kernel reads `bytes`.
+        let written =
+            unsafe { call(nr::WRITE, [fd as usize, bytes.as_ptr() as usize, bytes.len()]) };
+        match written {
+            Ok(n) if n > 0 => bytes = bytes.get(n..).unwrap_or(&[]),
+            _ => return,
+        }
+    }
+}
+
+/// Have expedited global barriers of others reach this process.
+pub(crate) fn register_membarrier() {
+    const REGISTER_GLOBAL_EXPEDITED: usize = 1 << 2;
+    // The supervisor falls back to the slow barrier for processes that could not register.
+    let _ = harmless!(nr::MEMBARRIER, REGISTER_GLOBAL_EXPEDITED, 0);
+}
+
+/// Map `fd` (or nothing, -1) at exactly `addr`.
+///
+/// # Safety
+/// With `MAP_FIXED`, nothing that is in use lies at `addr..addr + len`.
+pub(crate) unsafe fn mmap(
+    addr: usize,
+    len: usize,
+    prot: usize,
+    flags: usize,
+    fd: i32,
+    offset: usize,
+) -> Result<usize, Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { call(nr::MMAP, [addr, len, prot, flags, fd as usize, offset]) }
+}
+
+/// # Safety
+/// As `mprotect(2)`: nothing in the range relies on the access it loses.
+pub(crate) unsafe fn mprotect(addr: usize, len: usize, prot: usize) -> Result<usize, Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { call(nr::MPROTECT, [addr, len, prot]) }
+}
+
+/// Have a forked child find this range zeroed.
+///
+/// # Safety
+/// The range is private memory of this process that is made to be wiped.
+pub(crate) unsafe fn wipe_on_fork(addr: usize, len: usize) -> Result<usize, Errno> {
+    const MADV_WIPEONFORK: usize = 18;
+    // SAFETY: passed on to the caller.
+    unsafe { call(nr::MADVISE, [addr, len, MADV_WIPEONFORK]) }
+}
+
+/// Make the mappings of a range unchangeable, where the kernel can.
+///
+/// # Safety
+/// Nothing will ever need to change these mappings.
+pub(crate) unsafe fn mseal(addr: usize, len: usize) -> Result<usize, Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { call(nr::MSEAL, [addr, len, 0]) }
+}
+
+/// Sleep while `*word == expected`, at most `timeout_ns`; works between processes.
+///
+/// # Safety
+/// `word` is readable.
+pub(crate) unsafe fn futex_wait(word: *const u32, expected: u32, timeout_ns: u64) -> Errno {
+    let timeout = [timeout_ns / 1_000_000_000, timeout_ns % 1_000_000_000];
+    const WAIT: usize = 0;
+    let args = [word as usize, WAIT, expected as usize, timeout.as_ptr() as usize];
+    // SAFETY: `word` by contract; the timeout is a timespec.
+    unsafe { call(nr::FUTEX, args) }.err().map_or(0, |errno| -errno)
+}
+
+/// Wake sleepers of `word`; how many, or a negated error.
+///
+/// # Safety
+/// `word` is an address that may be waited on.
+pub(crate) unsafe fn futex_wake(word: *const u32, count: u32) -> Errno {
+    const WAKE: usize = 1;
+    // SAFETY: by contract.
+    match unsafe { call(nr::FUTEX, [word as usize, WAKE, count as usize]) } {
+        Ok(woken) => woken as Errno,
+        Err(errno) => -errno,
+    }
+}
+
+/// Time of a clock by system call, in nanoseconds.
+pub(crate) fn clock_ns(clock: usize) -> u64 {
+    let mut time = [0u64; 2];
+    // SAFETY: `time` is a timespec.
+    let _ = unsafe { call(nr::CLOCK_GETTIME, [clock, time.as_mut_ptr() as usize]) };
+    time[0] * 1_000_000_000 + time[1]
+}
+
+/// The first bytes of a file; how many.
+pub(crate) fn read_file(path: &core::ffi::CStr, into: &mut [u8]) -> Result<usize, Errno> {
+    const AT_FDCWD: isize = -100;
+    const O_CLOEXEC: usize = 0x8_0000;
+    // SAFETY: `path` ends with a zero.
+    let fd = unsafe {
+        call(nr::OPENAT, [AT_FDCWD as usize, path.as_ptr() as usize, O_CLOEXEC])
+    }? as i32;
+    let mut len = 0;
+    while let Some(rest) = into.get_mut(len..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: the kernel writes into `rest`.
+        match unsafe { call(nr::READ, [fd as usize, rest.as_mut_ptr() as usize, rest.len()]) } {
+            Ok(n) if n > 0 => len += n,
+            _ => break,
+        }
+    }
+    let _ = close(fd);
+    Ok(len)
+}

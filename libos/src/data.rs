@@ -1,0 +1,266 @@
+//! The common area of the data zone: who takes part, and each thread's place for upcalls.
+//!
+//! ```text
+//! 0        Process  x PROCESSES_MAX
+//! 128 KiB  state words of the contexts (dense, so that a scan stays within 32 KiB)
+//! 160 KiB  log ring
+//! 256 KiB  Context  x CONTEXTS_MAX
+//! ```
+//!
+//! Every participant can write all of this: nothing here is trusted by the supervisor beyond
+//! what it can verify with the kernel. Slots and contexts are claimed by one compare-and-swap of
+//! a word that names the claimant, so that what a killed process held can be taken back.
+
+use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use ext_api::limits::{CONTEXTS_MAX, FAULT_TEXT_LEN_MAX, LOG_LEN, PROCESSES_MAX, SLOTS_MAX};
+
+use crate::layout::{COMMON_LEN, COMMON_OFFSET, Place};
+
+const STATES_OFFSET: usize = COMMON_OFFSET + (128 << 10);
+const LOG_OFFSET: usize = COMMON_OFFSET + (160 << 10);
+/// Offset of the first [`Context`] in the region.
+pub const CONTEXTS_OFFSET: usize = COMMON_OFFSET + (256 << 10);
+
+/// How a process became a participant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Joined {
+    /// The launcher injected it at exec.
+    Exec = 1,
+    /// Its parent was a participant.
+    Fork = 2,
+    /// It attached by itself.
+    Late = 3,
+    /// The supervisor's own worker.
+    Worker = 4,
+}
+
+impl Joined {
+    /// The variant with this number.
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            1 => Some(Self::Exec),
+            2 => Some(Self::Fork),
+            3 => Some(Self::Late),
+            4 => Some(Self::Worker),
+            _ => None,
+        }
+    }
+}
+
+/// A word that says who holds something: a generation and a pid, 0 when free.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Claim(AtomicU64);
+
+/// What a [`Claim`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// Counts the claimants; never goes back.
+    pub generation: u32,
+    /// Pid of the claimant, or 0.
+    pub pid: u32,
+}
+
+impl Claimed {
+    const fn from_word(word: u64) -> Self {
+        Self { generation: (word >> 32) as u32, pid: (word & 0xffff_ffff) as u32 }
+    }
+
+    const fn word(self) -> u64 {
+        (self.generation as u64) << 32 | self.pid as u64
+    }
+}
+
+impl Claim {
+    /// Who holds it now.
+    pub fn load(&self) -> Claimed {
+        Claimed::from_word(self.0.load(Ordering::Acquire))
+    }
+
+    /// Take it for `pid` if it is free; the new generation.
+    pub fn take(&self, pid: u32) -> Option<u32> {
+        let seen = self.load();
+        (seen.pid == 0).then(|| self.swap(seen, pid)).flatten()
+    }
+
+    /// Replace exactly `seen` by a claim of `pid`; the new generation.
+    pub fn swap(&self, seen: Claimed, pid: u32) -> Option<u32> {
+        let new = Claimed { generation: seen.generation.wrapping_add(1), pid };
+        self.0
+            .compare_exchange(seen.word(), new.word(), Ordering::AcqRel, Ordering::Relaxed)
+            .ok()
+            .map(|_| new.generation)
+    }
+
+    /// Free it if it still is exactly `seen`. The generation stays, so that a name made from it
+    /// is never good for the next holder.
+    pub fn free(&self, seen: Claimed) -> bool {
+        let new = Claimed { pid: 0, ..seen };
+        self.0
+            .compare_exchange(seen.word(), new.word(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
+/// One row of the process table.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Process {
+    /// Who holds the row.
+    pub claim: Claim,
+    /// [`Joined`], written after the claim.
+    pub joined: AtomicU32,
+    /// Pid of the parent at that time.
+    pub parent: AtomicU32,
+    /// Upcalls made by contexts that have ended since.
+    pub upcalls_ended: AtomicU64,
+    /// Exit status as `waitid` gives it; valid once `ended` is not 0.
+    pub status: AtomicI32,
+    /// Generation of the claim that has ended, 0 if the row never had one. The row stays
+    /// readable (for `ps`) until somebody claims it anew.
+    pub ended: AtomicU32,
+    /// Pid of the claim that has ended.
+    pub ended_pid: AtomicU32,
+    /// `comm` of the process, padded with zeros.
+    pub comm: [AtomicU8; 16],
+}
+
+/// One thread's place for upcalls. The gate's assembly knows the first six fields by offset.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Context {
+    /// Odd while the thread is inside an upcall; half of it is the number of upcalls made.
+    pub sequence: AtomicU64,
+    /// FS base of the thread.
+    pub fs_base: AtomicU64,
+    /// Lowest stack pointer that the fast path believes; see [`crate::layout::WINDOW_BELOW`].
+    pub window: AtomicU64,
+    /// Where the upcall stack begins (its highest address).
+    pub stack_top: AtomicU64,
+    /// Innermost recovery frame, an address on the upcall stack; meaningful while inside.
+    pub frame: AtomicU64,
+    /// Address of this context, for the gate's second look.
+    pub this: AtomicU64,
+    /// Thread that holds the context.
+    pub tid: AtomicU32,
+    /// Row of the process table.
+    pub process: AtomicU32,
+    /// Generation of that row, for descriptors.
+    pub process_generation: AtomicU32,
+    /// `errno` of the region libc.
+    pub errno: AtomicI32,
+    /// 1 once an allocation failed in the current upcall: tells an abort's cause.
+    pub starved: AtomicU32,
+    /// Bit per slot: the block in `tls` is initialised for this holder.
+    pub tls_live: AtomicU32,
+    /// Generation of the extension that each block in `tls` belongs to.
+    pub tls_generation: [AtomicU32; SLOTS_MAX],
+    /// Thread-local blocks, one per slot; kept from holder to holder.
+    pub tls: [AtomicU64; SLOTS_MAX],
+    /// Bytes used of `text`.
+    pub text_len: AtomicU32,
+    /// What the last fault said.
+    pub text: [AtomicU8; FAULT_TEXT_LEN_MAX],
+}
+
+/// Bytes of one context.
+pub const CONTEXT_LEN: usize = 1024;
+
+/// The log: extension output and faults, overwritten when full.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Log {
+    /// Bytes ever written.
+    pub written: AtomicU64,
+    /// The ring.
+    pub bytes: [AtomicU8; LOG_LEN],
+}
+
+const _: () = assert!(size_of::<Process>() == 128 && PROCESSES_MAX * 128 <= 128 << 10);
+const _: () = assert!(size_of::<Context>() <= CONTEXT_LEN);
+const _: () = assert!(CONTEXTS_MAX * 8 <= 32 << 10);
+const _: () = assert!(LOG_OFFSET + size_of::<Log>() <= CONTEXTS_OFFSET);
+const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= COMMON_OFFSET + COMMON_LEN);
+const _: () = assert!(SLOTS_MAX <= 32, "tls_live is one 32-bit word");
+
+/// The common area, seen from any process that has the data zone mapped.
+#[derive(Debug, Clone, Copy)]
+pub struct Common {
+    /// Address of the region's offset 0, even where only the data zone is mapped.
+    origin: usize,
+}
+
+impl Common {
+    /// The common area of the region at `place`, in a participant.
+    ///
+    /// # Safety
+    /// The data zone is mapped there for as long as the value is used.
+    #[must_use]
+    #[expect(unsafe_code, reason = "the caller vouches for the mapping")]
+    pub const unsafe fn at(place: Place) -> Self {
+        Self { origin: place.base }
+    }
+
+    /// The common area through an alias of the data zone whose offset 0 would lie at `origin`.
+    ///
+    /// # Safety
+    /// As [`Common::at`].
+    #[must_use]
+    #[expect(unsafe_code, reason = "the caller vouches for the mapping")]
+    pub const unsafe fn at_alias(origin: usize) -> Self {
+        Self { origin }
+    }
+
+    /// Row `index` of the process table.
+    #[must_use]
+    pub fn process(&self, index: usize) -> &'static Process {
+        assert!(index < PROCESSES_MAX);
+        self.get(COMMON_OFFSET + index * size_of::<Process>())
+    }
+
+    /// State word of context `index`.
+    #[must_use]
+    pub fn claim(&self, index: usize) -> &'static Claim {
+        assert!(index < CONTEXTS_MAX);
+        self.get(STATES_OFFSET + index * 8)
+    }
+
+    /// Context `index`.
+    #[must_use]
+    pub fn context(&self, index: usize) -> &'static Context {
+        assert!(index < CONTEXTS_MAX);
+        self.get(CONTEXTS_OFFSET + index * CONTEXT_LEN)
+    }
+
+    /// The log.
+    #[must_use]
+    pub fn log(&self) -> &'static Log {
+        self.get(LOG_OFFSET)
+    }
+
+    /// End context `index` if its claim still is `seen`: count its upcalls for the process and
+    /// make it free. True if this call did it.
+    pub fn end_context(&self, index: usize, seen: Claimed) -> bool {
+        let context = self.context(index);
+        let upcalls = context.sequence.load(Ordering::Acquire) / 2;
+        let row = context.process.load(Ordering::Relaxed) as usize;
+        if !self.claim(index).free(seen) {
+            return false;
+        }
+        if row < PROCESSES_MAX {
+            self.process(row).upcalls_ended.fetch_add(upcalls, Ordering::Relaxed);
+        }
+        true
+    }
+
+    #[expect(unsafe_code, reason = "the one place that turns an offset into a reference")]
+    fn get<T>(&self, offset: usize) -> &'static T {
+        // SAFETY: the mapping is there (contract of the constructors), offsets are those of the
+        // map above, aligned for `T` by its assertions, and every field of `T` is an atomic, so
+        // that whatever others write there is a valid value.
+        unsafe { &*((self.origin + offset) as *const T) }
+    }
+}
