@@ -10,6 +10,5 @@
 
 pub mod arena;
 pub mod data;
-#[cfg(feature = "loader")]
-pub mod image;
+pub mod image_abi;
 pub mod layout;

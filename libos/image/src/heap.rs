@@ -56,8 +56,9 @@ fn arena_of(block: *mut u8) -> Option<Arena> {
     arena_of_slot(slot)
 }
 
-/// `malloc(3)`.
-pub(crate) extern "C" fn malloc(len: usize) -> *mut u8 {
+/// `malloc(3)`; the unwinder links to it by name.
+#[unsafe(no_mangle)]
+pub extern "C" fn malloc(len: usize) -> *mut u8 {
     alloc_for(current_slot(), len.max(1), ALIGN)
 }
 
@@ -76,7 +77,8 @@ pub(crate) extern "C" fn calloc(count: usize, len: usize) -> *mut u8 {
 ///
 /// # Safety
 /// As in C.
-pub(crate) unsafe extern "C" fn free(block: *mut u8) {
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free(block: *mut u8) {
     if block.is_null() {
         return;
     }

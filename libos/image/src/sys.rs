@@ -39,6 +39,7 @@ pub(crate) mod nr {
     pub(crate) const PWRITE64: usize = 18;
     pub(crate) const READV: usize = 19;
     pub(crate) const WRITEV: usize = 20;
+    pub(crate) const SCHED_YIELD: usize = 24;
     pub(crate) const MADVISE: usize = 28;
     pub(crate) const NANOSLEEP: usize = 35;
     pub(crate) const GETPID: usize = 39;
@@ -108,6 +109,10 @@ pub(crate) fn gettid() -> u32 {
 /// False only if the kernel says that there is no such thread.
 pub(crate) fn thread_exists(pid: u32, tid: u32) -> bool {
     harmless!(nr::TGKILL, pid as usize, tid as usize, 0) != Err(ESRCH)
+}
+
+pub(crate) fn sched_yield() {
+    let _ = harmless!(nr::SCHED_YIELD);
 }
 
 pub(crate) fn close(fd: i32) -> Result<usize, Errno> {

@@ -109,3 +109,8 @@ pub(crate) extern "C" fn dlsym(_: *mut c_void, _: *const c_char) -> *mut c_void 
 pub(crate) extern "C" fn exit(_: c_int) -> ! {
     crate::fault::abort(ext_api::abi::Status::Forbidden, b"an extension must not call exit")
 }
+
+pub(crate) extern "C" fn sched_yield() -> c_int {
+    crate::sys::sched_yield();
+    0
+}

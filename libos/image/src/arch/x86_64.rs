@@ -54,6 +54,7 @@ pub(crate) const fn cache_index(fs: u64) -> usize {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut Reply) -> u32 {
     naked_asm!(
+        ".cfi_startproc",
         // The context: cache[hash(fs)], if it agrees with this thread.
         "rdfsbase rax",
         "movabs rcx, {hash}",
@@ -146,6 +147,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "inc qword ptr [r9]",
         "mov eax, {stale}",
         "ret",
+        ".cfi_endproc",
         hash = const HASH,
         shift = const HASH_SHIFT,
         boot = sym SBX_BOOT,
@@ -162,6 +164,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
 #[unsafe(naked)]
 unsafe extern "C" fn nested_call(handle: Handle, args: *const u64, reply: *mut Reply) -> u32 {
     naked_asm!(
+        ".cfi_startproc",
         "push rbp",
         "push rbx",
         "push r12",
@@ -210,6 +213,7 @@ unsafe extern "C" fn nested_call(handle: Handle, args: *const u64, reply: *mut R
         "pop rbx",
         "pop rbp",
         "ret",
+        ".cfi_endproc",
         check = sym crate::context::nested_check,
     )
 }
@@ -221,6 +225,7 @@ unsafe extern "C" fn nested_call(handle: Handle, args: *const u64, reply: *mut R
 #[unsafe(naked)]
 pub(crate) unsafe extern "C" fn leave_upcall(context: *const Context, status: u32) -> ! {
     naked_asm!(
+        ".cfi_startproc",
         "mov eax, esi",
         "cld",
         "mov rcx, [rdi + 32]",
@@ -240,6 +245,7 @@ pub(crate) unsafe extern "C" fn leave_upcall(context: *const Context, status: u3
         "pop rbx",
         "pop rbp",
         "ret",
+        ".cfi_endproc",
     )
 }
 
@@ -253,6 +259,7 @@ pub(crate) unsafe extern "C" fn leave_upcall(context: *const Context, status: u3
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sbx_exec_stub() {
     naked_asm!(
+        ".cfi_startproc",
         ".cfi_undefined rip",
         "push rdi",
         "mov rbp, rsp",
@@ -278,6 +285,7 @@ pub unsafe extern "C" fn sbx_exec_stub() {
         "xor r14d, r14d",
         "xor r15d, r15d",
         "ret",
+        ".cfi_endproc",
         join = sym crate::start::join_after_exec,
     )
 }
@@ -292,6 +300,7 @@ pub unsafe extern "C" fn sbx_exec_stub() {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sbx_fork_stub() {
     naked_asm!(
+        ".cfi_startproc",
         ".cfi_undefined rip",
         "pushfq",
         "push rax",
@@ -334,6 +343,7 @@ pub unsafe extern "C" fn sbx_fork_stub() {
         "pop rax",
         "popfq",
         "ret 128",
+        ".cfi_endproc",
         join = sym crate::start::join_after_fork,
     )
 }
@@ -371,13 +381,6 @@ pub(crate) fn stack_pointer() -> usize {
     rsp
 }
 
-/// The thread's FS base.
-pub(crate) fn fs_base() -> u64 {
-    let base: u64;
-    // SAFETY: the launcher checked that the kernel allows rdfsbase before it made the sandbox.
-    unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
-    base
-}
 
 /// Copy upwards; right for any overlap in which `to` is not inside `from..from + len`.
 ///

@@ -1,0 +1,242 @@
+//! File descriptors of region code: they belong to the process that opened them.
+//!
+//! A descriptor is only a number, and a `File` in shared state would name another process's file.
+//! So the numbers given to extensions carry the opener's row and generation; anywhere else they
+//! are EBADF.
+//!
+//! ```text
+//! bit 30: one of ours │ 29..24 generation │ 23..14 row of the process │ 13..0 kernel's number
+//! ```
+
+use core::ffi::{c_char, c_int, c_long, c_void};
+
+use crate::sys::{self, Errno, nr};
+use crate::threads::fail;
+use crate::{log, start};
+
+const OURS: i32 = 1 << 30;
+const FD_BITS: u32 = 14;
+const ROW_BITS: u32 = 10;
+const GENERATION_MASK: u32 = 63;
+
+const _: () = assert!(ext_api::limits::PROCESSES_MAX <= 1 << ROW_BITS);
+
+/// This process's mark.
+fn mark() -> Option<i32> {
+    let own = start::this_process()?;
+    let mark = (own.generation & GENERATION_MASK) << ROW_BITS | own.row as u32;
+    Some((mark << FD_BITS) as i32)
+}
+
+/// The number that region code sees for the kernel's `fd`.
+fn to_region(fd: usize) -> Result<c_int, Errno> {
+    if fd >= 1 << FD_BITS {
+        let _ = sys::close(fd as i32);
+        return Err(sys::EMFILE);
+    }
+    Ok(OURS | mark().ok_or(sys::EBADF)? | fd as i32)
+}
+
+/// The kernel's number for `fd`, if it was opened by this process.
+fn to_kernel(fd: c_int) -> Result<usize, Errno> {
+    let kernel = fd & ((1 << FD_BITS) - 1);
+    let same = Some(fd & !OURS & !((1 << FD_BITS) - 1)) == mark();
+    if fd & OURS != 0 && same { Ok(kernel as usize) } else { Err(sys::EBADF) }
+}
+
+/// A result as libc gives it.
+fn result(result: Result<usize, Errno>) -> isize {
+    match result {
+        Ok(value) => value as isize,
+        Err(errno) => fail(errno) as isize,
+    }
+}
+
+/// A call whose first argument is a descriptor.
+fn on_fd<const N: usize>(number: usize, fd: c_int, rest: [usize; N]) -> isize {
+    let mut args = [0; 6];
+    for (to, from) in args.iter_mut().skip(1).zip(rest) {
+        *to = from;
+    }
+    result(to_kernel(fd).and_then(|fd| {
+        args[0] = fd;
+        // SAFETY: the caller of the libc function vouches for its arguments.
+        unsafe { sys::call(number, args) }
+    }))
+}
+
+/// A call that takes paths and numbers only.
+fn on_path<const N: usize>(number: usize, args: [usize; N]) -> isize {
+    // SAFETY: the caller of the libc function vouches for its arguments.
+    result(unsafe { sys::call(number, args) })
+}
+
+const AT_FDCWD: usize = -100isize as usize;
+
+pub(crate) extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
+    openat(AT_FDCWD as c_int, path, flags, mode)
+}
+
+pub(crate) extern "C" fn openat(at: c_int, path: *const c_char, flags: c_int, mode: c_int) -> c_int {
+    let directory = if at as usize == AT_FDCWD { Ok(AT_FDCWD) } else { to_kernel(at) };
+    let opened = directory.and_then(|directory| {
+        // SAFETY: the caller vouches for the path.
+        unsafe { sys::call(nr::OPENAT, [directory, path as usize, flags as usize, mode as usize]) }
+    });
+    match opened.and_then(to_region) {
+        Ok(fd) => fd,
+        Err(errno) => fail(errno),
+    }
+}
+
+pub(crate) extern "C" fn close(fd: c_int) -> c_int {
+    on_fd(nr::CLOSE, fd, []) as c_int
+}
+
+pub(crate) extern "C" fn read(fd: c_int, to: *mut c_void, len: usize) -> isize {
+    on_fd(nr::READ, fd, [to as usize, len])
+}
+
+pub(crate) extern "C" fn readv(fd: c_int, parts: *const c_void, count: c_int) -> isize {
+    on_fd(nr::READV, fd, [parts as usize, count as usize])
+}
+
+pub(crate) extern "C" fn pread(fd: c_int, to: *mut c_void, len: usize, offset: c_long) -> isize {
+    on_fd(nr::PREAD64, fd, [to as usize, len, offset as usize])
+}
+
+pub(crate) extern "C" fn pwrite(fd: c_int, from: *const c_void, len: usize, offset: c_long) -> isize {
+    on_fd(nr::PWRITE64, fd, [from as usize, len, offset as usize])
+}
+
+/// `write(2)`: 1 and 2 are the sandbox's log, not the terminal of whoever happens to call.
+pub(crate) extern "C" fn write(fd: c_int, from: *const c_void, len: usize) -> isize {
+    if fd == 1 || fd == 2 {
+        // SAFETY: the caller vouches for `len` readable bytes.
+        log::append(unsafe { core::slice::from_raw_parts(from.cast(), len) });
+        return len as isize;
+    }
+    on_fd(nr::WRITE, fd, [from as usize, len])
+}
+
+/// `writev(2)`.
+///
+/// # Safety
+/// As in C.
+pub(crate) unsafe extern "C" fn writev(fd: c_int, parts: *const [usize; 2], count: c_int) -> isize {
+    if fd == 1 || fd == 2 {
+        let mut written = 0;
+        for index in 0..count as usize {
+            // SAFETY: `count` parts, by contract.
+            let [from, len] = unsafe { parts.add(index).read() };
+            written += write(fd, from as *const c_void, len);
+        }
+        return written;
+    }
+    on_fd(nr::WRITEV, fd, [parts as usize, count as usize])
+}
+
+pub(crate) extern "C" fn lseek(fd: c_int, offset: c_long, whence: c_int) -> c_long {
+    on_fd(nr::LSEEK, fd, [offset as usize, whence as usize]) as c_long
+}
+
+pub(crate) extern "C" fn fstat(fd: c_int, to: *mut c_void) -> c_int {
+    on_fd(nr::FSTAT, fd, [to as usize]) as c_int
+}
+
+pub(crate) extern "C" fn fsync(fd: c_int) -> c_int {
+    on_fd(nr::FSYNC, fd, []) as c_int
+}
+
+pub(crate) extern "C" fn fdatasync(fd: c_int) -> c_int {
+    on_fd(nr::FDATASYNC, fd, []) as c_int
+}
+
+pub(crate) extern "C" fn ftruncate(fd: c_int, len: c_long) -> c_int {
+    on_fd(nr::FTRUNCATE, fd, [len as usize]) as c_int
+}
+
+pub(crate) extern "C" fn stat(path: *const c_char, to: *mut c_void) -> c_int {
+    on_path(nr::NEWFSTATAT, [AT_FDCWD, path as usize, to as usize, 0]) as c_int
+}
+
+/// `statx(2)`; with AT_EMPTY_PATH the descriptor is what is asked about.
+pub(crate) extern "C" fn statx(
+    at: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mask: u32,
+    to: *mut c_void,
+) -> c_int {
+    let directory = if at as usize == AT_FDCWD { Ok(AT_FDCWD) } else { to_kernel(at) };
+    result(directory.and_then(|directory| {
+        let args = [directory, path as usize, flags as usize, mask as usize, to as usize];
+        // SAFETY: the caller vouches for path and buffer.
+        unsafe { sys::call(nr::STATX, args) }
+    })) as c_int
+}
+
+pub(crate) extern "C" fn unlink(path: *const c_char) -> c_int {
+    on_path(nr::UNLINK, [path as usize]) as c_int
+}
+
+pub(crate) extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int {
+    on_path(nr::RENAME, [from as usize, to as usize]) as c_int
+}
+
+pub(crate) extern "C" fn mkdir(path: *const c_char, mode: u32) -> c_int {
+    on_path(nr::MKDIR, [path as usize, mode as usize]) as c_int
+}
+
+pub(crate) extern "C" fn rmdir(path: *const c_char) -> c_int {
+    on_path(nr::RMDIR, [path as usize]) as c_int
+}
+
+pub(crate) extern "C" fn readlink(path: *const c_char, to: *mut c_char, len: usize) -> isize {
+    on_path(nr::READLINK, [path as usize, to as usize, len])
+}
+
+pub(crate) extern "C" fn getcwd(to: *mut c_char, len: usize) -> *mut c_char {
+    if on_path(nr::GETCWD, [to as usize, len]) < 0 { core::ptr::null_mut() } else { to }
+}
+
+pub(crate) extern "C" fn getrandom(to: *mut c_void, len: usize, flags: u32) -> isize {
+    on_path(nr::GETRANDOM, [to as usize, len, flags as usize])
+}
+
+pub(crate) extern "C" fn nanosleep(time: *const c_void, left: *mut c_void) -> c_int {
+    on_path(nr::NANOSLEEP, [time as usize, left as usize]) as c_int
+}
+
+/// `poll(2)` on no descriptors, which is how std sleeps and probes.
+pub(crate) extern "C" fn poll(fds: *mut c_void, count: usize, timeout: c_int) -> c_int {
+    if count != 0 {
+        return fail(sys::ENOSYS);
+    }
+    on_path(nr::POLL, [fds as usize, 0, timeout as usize]) as c_int
+}
+
+/// `syscall(2)`: the few that std makes by number. Futexes in the region are never private, and
+/// what would make a process or replace one is refused.
+pub(crate) extern "C" fn syscall(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
+    const FUTEX_PRIVATE: usize = 128;
+    let number = number as usize;
+    match number {
+        nr::FUTEX => on_path(number, [a, b & !FUTEX_PRIVATE, c, d, e, f]) as c_long,
+        nr::GETRANDOM | nr::GETTID | nr::CLOCK_GETTIME => on_path(number, [a, b, c]) as c_long,
+        nr::STATX => c_long::from(statx(a as c_int, b as _, c as c_int, d as u32, e as _)),
+        nr::FORK | nr::VFORK | nr::CLONE | nr::CLONE3 => {
+            c_long::from(fail(crate::threads::NO_FORK))
+        }
+        nr::EXECVE | nr::EXECVEAT => c_long::from(fail(crate::threads::NO_EXEC)),
+        _ => c_long::from(fail(sys::ENOSYS)),
+    }
+}
