@@ -10,5 +10,9 @@
 
 pub mod arena;
 pub mod data;
+#[cfg(feature = "loader")]
+pub mod image;
 pub mod image_abi;
 pub mod layout;
+#[cfg(feature = "loader")]
+pub mod manifest;

@@ -63,7 +63,8 @@ pub extern "C" fn malloc(len: usize) -> *mut u8 {
 }
 
 /// `calloc(3)`.
-pub(crate) extern "C" fn calloc(count: usize, len: usize) -> *mut u8 {
+#[unsafe(no_mangle)]
+pub extern "C" fn calloc(count: usize, len: usize) -> *mut u8 {
     let Some(len) = count.checked_mul(len) else { return null_mut() };
     let block = malloc(len);
     if !block.is_null() {

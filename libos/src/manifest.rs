@@ -1,0 +1,147 @@
+//! An extension's manifest, read out of its relocated image without running anything.
+
+use ext_api::abi::{ABI_VERSION, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest};
+use ext_api::limits::{
+    BUDGET_NS_DEFAULT, HANDLER_NAME_LEN_MAX, HANDLERS_MAX, HEAP_LEN_DEFAULT, HUGE_PAGE_LEN,
+    NAME_LEN_MAX, SIGNATURE_LEN_MAX,
+};
+
+use crate::image::{Image, ImageError};
+
+/// One handler, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handler {
+    /// `extension.handler`.
+    pub name: String,
+    /// Signature text.
+    pub signature: String,
+    /// Address of its code.
+    pub code: u64,
+}
+
+/// A manifest, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extension {
+    /// Name.
+    pub name: String,
+    /// Heap, a multiple of a huge page.
+    pub heap_len: usize,
+    /// CPU time of one upcall in nanoseconds.
+    pub budget_ns: u64,
+    /// Address of `init`, or 0.
+    pub init: u64,
+    /// Handlers.
+    pub handlers: Vec<Handler>,
+}
+
+fn bad(what: impl Into<String>) -> ImageError {
+    ImageError::Manifest(what.into())
+}
+
+/// Read and check the manifest of `image`.
+///
+/// # Errors
+/// [`ImageError::Manifest`], which says what is wrong.
+pub fn read(image: &Image) -> Result<Extension, ImageError> {
+    let mut found = image.exports.iter().filter(|(name, _)| name.starts_with(MANIFEST_SYMBOL_PREFIX));
+    let (_, at) = found.next().ok_or_else(|| {
+        bad(format!("no symbol {MANIFEST_SYMBOL_PREFIX}*: is this an extension? (#[extension])"))
+    })?;
+    if found.next().is_some() {
+        return Err(bad("several extensions in one image"));
+    }
+    let field = |offset: usize| {
+        let address = at.checked_add(offset as u64);
+        address.and_then(|at| image.word_at(at)).ok_or_else(|| bad("it lies outside of the image"))
+    };
+    if field(core::mem::offset_of!(Manifest, magic))? != MANIFEST_MAGIC {
+        return Err(bad("its magic number is wrong"));
+    }
+    let version = field(core::mem::offset_of!(Manifest, abi_version))? as u32;
+    if version != ABI_VERSION {
+        return Err(bad(format!(
+            "it was built for ABI version {version}; this launcher has {ABI_VERSION}: rebuild the \
+             extension with this version's ext-api"
+        )));
+    }
+    let name_at = core::mem::offset_of!(Manifest, name);
+    let name = text(image, field(name_at)?, field(name_at + 8)?, NAME_LEN_MAX)?;
+    check_name(&name)?;
+    let init = field(core::mem::offset_of!(Manifest, init))?;
+    if init != 0 && !image.is_code(init) {
+        return Err(bad("its init is not code"));
+    }
+    let heap = field(core::mem::offset_of!(Manifest, heap_len))?;
+    let budget = field(core::mem::offset_of!(Manifest, budget_ns))?;
+    Ok(Extension {
+        handlers: handlers(
+            image,
+            &name,
+            field(core::mem::offset_of!(Manifest, handlers))?,
+            field(core::mem::offset_of!(Manifest, handler_count))?,
+        )?,
+        name,
+        heap_len: heap_len(heap)?,
+        budget_ns: if budget == 0 { BUDGET_NS_DEFAULT } else { budget },
+        init,
+    })
+}
+
+fn heap_len(asked: u64) -> Result<usize, ImageError> {
+    let asked = if asked == 0 { HEAP_LEN_DEFAULT as u64 } else { asked };
+    usize::try_from(asked)
+        .ok()
+        .and_then(|len| len.checked_next_multiple_of(HUGE_PAGE_LEN))
+        .filter(|&len| len <= crate::layout::LEN_MAX)
+        .ok_or_else(|| bad(format!("a heap of {asked} bytes")))
+}
+
+/// Is this a name that a sandbox or an extension may have?
+///
+/// # Errors
+/// [`ImageError::Manifest`] with the rule.
+pub fn check_name(name: &str) -> Result<(), ImageError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(legal) {
+        return Err(bad(format!(
+            "the name {name:?}: use 1 to {NAME_LEN_MAX} ASCII letters, digits, '-' and '_'"
+        )));
+    }
+    Ok(())
+}
+
+fn text(image: &Image, address: u64, len: u64, len_max: usize) -> Result<String, ImageError> {
+    let len = usize::try_from(len).ok().filter(|&len| len <= len_max);
+    let len = len.ok_or_else(|| bad(format!("a text longer than {len_max} bytes")))?;
+    let bytes = image.bytes_at(address, len).ok_or_else(|| bad("a text outside of the image"))?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| bad("a text that is not UTF-8"))
+}
+
+fn handlers(image: &Image, extension: &str, at: u64, count: u64) -> Result<Vec<Handler>, ImageError> {
+    const DECL_LEN: u64 = size_of::<ext_api::abi::HandlerDecl>() as u64;
+    if count >= HANDLERS_MAX as u64 {
+        return Err(bad(format!("{count} handlers; the table has {HANDLERS_MAX}")));
+    }
+    let mut handlers: Vec<Handler> = Vec::new();
+    for index in 0..count {
+        let field = |offset: u64| {
+            let address = at.checked_add(index * DECL_LEN + offset);
+            address.and_then(|at| image.word_at(at)).ok_or_else(|| bad("handlers outside of the image"))
+        };
+        let short = text(image, field(0)?, field(8)?, NAME_LEN_MAX)?;
+        check_name(&short)?;
+        let handler = Handler {
+            name: format!("{extension}.{short}"),
+            signature: text(image, field(16)?, field(24)?, SIGNATURE_LEN_MAX)?,
+            code: field(32)?,
+        };
+        if !image.is_code(handler.code) || handler.name.len() > HANDLER_NAME_LEN_MAX {
+            return Err(bad(format!("handler {} is not code", handler.name)));
+        }
+        if handlers.iter().any(|known| known.name == handler.name) {
+            return Err(bad(format!("two handlers named {}", handler.name)));
+        }
+        handlers.push(handler);
+    }
+    Ok(handlers)
+}

@@ -1,0 +1,15 @@
+//! The launcher's parts: zones, loading, following execs and forks, the supervisor, the CLI.
+//!
+//! 1. The supervisor runs no extension code and follows no pointer out of the data zone.
+//! 2. A program is injected before any of its own instructions have run, or not at all.
+//! 3. Filters are installed once per launched command, before its first exec.
+
+pub mod cli;
+pub mod control;
+pub mod filter;
+pub mod follow;
+pub mod run;
+pub mod sandbox;
+pub mod supervisor;
+pub mod worker;
+pub mod zones;
