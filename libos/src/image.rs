@@ -10,7 +10,7 @@
 use core::fmt;
 
 use ext_api::limits::PAGE_LEN;
-use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
+use object::read::elf::{ElfFile64, FileHeader};
 use object::{LittleEndian, Object, ObjectSymbol, elf};
 
 use crate::layout::Place;

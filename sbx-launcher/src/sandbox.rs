@@ -145,7 +145,7 @@ impl Sandbox {
                 .set_word(boot + index as u64 * 8, word as u64)
                 .map_err(|error| SandboxError::Image("the built-in libos".into(), error))?;
         }
-        let mut sandbox = Self {
+        let sandbox = Self {
             zones,
             name: name.to_owned(),
             entry,

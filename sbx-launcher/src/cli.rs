@@ -1,0 +1,247 @@
+//! What is typed, and what is printed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use serde_json::Value;
+
+use crate::control::{self, Request};
+use crate::run;
+
+/// Run programs in a sandbox whose extensions they share at function-call cost.
+#[derive(Debug, Parser)]
+#[command(name = "sbx-launcher", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a sandbox.
+    #[command(after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py")]
+    Run {
+        /// Use the named sandbox that is up, instead of one of its own.
+        #[arg(long, value_name = "NAME")]
+        sandbox: Option<String>,
+        /// Load this extension first (repeatable).
+        #[arg(long = "ext", value_name = "FILE", conflicts_with = "sandbox")]
+        ext: Vec<PathBuf>,
+        /// Configuration for the extensions: key=value,key=value.
+        #[arg(long, default_value = "")]
+        config: String,
+        /// Size of the region's shared part in MiB.
+        #[arg(long, value_name = "MIB", default_value_t = 2048)]
+        size: usize,
+        /// The command and its arguments.
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
+    /// Make a named sandbox that outlives one command.
+    #[command(after_help = "Example: sbx-launcher up web && sbx-launcher run --sandbox web -- bash")]
+    Up {
+        /// Its name.
+        name: String,
+        /// Size of the region's shared part in MiB.
+        #[arg(long, value_name = "MIB", default_value_t = 2048)]
+        size: usize,
+    },
+    /// End a named sandbox. Its participants go on; nothing new can be loaded or started in it.
+    #[command(after_help = "Example: sbx-launcher down web")]
+    Down {
+        /// Its name.
+        name: String,
+    },
+    /// List the named sandboxes.
+    #[command(after_help = "Example: sbx-launcher ls --json")]
+    Ls {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Load, unload and list extensions.
+    #[command(subcommand)]
+    Ext(Ext),
+    /// Run a handler once, in the sandbox's worker.
+    #[command(after_help = "Example: sbx-launcher call web hello.greet world")]
+    Call {
+        /// Sandbox.
+        name: String,
+        /// EXTENSION.HANDLER.
+        handler: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the participants of a sandbox.
+    #[command(after_help = "Example: sbx-launcher ps web --json")]
+    Ps {
+        /// Sandbox.
+        name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what the extensions of a sandbox wrote and how they failed.
+    #[command(after_help = "Example: sbx-launcher log web")]
+    Log {
+        /// Sandbox.
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Ext {
+    /// Load an extension.
+    #[command(after_help = "Example: sbx-launcher ext load web target/release/libhello_upcall.so")]
+    Load {
+        /// Sandbox.
+        name: String,
+        /// The image.
+        file: PathBuf,
+        /// Configuration: key=value,key=value.
+        #[arg(long, default_value = "")]
+        config: String,
+    },
+    /// Unload an extension.
+    #[command(after_help = "Example: sbx-launcher ext unload web hello")]
+    Unload {
+        /// Sandbox.
+        name: String,
+        /// Name of the extension.
+        extension: String,
+    },
+    /// List the loaded extensions and their handlers.
+    #[command(after_help = "Example: sbx-launcher ext ls web --json")]
+    Ls {
+        /// Sandbox.
+        name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Do what was typed; the exit status.
+#[must_use]
+pub fn main(cli: Cli) -> i32 {
+    carry_out(cli.command).unwrap_or_else(|error| {
+        eprintln!("sbx-launcher: {error}");
+        run::LAUNCHER_FAILED
+    })
+}
+
+fn carry_out(command: Command) -> Result<i32> {
+    match command {
+        Command::Run { sandbox: Some(name), argv, .. } => run::in_named_sandbox(&name, argv),
+        Command::Run { ext, config, size, argv, .. } => {
+            let len = size.saturating_mul(1 << 20);
+            run::in_own_sandbox(run::Command { argv, extensions: ext, config, len })
+        }
+        Command::Up { name, size } => run::up(&name, size.saturating_mul(1 << 20)).map(|()| 0),
+        Command::Down { name } => ask(&name, Request::Down).map(|_| 0),
+        Command::Ls { json } => list(json),
+        Command::Ext(ext) => extension(ext),
+        Command::Call { name, handler, args, json } => call(&name, handler, args, json),
+        Command::Ps { name, json } => participants(&name, json),
+        Command::Log { name } => {
+            print!("{}", ask(&name, Request::Log)?["text"].as_str().unwrap_or(""));
+            Ok(0)
+        }
+    }
+}
+
+fn ask(name: &str, request: Request) -> Result<Value> {
+    Ok(control::ask(name, &request, &[])?)
+}
+
+fn list(json: bool) -> Result<i32> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(control::runtime_dir()?)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if ask(&name, Request::Ps).is_ok() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    if json {
+        println!("{}", serde_json::json!({ "sandboxes": names }));
+    } else {
+        names.iter().for_each(|name| println!("{name}"));
+    }
+    Ok(0)
+}
+
+fn extension(ext: Ext) -> Result<i32> {
+    match ext {
+        Ext::Load { name, file, config } => {
+            let file = std::path::absolute(file)?;
+            let loaded = ask(&name, Request::Load { file, config })?;
+            println!("loaded {} into slot {}", loaded["name"].as_str().unwrap_or(""), loaded["slot"]);
+            let missing = loaded["missing"].as_array().map_or(0, Vec::len);
+            if missing > 0 {
+                eprintln!(
+                    "sbx-launcher: {missing} imports are not in the region; an upcall that uses one \
+                     fails by its name: {}",
+                    loaded["missing"]
+                );
+            }
+        }
+        Ext::Unload { name, extension } => {
+            ask(&name, Request::Unload { name: extension })?;
+        }
+        Ext::Ls { name, json } => {
+            let answer = ask(&name, Request::Extensions)?;
+            if json {
+                println!("{answer}");
+                return Ok(0);
+            }
+            for ext in answer["extensions"].as_array().into_iter().flatten() {
+                let text = |key: &str| ext[key].as_str().unwrap_or("").to_owned();
+                println!("{}  slot {}  {}", text("name"), ext["slot"], text("file"));
+                for handler in ext["handlers"].as_array().into_iter().flatten() {
+                    let text = |key: &str| handler[key].as_str().unwrap_or("").to_owned();
+                    println!("  {}{}", text("name"), text("signature"));
+                }
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn call(name: &str, handler: String, args: Vec<String>, json: bool) -> Result<i32> {
+    let answer = ask(name, Request::Call { handler, args })?;
+    if json {
+        println!("{answer}");
+    } else if answer.get("none").is_some() {
+        println!("(none)");
+    } else {
+        match &answer["value"] {
+            Value::String(text) => println!("{text}"),
+            Value::Null => {}
+            other => println!("{other}"),
+        }
+    }
+    Ok(0)
+}
+
+fn participants(name: &str, json: bool) -> Result<i32> {
+    let answer = ask(name, Request::Ps)?;
+    if json {
+        println!("{answer}");
+        return Ok(0);
+    }
+    println!("{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}", "PID", "NAME", "PARENT", "STATE",
+        "HOW", "CONTEXTS", "UPCALLS");
+    for row in answer["participants"].as_array().into_iter().flatten() {
+        let text = |key: &str| row[key].as_str().unwrap_or("").to_owned();
+        println!("{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}", row["pid"], text("name"),
+            row["parent"], text("state"), text("how"), row["contexts"], row["upcalls"]);
+    }
+    Ok(0)
+}

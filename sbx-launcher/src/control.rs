@@ -1,0 +1,472 @@
+//! The control socket of a named sandbox: one request and one answer per connection, as JSON.
+//!
+//! It lies in a directory that only its owner can enter. A peer of another user is refused; a
+//! participant may ask, but not change anything.
+#![expect(unsafe_code, reason = "passes descriptors")]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use ext_api::limits::{CONTEXTS_MAX, PROCESSES_MAX};
+use libos::data::Joined;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::supervisor::{End, Supervisor};
+
+/// Longest request or answer.
+const MESSAGE_LEN_MAX: usize = 128 << 10;
+
+/// What can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// Descriptors of the zones, to attach late.
+    Attach,
+    /// Take over the notifications of a command that is about to start; comes with a descriptor.
+    Follow,
+    /// End the sandbox.
+    Down,
+    /// Who takes part.
+    Ps,
+    /// Load an extension.
+    Load {
+        /// File, as the supervisor sees it.
+        file: PathBuf,
+        /// Configuration text.
+        config: String,
+    },
+    /// Unload an extension.
+    Unload {
+        /// Its name.
+        name: String,
+    },
+    /// What is loaded.
+    Extensions,
+    /// Run a handler in the worker.
+    Call {
+        /// `extension.handler`.
+        handler: String,
+        /// Arguments as typed.
+        args: Vec<String>,
+    },
+    /// The log of the sandbox.
+    Log,
+}
+
+/// A request that has been received.
+#[derive(Debug)]
+pub struct Received {
+    connection: OwnedFd,
+    request: Result<Request, String>,
+    fd: Option<OwnedFd>,
+    pid: u32,
+}
+
+/// The listening socket of a named sandbox; its directory goes with it.
+#[derive(Debug)]
+pub struct Server {
+    fd: OwnedFd,
+    directory: PathBuf,
+    owner: u32,
+}
+
+/// Where this user's sandboxes are.
+///
+/// # Errors
+/// The directory is not ours alone.
+pub fn runtime_dir() -> io::Result<PathBuf> {
+    // SAFETY: takes nothing.
+    let uid = unsafe { libc::getuid() };
+    let per_user = PathBuf::from(format!("/run/user/{uid}"));
+    let dir = match uid {
+        0 => PathBuf::from("/run/sbx"),
+        _ if per_user.is_dir() => per_user.join("sbx"),
+        _ => PathBuf::from(format!("/tmp/sbx-{uid}")),
+    };
+    make_private(&dir, uid)?;
+    Ok(dir)
+}
+
+fn make_private(dir: &Path, uid: u32) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = std::fs::symlink_metadata(dir)?;
+    if !found.is_dir() || found.uid() != uid || found.mode() & 0o077 != 0 {
+        return Err(io::Error::other(format!(
+            "{} must be a directory of yours that nobody else can enter (mode 0700)",
+            dir.display()
+        )));
+    }
+    Ok(())
+}
+
+impl Server {
+    /// Claim the name.
+    ///
+    /// # Errors
+    /// `AddrInUse` when a live supervisor has it.
+    pub fn bind(name: &str) -> io::Result<Self> {
+        let directory = runtime_dir()?.join(name);
+        // SAFETY: takes nothing.
+        make_private(&directory, unsafe { libc::getuid() })?;
+        let path = directory.join("control");
+        if connect(name).is_ok() {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("a sandbox named {name} exists already (sbx-launcher ls)"),
+            ));
+        }
+        let _ = std::fs::remove_file(&path);
+        let fd = socket()?;
+        let (address, len) = address(&path)?;
+        // SAFETY: an address of this length.
+        if unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) } != 0
+            // SAFETY: takes numbers only.
+            || unsafe { libc::listen(fd.as_raw_fd(), 64) } != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: takes nothing.
+        Ok(Self { fd, directory, owner: unsafe { libc::getuid() } })
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Take one request.
+    ///
+    /// # Errors
+    /// The kernel's; the connection is dropped.
+    pub fn accept(&self) -> io::Result<Received> {
+        // SAFETY: no address is asked for.
+        let fd = unsafe {
+            libc::accept4(
+                self.fd.as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                libc::SOCK_CLOEXEC,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made it for us.
+        let connection = unsafe { OwnedFd::from_raw_fd(fd) };
+        let peer = peer(&connection)?;
+        // A peer that connects and says nothing must not stop the supervisor.
+        let patience = libc::timeval { tv_sec: 1, tv_usec: 0 };
+        // SAFETY: a timeval.
+        unsafe {
+            libc::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_RCVTIMEO,
+                (&raw const patience).cast(),
+                size_of::<libc::timeval>() as u32,
+            )
+        };
+        let (text, mut fds) = receive(&connection)?;
+        let request = if peer.uid == self.owner || peer.uid == 0 {
+            serde_json::from_str(&text).map_err(|error| format!("bad request: {error}"))
+        } else {
+            Err(format!("this sandbox belongs to uid {}, you are uid {}", self.owner, peer.uid))
+        };
+        Ok(Received { connection, request, fd: fds.pop(), pid: peer.pid as u32 })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Carry a request out and answer it. Some: the supervisor should end.
+pub fn answer(supervisor: &mut Supervisor, received: &Received) -> Option<End> {
+    let changes = matches!(
+        received.request,
+        Ok(Request::Down | Request::Load { .. } | Request::Unload { .. } | Request::Follow)
+    );
+    let result = match &received.request {
+        Err(why) => Err(why.clone()),
+        Ok(_) if changes && supervisor.is_participant(received.pid) => {
+            Err("a participant cannot change its own sandbox".to_owned())
+        }
+        Ok(request) => carry_out(supervisor, request, received),
+    };
+    let fds = match (&received.request, &result) {
+        (Ok(Request::Attach), Ok(_)) => supervisor.sandbox.zones.fds().to_vec(),
+        _ => Vec::new(),
+    };
+    let down = matches!(received.request, Ok(Request::Down)) && result.is_ok();
+    let text = match result {
+        Ok(value) => json!({ "ok": value }),
+        Err(why) => json!({ "error": why }),
+    };
+    let _ = send(&received.connection, &text.to_string(), &fds);
+    down.then_some(End::Asked)
+}
+
+fn carry_out(
+    supervisor: &mut Supervisor,
+    request: &Request,
+    received: &Received,
+) -> Result<Value, String> {
+    let text = |error: crate::sandbox::SandboxError| error.to_string();
+    match request {
+        Request::Attach => {
+            supervisor.watch(received.pid);
+            Ok(json!({ "base": supervisor.sandbox.zones.place.base }))
+        }
+        Request::Follow => {
+            let fd = received.fd.as_ref().ok_or("no descriptor came with the request")?;
+            supervisor.add_listener(fd.try_clone().map_err(|error| error.to_string())?);
+            Ok(json!({ "base": supervisor.sandbox.zones.place.base,
+                       "len": supervisor.sandbox.zones.place.len }))
+        }
+        Request::Down => Ok(json!({ "participants": supervisor.alive() })),
+        Request::Ps => Ok(json!({ "participants": participants(supervisor) })),
+        Request::Load { file, config } => {
+            let loaded = supervisor.sandbox.load(file, config).map_err(text)?;
+            Ok(json!({ "name": loaded.name, "slot": loaded.slot, "missing": loaded.missing }))
+        }
+        Request::Unload { name } => {
+            supervisor.sandbox.unload(name).map(|()| Value::Null).map_err(text)
+        }
+        Request::Extensions => Ok(extensions(supervisor)),
+        Request::Call { handler, args } => call(supervisor, handler, args),
+        Request::Log => Ok(json!({ "text": log_text(supervisor) })),
+    }
+}
+
+/// Rows of `ps`.
+fn participants(supervisor: &Supervisor) -> Vec<Value> {
+    let common = supervisor.sandbox.common();
+    (0..PROCESSES_MAX)
+        .filter_map(|row| {
+            let process = common.process(row);
+            let claimed = process.claim.load();
+            let live = claimed.pid != 0;
+            let pid = if live { claimed.pid } else { process.ended_pid.load(Relaxed) };
+            if pid == 0 {
+                return None;
+            }
+            let own = |&index: &usize| live && common.claim(index).load().pid == pid;
+            let contexts: Vec<usize> = (0..CONTEXTS_MAX).filter(own).collect();
+            let open: u64 = contexts
+                .iter()
+                .map(|&index| common.context(index).sequence.load(Relaxed).div_ceil(2))
+                .sum();
+            let name: Vec<u8> = process.comm.iter().map(|byte| byte.load(Relaxed)).collect();
+            let how = Joined::from_raw(process.joined.load(Relaxed));
+            Some(json!({
+                "pid": pid,
+                "slot": row,
+                "name": String::from_utf8_lossy(&name).trim_end_matches('\0'),
+                "parent": process.parent.load(Relaxed),
+                "state": if live { "live" } else { "exited" },
+                "upcalls": open + process.upcalls_ended.load(Relaxed),
+                "contexts": contexts.len(),
+                "how": match how {
+                    Some(Joined::Exec) => "exec",
+                    Some(Joined::Fork) => "fork",
+                    Some(Joined::Late) => "late",
+                    Some(Joined::Worker) => "worker",
+                    None => "joining",
+                },
+            }))
+        })
+        .collect()
+}
+
+fn extensions(supervisor: &Supervisor) -> Value {
+    let sandbox = &supervisor.sandbox;
+    let rows: Vec<Value> = sandbox
+        .loaded
+        .iter()
+        .map(|ext| {
+            let handlers: Vec<Value> = ext
+                .handlers
+                .iter()
+                .map(|name| {
+                    let signature = sandbox.find(name).map(|(_, signature)| signature);
+                    json!({ "name": name, "signature": signature })
+                })
+                .collect();
+            json!({ "name": ext.name, "file": ext.file, "slot": ext.slot, "missing": ext.missing,
+                    "handlers": handlers })
+        })
+        .collect();
+    json!({ "extensions": rows })
+}
+
+/// Turn typed text into words by the handler's signature, and the reply into JSON.
+fn call(supervisor: &Supervisor, handler: &str, args: &[String]) -> Result<Value, String> {
+    let (handle, signature) =
+        supervisor.sandbox.find(handler).ok_or_else(|| format!("no handler named {handler}"))?;
+    let words = words(&signature, args)?;
+    let outcome =
+        supervisor.sandbox.call_in_worker(handle, &words).map_err(|error| error.to_string())?;
+    let bytes = String::from_utf8_lossy(&outcome.bytes).into_owned();
+    match outcome.status {
+        0 if signature.contains("bytes") && signature.contains("->")
+            || signature.contains("-> str")
+            || signature.contains("<str>") => Ok(json!({ "value": bytes })),
+        0 if signature.contains("->") => Ok(json!({ "value": outcome.word })),
+        0 => Ok(json!({ "value": Value::Null })),
+        1 => Ok(json!({ "none": true })),
+        2 => Err(bytes),
+        status => Err(format!("the upcall ended with status {status}: {bytes}")),
+    }
+}
+
+fn words(signature: &str, args: &[String]) -> Result<Vec<u64>, String> {
+    let inside = signature.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    let declared = inside.map_or("", |(inside, _)| inside);
+    let types: Vec<&str> = declared
+        .split(',')
+        .filter_map(|parameter| parameter.split_once(':').map(|(_, kind)| kind.trim()))
+        .collect();
+    if types.len() != args.len() {
+        return Err(format!("{} arguments given; the handler takes {signature}", args.len()));
+    }
+    let mut words = Vec::new();
+    for (kind, arg) in types.into_iter().zip(args) {
+        let wrong = || format!("{arg:?} is not of type {kind}");
+        match kind {
+            "bytes" | "str" => words.extend([arg.as_ptr() as u64, arg.len() as u64]),
+            "bool" => words.push(u64::from(arg.parse::<bool>().map_err(|_| wrong())?)),
+            "f64" => words.push(arg.parse::<f64>().map_err(|_| wrong())?.to_bits()),
+            "i64" => words.push(arg.parse::<i64>().map_err(|_| wrong())? as u64),
+            _ => words.push(arg.parse().map_err(|_| wrong())?),
+        }
+    }
+    Ok(words)
+}
+
+fn log_text(supervisor: &Supervisor) -> String {
+    let common = supervisor.sandbox.common();
+    let log = common.log();
+    let written = log.written.load(Relaxed) as usize;
+    let start = written.saturating_sub(log.bytes.len());
+    let bytes: Vec<u8> =
+        (start..written).map(|at| log.bytes[at % log.bytes.len()].load(Relaxed)).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Ask the supervisor of `name`.
+///
+/// # Errors
+/// No such sandbox, or its refusal.
+pub fn ask(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
+    let connection = connect(name).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no sandbox named {name} is up (sbx-launcher ls; sbx-launcher up {name})"),
+        )
+    })?;
+    send(&connection, &serde_json::to_string(request)?, fds)?;
+    let (text, _) = receive(&connection)?;
+    let mut answer: Value = serde_json::from_str(&text)?;
+    match answer.get("error").and_then(Value::as_str) {
+        Some(why) => Err(io::Error::other(why.to_owned())),
+        None => Ok(answer["ok"].take()),
+    }
+}
+
+fn connect(name: &str) -> io::Result<OwnedFd> {
+    let fd = socket()?;
+    let (address, len) = address(&runtime_dir()?.join(name).join("control"))?;
+    // SAFETY: an address of this length.
+    match unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) } {
+        0 => Ok(fd),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(path: &Path) -> io::Result<(libc::sockaddr_un, u32)> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = path.as_os_str().as_bytes();
+    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as u16, sun_path: [0; 108] };
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket's path is too long"));
+    }
+    for (to, &from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from as libc::c_char;
+    }
+    Ok((address, size_of::<libc::sockaddr_un>() as u32))
+}
+
+fn peer(connection: &OwnedFd) -> io::Result<libc::ucred> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as u32;
+    // SAFETY: a ucred and its length.
+    let got = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if got == 0 { Ok(peer) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Send one message with descriptors.
+///
+/// # Errors
+/// The kernel's.
+pub fn send(to: &OwnedFd, text: &str, fds: &[RawFd]) -> io::Result<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let rights = [ControlMessage::ScmRights(fds)];
+    let rights: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
+    let parts = [io::IoSlice::new(text.as_bytes())];
+    sendmsg::<()>(to.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+/// Receive one message with descriptors.
+///
+/// # Errors
+/// The kernel's, or that the peer is gone.
+pub fn receive(from: &OwnedFd) -> io::Result<(String, Vec<OwnedFd>)> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let mut buffer = vec![0; MESSAGE_LEN_MAX];
+    let mut rights = nix::cmsg_space!([RawFd; 4]);
+    let mut parts = [io::IoSliceMut::new(&mut buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut rights), flags)?;
+    let mut fds = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = part {
+            // SAFETY: the kernel just made these descriptors for us.
+            fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let len = message.bytes;
+    if len == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+    }
+    buffer.truncate(len);
+    Ok((String::from_utf8_lossy(&buffer).into_owned(), fds))
+}

@@ -1,0 +1,433 @@
+//! Following execs and forks: how a new program becomes a participant before it runs.
+//!
+//! ```text
+//!  program            kernel                    supervisor
+//!  execve ──────────► notification ───────────► seize, hand over 3 descriptors, "continue"
+//!                     exec stop ──────────────► map libos's code, point rip at its exec stub
+//!  exec stub: maps the zones, joins, jumps to the program's entry        (detached already)
+//! ```
+//!
+//! A fork is the same with the child's first stop, where nothing needs mapping. A task that is
+//! traced already (by a debugger) cannot be seized: it goes on as it is, outside of the sandbox's
+//! extensions but under its filter.
+#![expect(unsafe_code, reason = "ptrace and seccomp notifications")]
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use ext_api::abi::Entry;
+use libos::layout::{Place, code_file_offset};
+
+/// How long a seized exec may take before it is looked at again: it may have failed.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// `mov eax, 9; syscall; int3`: a system call by a program that has no code of ours yet.
+const CALL_MMAP: u64 = u64::from_le_bytes([0xb8, 9, 0, 0, 0, 0x0f, 0x05, 0xcc]);
+/// `mov eax, 231; syscall; int3`.
+const CALL_EXIT: u64 = u64::from_le_bytes([0xb8, 231, 0, 0, 0, 0x0f, 0x05, 0xcc]);
+
+/// What a seized task is about to do.
+#[derive(Debug)]
+enum Expected {
+    /// Exec, with these descriptors of the zones in its table.
+    Exec { fds: [i32; 3], since: Instant },
+    /// Fork.
+    Fork { since: Instant, participant: bool },
+    /// Its first stop as a forked child.
+    Child,
+}
+
+/// What happened that the supervisor should know.
+#[derive(Debug)]
+pub enum Followed {
+    /// A process is, or soon will be, a participant: watch it.
+    Started(u32),
+    /// Something that an operator wants to read.
+    Note(String),
+}
+
+/// The tasks that are seized at the moment.
+#[derive(Debug)]
+pub struct Follower {
+    entry: Entry,
+    place: Place,
+    fds: [i32; 3],
+    seized: HashMap<i32, Expected>,
+    /// Children whose first stop came before their parent's event.
+    early: Vec<i32>,
+}
+
+impl Follower {
+    /// A follower that injects the libos with these entry points.
+    #[must_use]
+    pub fn new(entry: Entry, place: Place, fds: [i32; 3]) -> Self {
+        Self { entry, place, fds, seized: HashMap::new(), early: Vec::new() }
+    }
+
+    /// True while a stop is expected, so that the caller should look again soon.
+    #[must_use]
+    pub fn busy(&self) -> bool {
+        !self.seized.is_empty()
+    }
+
+    /// Answer one notification of `listener`. `participant` says whether a pid is one.
+    pub fn notified(
+        &mut self,
+        listener: BorrowedFd<'_>,
+        participant: impl Fn(u32) -> bool,
+    ) -> Vec<Followed> {
+        let mut events = Vec::new();
+        let Some(request) = receive(listener) else { return events };
+        let tid = request.pid as i32;
+        let number = i64::from(request.data.nr);
+        let is_exec = number == libc::SYS_execve || number == libc::SYS_execveat;
+        let process = thread_group(tid).unwrap_or(request.pid);
+        let still_there = || valid(listener, request.id);
+        if is_exec && number == libc::SYS_execve && !executable(tid, request.data.args[0]) {
+            resume(listener, request.id);
+            return events;
+        }
+        let options = if is_exec {
+            libc::PTRACE_O_TRACEEXEC
+        } else {
+            libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEVFORK
+        };
+        let seized = still_there() && ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64).is_ok();
+        if seized {
+            let since = Instant::now();
+            let expected = if is_exec {
+                match self.fds.map(|fd| hand_over(listener, request.id, fd)) {
+                    [Some(a), Some(b), Some(c)] => Some(Expected::Exec { fds: [a, b, c], since }),
+                    _ => None,
+                }
+            } else {
+                Some(Expected::Fork { since, participant: participant(process) })
+            };
+            match expected {
+                Some(expected) => {
+                    self.seized.insert(tid, expected);
+                }
+                None => events.push(Followed::Note(format!(
+                    "pid {process}: its descriptor table is full; it runs outside of the sandbox"
+                ))),
+            }
+        } else if still_there() {
+            events.push(Followed::Note(format!(
+                "pid {process} is traced by another process; its next program is not injected"
+            )));
+        }
+        resume(listener, request.id);
+        events
+    }
+
+    /// Handle one status of `waitpid`. False: the task is none of ours.
+    pub fn stopped(&mut self, pid: i32, status: i32, events: &mut Vec<Followed>) -> bool {
+        let event = status >> 16;
+        if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+            return self.seized.remove(&pid).is_some();
+        }
+        if !libc::WIFSTOPPED(status) {
+            return false;
+        }
+        match event {
+            libc::PTRACE_EVENT_EXEC => self.exec_stop(pid, events),
+            libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
+                self.fork_stop(pid, events);
+            }
+            libc::PTRACE_EVENT_STOP => self.first_stop(pid),
+            _ if self.seized.contains_key(&pid) => {
+                let signal = libc::WSTOPSIG(status) as u64;
+                let _ = ptrace(libc::PTRACE_CONT, pid, 0, signal);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn exec_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
+        // If another thread called exec, the task has the leader's number now.
+        let former = event_message(pid).map_or(pid, |tid| tid as i32);
+        let expected = self.seized.remove(&former).or_else(|| self.seized.remove(&pid));
+        let Some(Expected::Exec { fds, .. }) = expected else {
+            let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+            return;
+        };
+        events.push(Followed::Started(pid as u32));
+        if let Err(error) = self.inject(pid, fds) {
+            events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
+        }
+    }
+
+    /// At the exec stop: map the code half of slot 0, then start at libos's exec stub.
+    fn inject(&self, pid: i32, [control, code, data]: [i32; 3]) -> io::Result<()> {
+        let mut regs = registers(pid)?;
+        if regs.cs != 0x33 {
+            return ptrace(libc::PTRACE_DETACH, pid, 0, 0)
+                .and(Err(io::Error::other("it is not a 64-bit program")));
+        }
+        let entry_point = regs.rip;
+        let saved = peek(pid, entry_point)?;
+        poke(pid, entry_point, CALL_MMAP)?;
+        let half = self.place.code_half(0);
+        let original = regs;
+        regs.rdi = half.start as u64;
+        regs.rsi = half.len() as u64;
+        regs.rdx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        regs.r10 = (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64;
+        regs.r8 = code as u64;
+        regs.r9 = code_file_offset(0) as u64;
+        set_registers(pid, &regs)?;
+        ptrace(libc::PTRACE_CONT, pid, 0, 0)?;
+        let mut status = 0;
+        // SAFETY: waits for our own tracee, which runs three instructions.
+        unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+        if !libc::WIFSTOPPED(status) {
+            return Err(io::Error::other("it was killed while it joined"));
+        }
+        let mapped = registers(pid)?.rax;
+        if mapped != half.start as u64 {
+            let errno = (mapped as i64).wrapping_neg() as i32;
+            poke(pid, entry_point, CALL_EXIT)?;
+            set_registers(pid, &libc::user_regs_struct { rdi: 125, ..original })?;
+            ptrace(libc::PTRACE_DETACH, pid, 0, 0)?;
+            return Err(refusal(errno));
+        }
+        poke(pid, entry_point, saved)?;
+        let start = libc::user_regs_struct {
+            rip: self.entry.exec_stub,
+            rdi: entry_point,
+            rsi: control as u64,
+            rdx: code as u64,
+            rcx: data as u64,
+            rax: 0,
+            orig_rax: u64::MAX,
+            ..original
+        };
+        set_registers(pid, &start)?;
+        ptrace(libc::PTRACE_DETACH, pid, 0, 0)
+    }
+
+    fn fork_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
+        let expected = self.seized.remove(&pid);
+        let child = event_message(pid).map(|child| child as i32);
+        let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+        let (Some(child), Some(Expected::Fork { participant, .. })) = (child, expected) else {
+            return;
+        };
+        if participant {
+            events.push(Followed::Started(child as u32));
+            self.seized.insert(child, Expected::Child);
+        }
+        if let Some(at) = self.early.iter().position(|&early| early == child) {
+            self.early.swap_remove(at);
+            self.first_stop(child);
+        } else if !participant {
+            self.seized.insert(child, Expected::Fork { since: Instant::now(), participant });
+        }
+    }
+
+    /// A stop without an event: a child's first, or one that we asked for.
+    fn first_stop(&mut self, pid: i32) {
+        match self.seized.remove(&pid) {
+            Some(Expected::Child) => {
+                if self.start_child(pid).is_err() {
+                    let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+                }
+            }
+            Some(Expected::Exec { fds, .. }) => {
+                let _ = take_back(pid, fds);
+                let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+            }
+            Some(Expected::Fork { .. }) => {
+                let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+            }
+            None => self.early.push(pid),
+        }
+    }
+
+    /// Let a forked child begin at libos's fork stub, which returns to where it was.
+    fn start_child(&self, pid: i32) -> io::Result<()> {
+        const RED_ZONE: u64 = 128;
+        let mut regs = registers(pid)?;
+        regs.rsp -= RED_ZONE + 8;
+        poke(pid, regs.rsp, regs.rip)?;
+        regs.rip = self.entry.fork_stub;
+        regs.orig_rax = u64::MAX;
+        set_registers(pid, &regs)?;
+        ptrace(libc::PTRACE_DETACH, pid, 0, 0)
+    }
+
+    /// Interrupt what has been expected for too long: the exec or fork failed.
+    pub fn look_after_late(&mut self) {
+        for (&pid, expected) in &mut self.seized {
+            let (Expected::Exec { since, .. } | Expected::Fork { since, .. }) = expected else {
+                continue;
+            };
+            if since.elapsed() > PATIENCE {
+                *since = Instant::now();
+                let _ = ptrace(libc::PTRACE_INTERRUPT, pid, 0, 0);
+            }
+        }
+    }
+}
+
+/// What a failed mapping at the region's address means.
+fn refusal(errno: i32) -> io::Error {
+    match errno {
+        libc::EEXIST => io::Error::other("its address range is taken by the program (EEXIST)"),
+        libc::ENOMEM => io::Error::other("RLIMIT_AS is too small for the region (ENOMEM)"),
+        errno => io::Error::from_raw_os_error(errno),
+    }
+}
+
+/// Close descriptors in a task that is stopped right behind its `syscall` instruction.
+fn take_back(pid: i32, fds: [i32; 3]) -> io::Result<()> {
+    const SYSCALL_LEN: u64 = 2;
+    let original = registers(pid)?;
+    for fd in fds {
+        let close = libc::user_regs_struct {
+            rip: original.rip - SYSCALL_LEN,
+            rax: libc::SYS_close as u64,
+            orig_rax: u64::MAX,
+            rdi: fd as u64,
+            ..original
+        };
+        set_registers(pid, &close)?;
+        ptrace(libc::PTRACE_SINGLESTEP, pid, 0, 0)?;
+        let mut status = 0;
+        // SAFETY: waits for our own tracee, which runs one instruction.
+        unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+    }
+    set_registers(pid, &original)
+}
+
+/// Is there a file that exec would take? A failing exec need not be followed.
+fn executable(tid: i32, address: u64) -> bool {
+    let Some(path) = read_text(tid, address) else { return false };
+    let root = if path.starts_with('/') { "root" } else { "cwd" };
+    let Ok(path) = CString::new(format!("/proc/{tid}/{root}/{path}")) else { return false };
+    // SAFETY: the path ends with a zero.
+    unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
+}
+
+fn read_text(tid: i32, address: u64) -> Option<String> {
+    let mut text = Vec::new();
+    let mut at = address;
+    while text.len() < 4096 {
+        // Page by page: what follows the text may not be mapped.
+        let mut piece = [0u8; 256];
+        let len = piece.len().min(4096 - (at as usize & 4095));
+        let local = libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: len };
+        let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: len };
+        // SAFETY: the kernel writes at most `len` bytes into `piece`.
+        let got = unsafe { libc::process_vm_readv(tid, &raw const local, 1, &raw const remote, 1, 0) };
+        let got = piece.get(..usize::try_from(got).ok()?)?;
+        if let Some(end) = got.iter().position(|&byte| byte == 0) {
+            text.extend_from_slice(&got[..end]);
+            return String::from_utf8(text).ok();
+        }
+        text.extend_from_slice(got);
+        at += got.len() as u64;
+    }
+    None
+}
+
+/// Process that a thread belongs to.
+fn thread_group(tid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+}
+
+/// A descriptor that becomes readable when the process ends.
+#[must_use]
+pub fn pidfd(pid: u32) -> Option<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    // SAFETY: the kernel just made it for us.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+const fn ioctl_number(direction: u64, number: u64, len: usize) -> u64 {
+    direction << 30 | (len as u64) << 16 | (b'!' as u64) << 8 | number
+}
+
+fn receive(listener: BorrowedFd<'_>) -> Option<libc::seccomp_notif> {
+    const RECEIVE: u64 = ioctl_number(3, 0, size_of::<libc::seccomp_notif>());
+    // SAFETY: all zeros is what the kernel asks for.
+    let mut request: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel fills the structure.
+    let got = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut request) };
+    (got == 0).then_some(request)
+}
+
+fn valid(listener: BorrowedFd<'_>, id: u64) -> bool {
+    const VALID: u64 = ioctl_number(1, 2, 8);
+    // SAFETY: the kernel reads eight bytes.
+    unsafe { libc::ioctl(listener.as_raw_fd(), VALID as _, &raw const id) == 0 }
+}
+
+/// Let the notified call go on.
+fn resume(listener: BorrowedFd<'_>, id: u64) {
+    const SEND: u64 = ioctl_number(3, 1, size_of::<libc::seccomp_notif_resp>());
+    const CONTINUE: u32 = 1;
+    let response = libc::seccomp_notif_resp { id, val: 0, error: 0, flags: CONTINUE };
+    // SAFETY: the kernel reads the structure. If the task is gone there is nobody to tell.
+    let _ = unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw const response) };
+}
+
+/// Put a copy of our descriptor into the notifying task; its number there.
+fn hand_over(listener: BorrowedFd<'_>, id: u64, fd: i32) -> Option<i32> {
+    #[repr(C)]
+    struct AddFd {
+        id: u64,
+        flags: u32,
+        from: u32,
+        to: u32,
+        to_flags: u32,
+    }
+    const ADD: u64 = ioctl_number(1, 3, size_of::<AddFd>());
+    let add = AddFd { id, flags: 0, from: fd as u32, to: 0, to_flags: 0 };
+    // SAFETY: the kernel reads the structure.
+    let got = unsafe { libc::ioctl(listener.as_raw_fd(), ADD as _, &raw const add) };
+    (got >= 0).then_some(got)
+}
+
+fn ptrace(request: u32, pid: i32, address: u64, data: u64) -> io::Result<()> {
+    // SAFETY: requests of this module either take numbers or go through the typed functions below.
+    let got = unsafe { libc::ptrace(request, pid, address, data) };
+    if got == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn registers(pid: i32) -> io::Result<libc::user_regs_struct> {
+    // SAFETY: registers are plain numbers.
+    let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    ptrace(libc::PTRACE_GETREGS, pid, 0, &raw mut regs as u64)?;
+    Ok(regs)
+}
+
+fn set_registers(pid: i32, regs: &libc::user_regs_struct) -> io::Result<()> {
+    ptrace(libc::PTRACE_SETREGS, pid, 0, std::ptr::from_ref(regs) as u64)
+}
+
+fn peek(pid: i32, address: u64) -> io::Result<u64> {
+    // SAFETY: resets our own errno, since every word is a valid result.
+    unsafe { *libc::__errno_location() = 0 };
+    // SAFETY: takes numbers only in this libc.
+    let word = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, pid, address, 0) };
+    match io::Error::last_os_error() {
+        error if word == -1 && error.raw_os_error() != Some(0) => Err(error),
+        _ => Ok(word as u64),
+    }
+}
+
+fn poke(pid: i32, address: u64, word: u64) -> io::Result<()> {
+    ptrace(libc::PTRACE_POKETEXT, pid, address, word)
+}
+
+fn event_message(pid: i32) -> Option<u64> {
+    let mut message = 0u64;
+    ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, &raw mut message as u64).ok().map(|()| message)
+}

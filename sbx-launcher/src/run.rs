@@ -1,0 +1,212 @@
+//! Starting commands and sandboxes.
+#![expect(unsafe_code, reason = "forks, and executes the command")]
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use crate::control::{self, Request, Server};
+use crate::filter;
+use crate::sandbox::Sandbox;
+use crate::supervisor::{End, Supervisor};
+
+/// Exit status for errors of the launcher itself.
+pub const LAUNCHER_FAILED: i32 = 125;
+
+/// A command to start in a sandbox.
+#[derive(Debug)]
+pub struct Command {
+    /// Program and arguments.
+    pub argv: Vec<OsString>,
+    /// Extensions to load first.
+    pub extensions: Vec<PathBuf>,
+    /// Their configuration.
+    pub config: String,
+    /// Length of the shared part of the region.
+    pub len: usize,
+}
+
+/// Run a command in a sandbox of its own; its exit status.
+///
+/// # Errors
+/// The sandbox or the command could not be started.
+pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error>> {
+    let mut sandbox = Sandbox::create("run", command.len)?;
+    for file in &command.extensions {
+        sandbox.load(file, &command.config)?;
+    }
+    let region = sandbox.zones.place.shared();
+    let mut supervisor = Supervisor::new(sandbox, None)?;
+    let (pid, listener) = start(command.argv, &region)?;
+    supervisor.add_listener(listener);
+    supervisor.set_command(pid);
+    let End::Command(status) = supervisor.serve() else {
+        return Ok(0);
+    };
+    // What the command left behind still needs a supervisor; the shell wants its status now.
+    if supervisor.alive() > 0 {
+        // SAFETY: one thread; the child goes on with the same state.
+        if unsafe { libc::fork() } == 0 {
+            // SAFETY: takes nothing.
+            unsafe { libc::setsid() };
+            supervisor.serve();
+            std::process::exit(0);
+        }
+    }
+    Ok(exit_status(status))
+}
+
+/// Run a command in the sandbox `name`, which is up.
+///
+/// # Errors
+/// There is no such sandbox, or the command could not be started.
+pub fn in_named_sandbox(name: &str, argv: Vec<OsString>) -> Result<i32, Box<dyn std::error::Error>> {
+    // The region's place is needed for the filter before there is a listener to hand over.
+    let base = control::ask(name, &Request::Attach, &[])?["base"].as_u64().unwrap_or(0) as usize;
+    let region = base..base + libos::layout::LEN_MAX.min(libos::layout::LEN_DEFAULT);
+    let (pid, listener) = start_held(argv, &region, |listener| {
+        control::ask(name, &Request::Follow, &[listener]).map(|_| ())
+    })?;
+    drop(listener);
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: ignoring a signal runs no code.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    let mut status = 0;
+    // SAFETY: our own child.
+    while unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) } == pid {
+        if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+            break;
+        }
+        // SAFETY: stops ourselves with the command, until the shell continues both.
+        unsafe { libc::raise(libc::SIGSTOP) };
+    }
+    Ok(exit_status(status))
+}
+
+/// The shell's convention: the status, or 128 and the signal.
+const fn exit_status(status: i32) -> i32 {
+    if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+}
+
+fn start(argv: Vec<OsString>, region: &std::ops::Range<usize>) -> io::Result<(i32, OwnedFd)> {
+    start_held(argv, region, |_| Ok(()))
+}
+
+/// Fork; in the child install the filter, hand its listener over, execute. The child waits until
+/// `take` has seen to the listener.
+fn start_held(
+    argv: Vec<OsString>,
+    region: &std::ops::Range<usize>,
+    take: impl FnOnce(i32) -> io::Result<()>,
+) -> io::Result<(i32, OwnedFd)> {
+    let program = filter::build(region).map_err(io::Error::other)?;
+    let argv = argv
+        .into_iter()
+        .map(|arg| CString::new(arg.into_vec()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an argument contains a NUL"))?;
+    let mut pair = [0; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: the kernel writes two descriptors.
+    if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both were just made for us.
+    let [ours, theirs] = pair.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    // SAFETY: one thread, so the child may do anything.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        drop(ours);
+        become_command(&program, &argv, &theirs);
+    }
+    drop(theirs);
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let received = control::receive(&ours);
+    let (text, mut fds) = received.unwrap_or_else(|_| ("the child died".into(), Vec::new()));
+    let Some(listener) = fds.pop() else {
+        let mut status = 0;
+        // SAFETY: our own child, which ends at once.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        return Err(io::Error::other(text));
+    };
+    take(listener.as_raw_fd())?;
+    control::send(&ours, "go", &[])?;
+    Ok((pid, listener))
+}
+
+/// The child, until exec.
+fn become_command(program: &[seccompiler::sock_filter], argv: &[CString], to: &OwnedFd) -> ! {
+    // SAFETY: a set is plain bits.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the command starts with no signal blocked by us.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    let listener = match filter::install(program) {
+        Ok(listener) => listener,
+        Err(error) => {
+            let text = if error.raw_os_error() == Some(libc::EBUSY) {
+                "this process is in a sandbox already, or another seccomp listener watches it: a \
+                 process is in one sandbox at most"
+                    .to_owned()
+            } else {
+                format!("installing the seccomp filter: {error}")
+            };
+            let _ = control::send(to, &text, &[]);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(LAUNCHER_FAILED) }
+        }
+    };
+    let _ = control::send(to, "listener", &[listener.as_raw_fd()]);
+    drop(listener);
+    let _ = control::receive(to);
+    let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+    // SAFETY: texts that end with zeros, and an array that ends with a null.
+    unsafe { libc::execvp(pointers[0], pointers.as_ptr()) };
+    let error = io::Error::last_os_error();
+    eprintln!("sbx-launcher: {}: {error}", argv[0].to_string_lossy());
+    let missing = error.raw_os_error() == Some(libc::ENOENT);
+    // SAFETY: ends the child, as a shell would.
+    unsafe { libc::_exit(if missing { 127 } else { 126 }) }
+}
+
+/// Make a named sandbox and leave its supervisor behind.
+///
+/// # Errors
+/// The name is taken or the sandbox cannot be made.
+pub fn up(name: &str, len: usize) -> Result<(), Box<dyn std::error::Error>> {
+    libos::manifest::check_name(name)?;
+    let server = Server::bind(name)?;
+    let sandbox = Sandbox::create(name, len)?;
+    // SAFETY: one thread; the child is the supervisor, with everything made so far.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error().into()),
+        0 => {
+            detach();
+            let served = Supervisor::new(sandbox, Some(server)).map(|mut s| s.serve());
+            std::process::exit(i32::from(served.is_err()));
+        }
+        _ => {
+            std::mem::forget(server);
+            Ok(())
+        }
+    }
+}
+
+/// Leave the terminal and the caller's pipes.
+fn detach() {
+    // SAFETY: takes nothing.
+    unsafe { libc::setsid() };
+    // SAFETY: nobody may read a supervisor's memory or trace it.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    if let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+        for fd in 0..3 {
+            // SAFETY: replaces the standard descriptors.
+            unsafe { libc::dup2(null.as_raw_fd(), fd) };
+        }
+    }
+}

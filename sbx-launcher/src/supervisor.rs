@@ -1,0 +1,240 @@
+//! The supervisor: one thread that owns a sandbox and waits for what concerns it.
+#![expect(unsafe_code, reason = "polls, reaps and watches processes")]
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use crate::control::{self, Server};
+use crate::follow::{Followed, Follower, pidfd};
+use crate::sandbox::Sandbox;
+
+/// How the supervisor's loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The command that it was started for has ended, with this status of `waitpid`.
+    Command(i32),
+    /// Somebody asked for it.
+    Asked,
+    /// Nothing is left to supervise.
+    Empty,
+}
+
+/// A sandbox and what is being watched for it.
+#[derive(Debug)]
+pub struct Supervisor {
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    follower: Follower,
+    listeners: Vec<OwnedFd>,
+    watched: HashMap<u32, OwnedFd>,
+    server: Option<Server>,
+    children: OwnedFd,
+    command: Option<i32>,
+    stays: bool,
+}
+
+impl Supervisor {
+    /// A supervisor of `sandbox`. A named one has a `server` and stays until it is asked to end.
+    ///
+    /// # Errors
+    /// The kernel's, for the descriptor that tells of children.
+    pub fn new(sandbox: Sandbox, server: Option<Server>) -> std::io::Result<Self> {
+        let follower = Follower::new(sandbox.entry, sandbox.zones.place, sandbox.zones.fds());
+        let stays = server.is_some();
+        Ok(Self {
+            sandbox,
+            follower,
+            listeners: Vec::new(),
+            watched: HashMap::new(),
+            server,
+            children: child_signals()?,
+            command: None,
+            stays,
+        })
+    }
+
+    /// Take over the notifications of a launched command.
+    pub fn add_listener(&mut self, listener: OwnedFd) {
+        self.listeners.push(listener);
+    }
+
+    /// The child whose end ends the loop.
+    pub fn set_command(&mut self, pid: i32) {
+        self.command = Some(pid);
+    }
+
+    /// Participants that are alive, as far as the supervisor watches them.
+    #[must_use]
+    pub fn alive(&self) -> usize {
+        self.watched.len()
+    }
+
+    /// Serve until there is a reason to end.
+    pub fn serve(&mut self) -> End {
+        loop {
+            if let Some(end) = self.turn() {
+                return end;
+            }
+            if !self.stays && self.command.is_none() && self.watched.is_empty() {
+                return End::Empty;
+            }
+        }
+    }
+
+    /// Wait for events and handle them.
+    fn turn(&mut self) -> Option<End> {
+        let mut fds = vec![self.children.as_raw_fd()];
+        fds.extend(self.server.as_ref().map(|server| server.as_raw_fd()));
+        let first_listener = fds.len();
+        fds.extend(self.listeners.iter().map(AsRawFd::as_raw_fd));
+        let first_process = fds.len();
+        let pids: Vec<u32> = self.watched.keys().copied().collect();
+        fds.extend(pids.iter().filter_map(|pid| self.watched.get(pid)).map(AsRawFd::as_raw_fd));
+        let timeout = if self.follower.busy() { 50 } else { -1 };
+        let ready = poll(&fds, timeout);
+        self.follower.look_after_late();
+        let mut end = None;
+        let mut hung_up = Vec::new();
+        for (index, events) in ready {
+            if index == 0 {
+                end = end.or(self.reap());
+            } else if index < first_listener {
+                end = end.or(self.answer());
+            } else if index < first_process {
+                if events & libc::POLLIN != 0 {
+                    self.notified(index - first_listener);
+                } else {
+                    hung_up.push(index - first_listener);
+                }
+            } else if let Some(&pid) = pids.get(index - first_process) {
+                self.ended(pid);
+            }
+        }
+        for index in hung_up.into_iter().rev() {
+            self.listeners.remove(index);
+        }
+        end
+    }
+
+    fn notified(&mut self, index: usize) {
+        let (watched, listener) = (&self.watched, self.listeners[index].as_fd());
+        let events = self.follower.notified(listener, |pid| watched.contains_key(&pid));
+        self.note(events);
+        let end = self.reap_stops();
+        debug_assert!(end.is_none() || self.command.is_some());
+    }
+
+    fn note(&mut self, events: Vec<Followed>) {
+        for event in events {
+            match event {
+                Followed::Started(pid) => {
+                    if let Some(fd) = pidfd(pid) {
+                        self.watched.insert(pid, fd);
+                    }
+                }
+                Followed::Note(text) => eprintln!("sbx: {text}"),
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: u32) {
+        self.watched.remove(&pid);
+        self.sandbox.sweep(pid, 0);
+    }
+
+    fn reap(&mut self) -> Option<End> {
+        let mut info = [0u8; 128];
+        // SAFETY: the kernel writes at most 128 bytes of signal information.
+        while unsafe { libc::read(self.children.as_raw_fd(), info.as_mut_ptr().cast(), 128) } > 0 {
+            let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+            if let Some(command) = self.command.filter(|_| signal != libc::SIGCHLD) {
+                // Sent to the launcher, meant for the command. What a terminal sends has reached
+                // the command already: it is in the same group.
+                if signal == libc::SIGTERM || signal == libc::SIGHUP {
+                    // SAFETY: our own child, not reaped yet.
+                    unsafe { libc::kill(command, signal) };
+                }
+            }
+        }
+        self.reap_stops()
+    }
+
+    fn reap_stops(&mut self) -> Option<End> {
+        let mut end = None;
+        loop {
+            let mut status = 0;
+            let options = libc::__WALL | libc::WNOHANG | libc::WUNTRACED;
+            // SAFETY: any child or tracee of ours.
+            let pid = unsafe { libc::waitpid(-1, &raw mut status, options) };
+            if pid <= 0 {
+                return end;
+            }
+            let mut events = Vec::new();
+            let traced = self.follower.stopped(pid, status, &mut events);
+            self.note(events);
+            if Some(pid) != self.command {
+                continue;
+            }
+            if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+                self.command = None;
+                self.ended(pid as u32);
+                end = Some(End::Command(status));
+            } else if libc::WIFSTOPPED(status) && !traced {
+                // The command was stopped by job control: so is its launcher.
+                // SAFETY: stops ourselves until the shell continues the group.
+                unsafe { libc::raise(libc::SIGSTOP) };
+            }
+        }
+    }
+
+    fn answer(&mut self) -> Option<End> {
+        let request = self.server.as_ref()?.accept().ok()?;
+        control::answer(self, &request)
+    }
+
+    /// Watch a process that attached by itself.
+    pub fn watch(&mut self, pid: u32) {
+        if let Some(fd) = pidfd(pid) {
+            self.watched.insert(pid, fd);
+        }
+    }
+
+    /// True if `pid` takes part.
+    #[must_use]
+    pub fn is_participant(&self, pid: u32) -> bool {
+        self.watched.contains_key(&pid)
+    }
+}
+
+/// A descriptor that tells of children and of what is sent to the launcher.
+fn child_signals() -> std::io::Result<OwnedFd> {
+    // SAFETY: a set is plain bits.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: a set of ours.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // SAFETY: blocks signals of this thread only.
+    unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    // SAFETY: makes a new descriptor for the set.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Indices of the descriptors that have something, and what.
+fn poll(fds: &[i32], timeout_ms: i32) -> Vec<(usize, i16)> {
+    let mut polled: Vec<libc::pollfd> =
+        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+    // SAFETY: an array of this many entries.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as u64, timeout_ms) };
+    polled
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| entry.revents != 0)
+        .map(|(index, entry)| (index, entry.revents))
+        .collect()
+}
