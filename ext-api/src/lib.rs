@@ -1,5 +1,60 @@
 //! What extension authors and client programs of an sbx sandbox link.
+//!
+//! An extension is an ordinary library crate (`crate-type = ["cdylib", "rlib"]`) with one module:
+//!
+//! ```
+//! use ext_api::prelude::*;
+//!
+//! #[extension(name = "count", heap = "16M")]
+//! pub mod count {
+//!     use super::*;
+//!     use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//!     pub struct State { total: AtomicU64, step: u64 }
+//!
+//!     #[init]
+//!     fn init(_cx: &Cx, config: Config) -> Result<State, ConfigError> {
+//!         Ok(State { total: AtomicU64::new(0), step: config.get("step", 1)? })
+//!     }
+//!
+//!     /// Called by any participant, in its own context.
+//!     #[handler]
+//!     fn add(state: &State, n: u64) -> u64 {
+//!         state.total.fetch_add(n * state.step, Ordering::Relaxed) + n * state.step
+//!     }
+//!
+//!     #[handler]
+//!     fn greet(_state: &State, name: &str) -> String { format!("hello, {name}") }
+//! }
+//! ```
+//!
+//! A program in the sandbox calls it through the client that the same source makes:
+//! `count::Client::attach()?.add(2)`.
+//!
+//! Extensions are trusted: see the README for what is and is not protected from what.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod abi;
+#[cfg(feature = "std")]
+pub mod client;
+#[cfg(feature = "std")]
+pub mod config;
+#[cfg(feature = "std")]
+pub mod error;
+#[cfg(feature = "std")]
+pub mod extension;
 pub mod limits;
+#[cfg(feature = "std")]
+pub mod wire;
+
+#[cfg(feature = "std")]
+pub use ext_api_macros::extension;
+
+/// All that an extension's module needs.
+#[cfg(feature = "std")]
+pub mod prelude {
+    pub use crate::config::{Config, ConfigError};
+    pub use crate::error::CallError;
+    pub use crate::extension;
+    pub use crate::extension::{Cx, Out};
+}

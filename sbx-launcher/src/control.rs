@@ -25,6 +25,8 @@ const MESSAGE_LEN_MAX: usize = 128 << 10;
 pub enum Request {
     /// Descriptors of the zones, to attach late.
     Attach,
+    /// Where the region lies.
+    Place,
     /// Take over the notifications of a command that is about to start; comes with a descriptor.
     Follow,
     /// End the sandbox.
@@ -230,9 +232,10 @@ fn carry_out(
         Request::Follow => {
             let fd = received.fd.as_ref().ok_or("no descriptor came with the request")?;
             supervisor.add_listener(fd.try_clone().map_err(|error| error.to_string())?);
-            Ok(json!({ "base": supervisor.sandbox.zones.place.base,
-                       "len": supervisor.sandbox.zones.place.len }))
+            Ok(Value::Null)
         }
+        Request::Place => Ok(json!({ "base": supervisor.sandbox.zones.place.base,
+                                     "len": supervisor.sandbox.zones.place.len })),
         Request::Down => Ok(json!({ "participants": supervisor.alive() })),
         Request::Ps => Ok(json!({ "participants": participants(supervisor) })),
         Request::Load { file, config } => {

@@ -64,8 +64,9 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
 /// There is no such sandbox, or the command could not be started.
 pub fn in_named_sandbox(name: &str, argv: Vec<OsString>) -> Result<i32, Box<dyn std::error::Error>> {
     // The region's place is needed for the filter before there is a listener to hand over.
-    let base = control::ask(name, &Request::Attach, &[])?["base"].as_u64().unwrap_or(0) as usize;
-    let region = base..base + libos::layout::LEN_MAX.min(libos::layout::LEN_DEFAULT);
+    let place = control::ask(name, &Request::Place, &[])?;
+    let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
+    let region = number("base")..number("base") + number("len");
     let (pid, listener) = start_held(argv, &region, |listener| {
         control::ask(name, &Request::Follow, &[listener]).map(|_| ())
     })?;
@@ -134,7 +135,13 @@ fn start_held(
         unsafe { libc::waitpid(pid, &raw mut status, 0) };
         return Err(io::Error::other(text));
     };
-    take(listener.as_raw_fd())?;
+    if let Err(error) = take(listener.as_raw_fd()) {
+        drop(ours);
+        let mut status = 0;
+        // SAFETY: our own child, which ends at once.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        return Err(error);
+    }
     control::send(&ours, "go", &[])?;
     Ok((pid, listener))
 }
@@ -162,7 +169,10 @@ fn become_command(program: &[seccompiler::sock_filter], argv: &[CString], to: &O
     };
     let _ = control::send(to, "listener", &[listener.as_raw_fd()]);
     drop(listener);
-    let _ = control::receive(to);
+    if control::receive(to).is_err() {
+        // SAFETY: ends the child: nobody will follow its exec.
+        unsafe { libc::_exit(LAUNCHER_FAILED) }
+    }
     let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
     pointers.push(std::ptr::null());
     // SAFETY: texts that end with zeros, and an array that ends with a null.

@@ -1,1 +1,413 @@
 //! The `#[extension]` macro of ext-api.
+
+use proc_macro::TokenStream;
+use proc_macro2::{Ident, Span, TokenStream as Tokens};
+use quote::{format_ident, quote};
+use syn::parse::{Parse, ParseStream};
+use syn::{
+    Error, FnArg, GenericArgument, Item, ItemFn, ItemMod, LitStr, Pat, PathArguments, Result,
+    ReturnType, Token, Type, parse_quote,
+};
+
+/// Makes an inline module an extension: see the crate documentation of `ext-api`.
+///
+/// `name` is required; `heap` (bytes, with K, M or G) and `budget` (with `ms` or `s`) are not.
+#[proc_macro_attribute]
+pub fn extension(args: TokenStream, item: TokenStream) -> TokenStream {
+    let args = syn::parse_macro_input!(args as Args);
+    let module = syn::parse_macro_input!(item as ItemMod);
+    expand(&args, module).unwrap_or_else(|error| error.to_compile_error()).into()
+}
+
+struct Args {
+    name: LitStr,
+    heap: u64,
+    budget_ns: u64,
+}
+
+impl Parse for Args {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        let (mut name, mut heap, mut budget_ns) = (None, 0, 0);
+        while !input.is_empty() {
+            let key: Ident = input.parse()?;
+            input.parse::<Token![=]>()?;
+            let value: LitStr = input.parse()?;
+            match key.to_string().as_str() {
+                "name" => name = Some(value),
+                "heap" => heap = scaled(&value, &[("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)])?,
+                "budget" => budget_ns = scaled(&value, &[("ms", 1_000_000), ("s", 1_000_000_000)])?,
+                _ => return Err(Error::new(key.span(), "expected name, heap or budget")),
+            }
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
+        }
+        let name = name.ok_or_else(|| input.error("an extension needs name = \"...\""))?;
+        let text = name.value();
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if text.is_empty() || text.len() > 31 || !text.chars().all(legal) {
+            let rule = "a name is 1 to 31 ASCII letters, digits and '_'";
+            return Err(Error::new(name.span(), rule));
+        }
+        Ok(Self { name, heap, budget_ns })
+    }
+}
+
+fn scaled(text: &LitStr, units: &[(&str, u64)]) -> Result<u64> {
+    let value = text.value();
+    let (digits, factor) = units
+        .iter()
+        .find_map(|&(unit, factor)| Some((value.strip_suffix(unit)?, factor)))
+        .unwrap_or((&value, 1));
+    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    number.ok_or_else(|| Error::new(text.span(), "expected a number with an optional unit"))
+}
+
+fn take_attribute(function: &mut ItemFn, name: &str) -> bool {
+    let before = function.attrs.len();
+    function.attrs.retain(|attribute| !attribute.path().is_ident(name));
+    function.attrs.len() != before
+}
+
+/// One parameter of a handler, beside the state and the output.
+struct Parameter {
+    name: Ident,
+    kind: Type,
+}
+
+struct Handler {
+    name: Ident,
+    state: bool,
+    parameters: Vec<Parameter>,
+    out: bool,
+    returns: Type,
+    docs: Vec<syn::Attribute>,
+}
+
+fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
+    let Some((_, items)) = &mut module.content else {
+        return Err(Error::new(module.ident.span(), "an extension is an inline module"));
+    };
+    let (mut handlers, mut init) = (Vec::new(), None);
+    for item in items.iter_mut() {
+        let Item::Fn(function) = item else { continue };
+        if take_attribute(function, "on") {
+            let later = "events come with a later version; #[handler] and #[init] are there now";
+            return Err(Error::new(function.sig.ident.span(), later));
+        }
+        if take_attribute(function, "init") {
+            init = Some(init_of(function)?);
+        }
+        if take_attribute(function, "handler") {
+            handlers.push(handler_of(function)?);
+        }
+    }
+    let state = init.as_ref().map(|init| init.state.clone());
+    let wrappers = handlers.iter().map(wrapper);
+    let init_wrapper = init_wrapper(args, init.as_ref());
+    let state_static = state.map(|state| {
+        quote! { static __SBX_STATE: ::std::sync::OnceLock<#state> = ::std::sync::OnceLock::new(); }
+    });
+    let manifest = manifest(args, &handlers);
+    let client = client(args, &handlers);
+    let generated: syn::File = parse_quote! {
+        #state_static
+        #(#wrappers)*
+        #init_wrapper
+        #manifest
+        #client
+    };
+    items.extend(generated.items);
+    Ok(quote! { #module })
+}
+
+struct Init {
+    state: Type,
+    name: Ident,
+    takes_cx: bool,
+    takes_config: bool,
+}
+
+fn init_of(function: &ItemFn) -> Result<Init> {
+    let bad = || {
+        Error::new(
+            function.sig.ident.span(),
+            "expected fn init(cx: &Cx, config: Config) -> Result<State, E>",
+        )
+    };
+    let ReturnType::Type(_, returns) = &function.sig.output else { return Err(bad()) };
+    let Type::Path(path) = &**returns else { return Err(bad()) };
+    let last = path.path.segments.last().ok_or_else(bad)?;
+    let PathArguments::AngleBracketed(generic) = &last.arguments else { return Err(bad()) };
+    let Some(GenericArgument::Type(state)) = generic.args.first() else { return Err(bad()) };
+    let count = function.sig.inputs.len();
+    if count > 2 || last.ident != "Result" {
+        return Err(bad());
+    }
+    let first_is_reference = matches!(function.sig.inputs.first(),
+        Some(FnArg::Typed(first)) if matches!(&*first.ty, Type::Reference(_)));
+    Ok(Init {
+        state: state.clone(),
+        name: function.sig.ident.clone(),
+        takes_cx: first_is_reference,
+        takes_config: count == 2 || (count == 1 && !first_is_reference),
+    })
+}
+
+fn handler_of(function: &ItemFn) -> Result<Handler> {
+    let sig = &function.sig;
+    if sig.asyncness.is_some() || !sig.generics.params.is_empty() {
+        return Err(Error::new(sig.ident.span(), "a handler is a plain function"));
+    }
+    let (mut state, mut out, mut parameters) = (false, false, Vec::new());
+    for (index, input) in sig.inputs.iter().enumerate() {
+        let FnArg::Typed(input) = input else {
+            return Err(Error::new(sig.ident.span(), "a handler takes no self"));
+        };
+        match &*input.ty {
+            Type::Reference(reference) if reference.mutability.is_some() => {
+                if index + 1 != sig.inputs.len() {
+                    let rule = "the output (&mut Out<'_>) is the last parameter";
+                    return Err(Error::new(sig.ident.span(), rule));
+                }
+                out = true;
+            }
+            kind if signature_word(kind).is_some() => {
+                let name = match &*input.pat {
+                    Pat::Ident(name) => name.ident.clone(),
+                    _ => format_ident!("arg{index}"),
+                };
+                parameters.push(Parameter { name, kind: kind.clone() });
+            }
+            Type::Reference(_) if index == 0 => state = true,
+            _ => {
+                return Err(Error::new(
+                    sig.ident.span(),
+                    "a parameter is &[u8], &str, an integer, f64 or bool, after the state (&State)",
+                ));
+            }
+        }
+    }
+    let returns = match &sig.output {
+        ReturnType::Default => parse_quote!(()),
+        ReturnType::Type(_, kind) => (**kind).clone(),
+    };
+    let docs =
+        function.attrs.iter().filter(|attribute| attribute.path().is_ident("doc")).cloned().collect();
+    Ok(Handler { name: sig.ident.clone(), state, parameters, out, returns, docs })
+}
+
+/// The signature's word for a parameter type.
+fn signature_word(kind: &Type) -> Option<&'static str> {
+    match kind {
+        Type::Reference(reference) => match &*reference.elem {
+            Type::Slice(_) => Some("bytes"),
+            Type::Path(path) if path.path.is_ident("str") => Some("str"),
+            _ => None,
+        },
+        Type::Path(path) => match path.path.get_ident()?.to_string().as_str() {
+            "u8" | "u16" | "u32" | "u64" | "usize" => Some("u64"),
+            "i8" | "i16" | "i32" | "i64" | "isize" => Some("i64"),
+            "f64" => Some("f64"),
+            "bool" => Some("bool"),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The signature's text for a return type.
+fn return_word(kind: &Type, out: bool) -> String {
+    let Type::Path(path) = kind else { return if out { "bytes".into() } else { String::new() } };
+    let Some(last) = path.path.segments.last() else { return String::new() };
+    let inner = match &last.arguments {
+        PathArguments::AngleBracketed(generic) => match generic.args.first() {
+            Some(GenericArgument::Type(inner)) => Some(inner),
+            _ => None,
+        },
+        _ => None,
+    };
+    match (last.ident.to_string().as_str(), inner) {
+        ("Vec", _) => "bytes".into(),
+        ("String", _) => "str".into(),
+        ("Option", Some(inner)) => format!("option<{}>", return_word(inner, out)),
+        ("Result", Some(inner)) => format!("result<{}>", return_word(inner, out)),
+        _ if out => "bytes".into(),
+        _ => signature_word(kind).unwrap_or("").to_owned(),
+    }
+}
+
+fn signature(handler: &Handler) -> String {
+    let parameters: Vec<String> = handler
+        .parameters
+        .iter()
+        .map(|p| format!("{}: {}", p.name, signature_word(&p.kind).unwrap_or("u64")))
+        .collect();
+    let returns = return_word(&handler.returns, handler.out);
+    let arrow = if returns.is_empty() { String::new() } else { format!(" -> {returns}") };
+    format!("({}){arrow}", parameters.join(", "))
+}
+
+fn wrapper_name(handler: &Handler) -> Ident {
+    format_ident!("__sbx_{}", handler.name)
+}
+
+fn wrapper(handler: &Handler) -> Tokens {
+    let (wrapper, name) = (wrapper_name(handler), &handler.name);
+    let names: Vec<&Ident> = handler.parameters.iter().map(|p| &p.name).collect();
+    let state = handler.state.then(|| {
+        quote! { __SBX_STATE.get().ok_or(::ext_api::abi::Status::Stale)?, }
+    });
+    let out = handler.out.then(|| quote! { &mut ::ext_api::extension::Out::new(__reply) });
+    quote! {
+        #[doc(hidden)]
+        unsafe extern "C" fn #wrapper(
+            __args: *const u64,
+            __reply: *mut ::ext_api::abi::Reply,
+        ) -> u32 {
+            // SAFETY: the gate hands on what the caller promises: words and a reply that fit.
+            unsafe {
+                ::ext_api::extension::run(__reply, |__reply| {
+                    let mut __words = ::ext_api::wire::Words::new(__args);
+                    let _ = &mut __words;
+                    #(let #names = ::ext_api::wire::Arg::take(&mut __words)?;)*
+                    let __result = #name(#state #(#names,)* #out);
+                    Ok(::ext_api::wire::Ret::put(__result, __reply))
+                })
+            }
+        }
+    }
+}
+
+fn init_wrapper(args: &Args, init: Option<&Init>) -> Tokens {
+    let name = &args.name;
+    let body = match init {
+        None => quote! { |_, config| config.finish() },
+        Some(Init { name, takes_cx, takes_config, .. }) => {
+            let cx = takes_cx.then(|| quote! { cx, });
+            let config = takes_config.then(|| quote! { ::std::mem::take(&mut config) });
+            let finish = if *takes_config {
+                quote! {}
+            } else {
+                quote! { config.finish().map_err(|error| error.to_string())?; }
+            };
+            quote! {
+                |cx, mut config| -> ::std::result::Result<(), ::std::string::String> {
+                    let _ = (cx, &mut config);
+                    #finish
+                    let state = #name(#cx #config).map_err(|error| error.to_string())?;
+                    __SBX_STATE
+                        .set(state)
+                        .map_err(|_| ::std::string::String::from("init ran twice"))
+                }
+            }
+        }
+    };
+    quote! {
+        #[doc(hidden)]
+        unsafe extern "C" fn __sbx_init(
+            config: *const u8,
+            config_len: usize,
+            runtime: *const ::ext_api::abi::Runtime,
+            reply: *mut ::ext_api::abi::Reply,
+        ) -> u32 {
+            // SAFETY: libos calls this as `InitFn` says.
+            unsafe {
+                ::ext_api::extension::run_init((config, config_len), runtime, reply, #name, #body)
+            }
+        }
+    }
+}
+
+fn manifest(args: &Args, handlers: &[Handler]) -> Tokens {
+    let name = &args.name;
+    let symbol = LitStr::new(&format!("SBX_EXTENSION_{}", name.value()), Span::call_site());
+    let count = handlers.len();
+    let (heap, budget) = (args.heap, args.budget_ns);
+    let rows = handlers.iter().map(|handler| {
+        let (name, code) = (handler.name.to_string(), wrapper_name(handler));
+        let signature = signature(handler);
+        quote! {
+            ::ext_api::abi::HandlerDecl {
+                name: ::ext_api::abi::Text::new(#name),
+                signature: ::ext_api::abi::Text::new(#signature),
+                code: #code,
+                flags: 0,
+            }
+        }
+    });
+    quote! {
+        static __SBX_HANDLERS: [::ext_api::abi::HandlerDecl; #count] = [#(#rows),*];
+
+        #[doc(hidden)]
+        #[unsafe(export_name = #symbol)]
+        pub static __SBX_MANIFEST: ::ext_api::abi::Manifest = ::ext_api::abi::Manifest {
+            magic: ::ext_api::abi::MANIFEST_MAGIC,
+            abi_version: ::ext_api::abi::ABI_VERSION,
+            size: ::std::mem::size_of::<::ext_api::abi::Manifest>() as u32,
+            name: ::ext_api::abi::Text::new(#name),
+            heap_len: #heap,
+            budget_ns: #budget,
+            init: Some(__sbx_init),
+            handlers: &raw const __SBX_HANDLERS as *const ::ext_api::abi::HandlerDecl,
+            handler_count: #count,
+            reserved: [0; 4],
+        };
+    }
+}
+
+fn client(args: &Args, handlers: &[Handler]) -> Tokens {
+    let count = handlers.len();
+    let names = handlers
+        .iter()
+        .map(|handler| LitStr::new(&format!("{}.{}", args.name.value(), handler.name), Span::call_site()));
+    let methods = handlers.iter().enumerate().map(|(index, handler)| {
+        let Handler { name, docs, returns, .. } = handler;
+        let parameters = handler.parameters.iter().map(|Parameter { name, kind }| quote! { #name: #kind });
+        let gives = handler.parameters.iter().map(|Parameter { name, .. }| {
+            quote! { __at += ::ext_api::wire::Arg::give(#name, &mut __words[__at..]); }
+        });
+        let words = handler.parameters.len() * 2;
+        let (into, call) = if handler.out {
+            (
+                quote! { into: &mut ::std::vec::Vec<u8>, },
+                quote! { invoke_into::<#returns>(self.handles[#index], &__words[..__at], into) },
+            )
+        } else {
+            (quote! {}, quote! { invoke::<#returns>(self.handles[#index], &__words[..__at]) })
+        };
+        quote! {
+            #(#docs)*
+            #[inline]
+            pub fn #name(
+                &self, #(#parameters,)* #into
+            ) -> ::std::result::Result<<#returns as ::ext_api::wire::Ret>::Value, ::ext_api::error::CallError> {
+                #[allow(unused_mut, reason = "a handler without arguments fills no words")]
+                let (mut __words, mut __at) = ([0u64; #words], 0usize);
+                #(#gives)*
+                self.sandbox.#call
+            }
+        }
+    });
+    quote! {
+        /// Calls the handlers of this extension in the sandbox that the program runs in.
+        #[derive(Debug, Clone, Copy)]
+        pub struct Client {
+            sandbox: ::ext_api::client::Sandbox,
+            handles: [u64; #count],
+        }
+
+        impl Client {
+            /// The extension in the sandbox of this process.
+            ///
+            /// # Errors
+            /// The process is in no sandbox, or the extension is not loaded.
+            pub fn attach() -> ::std::result::Result<Self, ::ext_api::error::CallError> {
+                let sandbox = ::ext_api::client::Sandbox::current()?;
+                Ok(Self { sandbox, handles: [#(sandbox.find(#names)?),*] })
+            }
+
+            #(#methods)*
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Calling extensions from a program in a sandbox.
+#![expect(unsafe_code, reason = "reads the control zone and calls libos at its address")]
+
+use std::fs;
+use std::sync::OnceLock;
+
+use crate::abi::{
+    ABI_VERSION, CONTROL_MAPPING, CallFn, FindFn, Handle, ReleaseFn, Reply, SUPERBLOCK_MAGIC,
+    Status, Superblock,
+};
+use crate::error::CallError;
+use crate::wire::{self, Ret};
+
+/// The sandbox that this process is in.
+#[derive(Debug, Clone, Copy)]
+pub struct Sandbox {
+    superblock: &'static Superblock,
+    call: CallFn,
+    find: FindFn,
+    release: ReleaseFn,
+}
+
+static CURRENT: OnceLock<Option<usize>> = OnceLock::new();
+
+impl Sandbox {
+    /// The sandbox of this process.
+    ///
+    /// # Errors
+    /// [`CallError::NotAttached`], or a sandbox of another version.
+    pub fn current() -> Result<Self, CallError> {
+        let base = CURRENT.get_or_init(find_control).ok_or(CallError::NotAttached)?;
+        // SAFETY: the control zone is mapped there, read-only and for good, and is larger.
+        let superblock = unsafe { &*(base as *const Superblock) };
+        let sound = superblock.magic == SUPERBLOCK_MAGIC
+            && superblock.abi_version == ABI_VERSION
+            && superblock.base == base as u64
+            && superblock.size as usize == size_of::<Superblock>();
+        if !sound {
+            return Err(CallError::Incompatible(format!(
+                "ABI version {}, this program has {ABI_VERSION}",
+                superblock.abi_version
+            )));
+        }
+        let entry = &superblock.entry;
+        Ok(Self {
+            superblock,
+            // SAFETY: libos's entry point of this type, at one address in every participant.
+            call: unsafe { std::mem::transmute::<u64, CallFn>(entry.call) },
+            // SAFETY: as above.
+            find: unsafe { std::mem::transmute::<u64, FindFn>(entry.find) },
+            // SAFETY: as above.
+            release: unsafe { std::mem::transmute::<u64, ReleaseFn>(entry.release) },
+        })
+    }
+
+    /// Name of the sandbox.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = &self.superblock.name;
+        let len = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+        std::str::from_utf8(&name[..len]).unwrap_or("")
+    }
+
+    /// Address of the region, equal in every participant.
+    #[must_use]
+    pub const fn base(&self) -> u64 {
+        self.superblock.base
+    }
+
+    /// The handler named `extension.handler`.
+    ///
+    /// # Errors
+    /// [`CallError::NotFound`].
+    pub fn find(&self, name: &str) -> Result<Handle, CallError> {
+        // SAFETY: a text and its length.
+        match unsafe { (self.find)(name.as_ptr(), name.len()) } {
+            0 => Err(CallError::NotFound(name.to_owned())),
+            handle => Ok(handle),
+        }
+    }
+
+    /// The gate itself. Returns a [`Status`] as a number.
+    ///
+    /// # Safety
+    /// `args` fits the handler's signature; `reply` is as [`Reply`] says. A `spill` must be given
+    /// back with [`Sandbox::release`].
+    #[inline]
+    pub unsafe fn call_raw(&self, handle: Handle, args: &[u64], reply: &mut Reply) -> u32 {
+        // SAFETY: by contract.
+        unsafe { (self.call)(handle, args.as_ptr(), reply) }
+    }
+
+    /// Call a handler with all its arguments zero or empty; the [`Status`] as a number.
+    #[doc(hidden)]
+    #[inline]
+    pub fn call_null(&self, handle: Handle, reply: &mut Reply) -> u64 {
+        // SAFETY: sixteen zero words fit every signature: byte strings are empty.
+        u64::from(unsafe { self.call_raw(handle, &[0; crate::limits::ARG_WORDS_MAX], reply) })
+    }
+
+    /// Give back a reply's spill, if it has one.
+    pub fn release(&self, reply: &mut Reply) {
+        if !reply.spill.is_null() {
+            // SAFETY: set by the handler of this reply, and given back once.
+            unsafe { (self.release)(reply.spill) };
+            reply.spill = std::ptr::null_mut();
+        }
+    }
+
+    /// What a typed client's method does: call, and turn the reply into the handler's type.
+    #[doc(hidden)]
+    #[inline]
+    pub fn invoke<R: Ret>(&self, handle: Handle, args: &[u64]) -> Result<R::Value, CallError> {
+        let mut buffer = [const { std::mem::MaybeUninit::<u8>::uninit() }; 256];
+        let mut reply = Reply { buf: buffer.as_mut_ptr().cast(), cap: 256, ..Reply::empty() };
+        // SAFETY: the macro makes handle and words for the same handler.
+        let status = unsafe { self.call_raw(handle, args, &mut reply) };
+        let result = match status {
+            0 => R::value(Status::Ok, &reply),
+            1 => R::value(Status::None, &reply),
+            _ => Err(failure(status, &reply)),
+        };
+        self.release(&mut reply);
+        result
+    }
+
+    /// As [`Sandbox::invoke`], for handlers that write to an [`crate::extension::Out`].
+    #[doc(hidden)]
+    pub fn invoke_into<R: Ret>(
+        &self,
+        handle: Handle,
+        args: &[u64],
+        into: &mut Vec<u8>,
+    ) -> Result<R::Value, CallError> {
+        into.clear();
+        let mut reply =
+            Reply { buf: into.as_mut_ptr(), cap: into.capacity(), ..Reply::empty() };
+        // SAFETY: the macro makes handle and words for the same handler.
+        let status = unsafe { self.call_raw(handle, args, &mut reply) };
+        let result = match status {
+            0 => R::value(Status::Ok, &reply),
+            1 => R::value(Status::None, &reply),
+            _ => Err(failure(status, &reply)),
+        };
+        if reply.spill.is_null() {
+            // SAFETY: the handler wrote this many bytes into the vector's own buffer.
+            unsafe { into.set_len(reply.len.min(reply.cap)) };
+        } else {
+            let len = reply.len;
+            into.reserve(len);
+            into.extend_from_slice(wire::bytes(&reply));
+        }
+        self.release(&mut reply);
+        result
+    }
+}
+
+#[cold]
+fn failure(status: u32, reply: &Reply) -> CallError {
+    let text = || String::from_utf8_lossy(wire::bytes(reply)).into_owned();
+    match Status::from_raw(status) {
+        Some(Status::Failed) => CallError::Failed(text()),
+        Some(status) if (status as u32) < 32 => CallError::Refused(status),
+        Some(status) => CallError::Fault(status, text()),
+        None => CallError::Incompatible(format!("unknown status {status}")),
+    }
+}
+
+/// Where the control zone is mapped, if it is.
+fn find_control() -> Option<usize> {
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with(CONTROL_MAPPING))?;
+    usize::from_str_radix(line.split('-').next()?, 16).ok()
+}

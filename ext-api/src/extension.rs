@@ -1,0 +1,157 @@
+//! What the code that `#[extension]` writes stands on.
+#![expect(unsafe_code, reason = "the other side of the gate's raw pointers")]
+
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::abi::{Reply, Runtime, Status};
+use crate::config::Config;
+
+static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
+
+fn runtime() -> Option<&'static Runtime> {
+    // SAFETY: null, or libos's table, which lies in the region for good.
+    unsafe { RUNTIME.load(Ordering::Acquire).as_ref() }
+}
+
+/// What an extension may ask of its surroundings.
+#[derive(Debug)]
+pub struct Cx {
+    name: &'static str,
+}
+
+impl Cx {
+    /// Name of the extension.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Monotonic time in nanoseconds; 0 outside of a region.
+    #[must_use]
+    pub fn now_ns() -> u64 {
+        runtime().map_or(0, |runtime| (runtime.now_ns)())
+    }
+
+    /// Process that the current upcall runs in; 0 outside of a region.
+    #[must_use]
+    pub fn pid() -> u32 {
+        runtime().map_or(0, |runtime| (runtime.pid)())
+    }
+}
+
+/// A result of bytes, written straight into the caller's buffer; what does not fit is kept in the
+/// extension's heap until the caller has copied it.
+#[derive(Debug)]
+pub struct Out<'a> {
+    reply: &'a mut Reply,
+}
+
+impl<'a> Out<'a> {
+    /// The result of the upcall that `reply` belongs to.
+    pub fn new(reply: &'a mut Reply) -> Self {
+        reply.len = 0;
+        Self { reply }
+    }
+
+    /// Append bytes. If the heap has no room for a result that is larger than the caller's
+    /// buffer, the handler panics, which the caller sees.
+    pub fn write(&mut self, bytes: &[u8]) {
+        let len = self.reply.len + bytes.len();
+        let to = if self.reply.spill.is_null() && len <= self.reply.cap {
+            self.reply.buf
+        } else {
+            self.grow(len)
+        };
+        if !bytes.is_empty() {
+            // SAFETY: `to` has room for `len` bytes: the caller's buffer or a block just made.
+            let to = unsafe { to.add(self.reply.len) };
+            // SAFETY: as above; neither is the slice that we were given.
+            unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        }
+        self.reply.len = len;
+    }
+
+    /// A block of the extension's heap for `len` bytes, with what has been written so far.
+    fn grow(&mut self, len: usize) -> *mut u8 {
+        let allocate = runtime().expect("a reply spills only in the region").alloc;
+        // SAFETY: takes a number.
+        let block = unsafe { allocate(len) }.cast::<u8>();
+        assert!(!block.is_null(), "the extension's heap is full: no room for a result of {len} bytes");
+        let from = if self.reply.spill.is_null() { self.reply.buf } else { self.reply.spill };
+        if self.reply.len > 0 {
+            // SAFETY: `from` holds `reply.len` bytes and the block at least as many.
+            unsafe { block.copy_from_nonoverlapping(from, self.reply.len) };
+        }
+        self.reply.spill = block;
+        block
+    }
+}
+
+/// Run a handler's body for the gate: panics end here.
+///
+/// # Safety
+/// `reply` is null or the caller's reply, as [`crate::abi::HandlerFn`] says.
+#[doc(hidden)]
+#[inline]
+pub unsafe fn run(reply: *mut Reply, body: impl FnOnce(&mut Reply) -> Result<Status, Status>) -> u32 {
+    let mut none = Reply::empty();
+    // SAFETY: by contract.
+    let reply = unsafe { reply.as_mut() }.unwrap_or(&mut none);
+    let status = match catch_unwind(AssertUnwindSafe(|| body(reply))) {
+        Ok(Ok(status) | Err(status)) => status,
+        Err(payload) => {
+            let text = payload
+                .downcast_ref::<&str>()
+                .copied()
+                .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+                .unwrap_or("a panic without a message");
+            let len = text.len().min(reply.cap);
+            if !reply.buf.is_null() {
+                reply.spill = std::ptr::null_mut();
+                // SAFETY: `len` bytes fit the caller's buffer.
+                unsafe { reply.buf.copy_from_nonoverlapping(text.as_ptr(), len) };
+                reply.len = len;
+            }
+            Status::Panicked
+        }
+    };
+    status as u32
+}
+
+/// Run an extension's `init` for the gate.
+///
+/// # Safety
+/// As [`crate::abi::InitFn`] says.
+#[doc(hidden)]
+pub unsafe fn run_init<E: Display>(
+    (config, config_len): (*const u8, usize),
+    table: *const Runtime,
+    reply: *mut Reply,
+    name: &'static str,
+    body: impl FnOnce(&Cx, Config) -> Result<(), E>,
+) -> u32 {
+    RUNTIME.store(table.cast_mut(), Ordering::Release);
+    let text: &[u8] = if config_len == 0 {
+        &[]
+    } else {
+        // SAFETY: by contract.
+        unsafe { std::slice::from_raw_parts(config, config_len) }
+    };
+    let body = |reply: &mut Reply| {
+        let text = String::from_utf8_lossy(text);
+        let outcome = Config::parse(&text)
+            .map_err(|error| error.to_string())
+            .and_then(|config| body(&Cx { name }, config).map_err(|error| error.to_string()));
+        match outcome {
+            Ok(()) => Ok(Status::Ok),
+            Err(text) => {
+                Out::new(reply).write(text.as_bytes());
+                Ok(Status::Failed)
+            }
+        }
+    };
+    // SAFETY: by contract.
+    unsafe { run(reply, body) }
+}
