@@ -94,8 +94,9 @@ impl Sandbox {
     #[doc(hidden)]
     #[inline]
     pub fn call_null(&self, handle: Handle, reply: &mut Reply) -> u64 {
+        static ZEROS: [u64; crate::limits::ARG_WORDS_MAX] = [0; crate::limits::ARG_WORDS_MAX];
         // SAFETY: sixteen zero words fit every signature: byte strings are empty.
-        u64::from(unsafe { self.call_raw(handle, &[0; crate::limits::ARG_WORDS_MAX], reply) })
+        u64::from(unsafe { self.call_raw(handle, &ZEROS, reply) })
     }
 
     /// Give back a reply's spill, if it has one.

@@ -85,6 +85,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show four kinds of programs sharing one extension.
+    #[command(after_help = "Example: cargo build --release && target/release/sbx-launcher demo")]
+    Demo,
     /// Print what the extensions of a sandbox wrote and how they failed.
     #[command(after_help = "Example: sbx-launcher log web")]
     Log {
@@ -149,6 +152,7 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Ext(ext) => extension(ext),
         Command::Call { name, handler, args, json } => call(&name, handler, args, json),
         Command::Ps { name, json } => participants(&name, json),
+        Command::Demo => crate::demo::run(),
         Command::Log { name } => {
             print!("{}", ask(&name, Request::Log)?["text"].as_str().unwrap_or(""));
             Ok(0)
@@ -240,8 +244,9 @@ fn participants(name: &str, json: bool) -> Result<i32> {
         "HOW", "CONTEXTS", "UPCALLS");
     for row in answer["participants"].as_array().into_iter().flatten() {
         let text = |key: &str| row[key].as_str().unwrap_or("").to_owned();
-        println!("{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}", row["pid"], text("name"),
-            row["parent"], text("state"), text("how"), row["contexts"], row["upcalls"]);
+        let number = |key: &str| row[key].as_u64().unwrap_or(0);
+        println!("{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}", number("pid"), text("name"),
+            number("parent"), text("state"), text("how"), number("contexts"), number("upcalls"));
     }
     Ok(0)
 }

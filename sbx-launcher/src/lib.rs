@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod control;
+pub mod demo;
 pub mod filter;
 pub mod follow;
 pub mod run;

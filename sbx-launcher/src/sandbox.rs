@@ -398,7 +398,8 @@ impl Sandbox {
     /// # Errors
     /// The worker could not be made, or died.
     pub fn call_in_worker(&self, handle: u64, args: &[u64]) -> Result<Outcome, SandboxError> {
-        worker::call(&self.zones, self.entry.call, self.join_worker, handle, args)
+        let swept = |pid, status| self.sweep(pid, status);
+        worker::call(&self.zones, self.entry.call, self.join_worker, handle, args, swept)
             .map_err(|error| SandboxError::Kernel("the worker", error))
     }
 

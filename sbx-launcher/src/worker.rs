@@ -23,7 +23,7 @@ pub struct Outcome {
     pub bytes: Vec<u8>,
 }
 
-/// Run handler `handle` in a new worker. Addresses in `args` are of this process, which the
+/// Run handler `handle` in a new worker, and `swept` once it has ended. Addresses in `args` are of this process, which the
 /// worker is a copy of.
 ///
 /// # Errors
@@ -34,6 +34,7 @@ pub fn call(
     join: u64,
     handle: u64,
     args: &[u64],
+    swept: impl FnOnce(u32, i32),
 ) -> io::Result<Outcome> {
     let mut pipe = [0; 2];
     // SAFETY: the kernel writes two descriptors.
@@ -57,6 +58,7 @@ pub fn call(
             let mut status = 0;
             // SAFETY: our own child.
             unsafe { libc::waitpid(child, &raw mut status, 0) };
+            swept(child as u32, status);
             outcome.map_err(|error| {
                 if libc::WIFSIGNALED(status) {
                     io::Error::other(format!("it was killed by signal {}", libc::WTERMSIG(status)))

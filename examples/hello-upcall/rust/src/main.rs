@@ -25,14 +25,12 @@ fn bench(client: &hello::Client) -> Result<(), Box<dyn std::error::Error>> {
     let pointer: fn(u64) -> u64 = black_box(plain);
     let sandbox = ext_api::client::Sandbox::current()?;
     let null = sandbox.find("hello.null")?;
+    let mut reply = ext_api::abi::Reply::empty();
     let mut rounds: Vec<[f64; 4]> = Vec::new();
     for _ in 0..ROUNDS {
         rounds.push([
             time(CALLS, |i| black_box(pointer(black_box(i)))),
-            time(CALLS, |_| {
-                let mut reply = ext_api::abi::Reply::empty();
-                sandbox.call_null(null, &mut reply)
-            }),
+            time(CALLS, |_| sandbox.call_null(null, &mut reply)),
             time(CALLS, |i| client.add(i & 1).unwrap_or(0)),
             time(CALLS, |_| u64::from(std::os::unix::process::parent_id())),
         ]);
