@@ -134,8 +134,7 @@ impl Sandbox {
         into: &mut Vec<u8>,
     ) -> Result<R::Value, CallError> {
         into.clear();
-        let mut reply =
-            Reply { buf: into.as_mut_ptr(), cap: into.capacity(), ..Reply::empty() };
+        let mut reply = Reply { buf: into.as_mut_ptr(), cap: into.capacity(), ..Reply::empty() };
         // SAFETY: the macro makes handle and words for the same handler.
         let status = unsafe { self.call_raw(handle, args, &mut reply) };
         let result = match status {

@@ -32,9 +32,9 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let mut values = BTreeMap::new();
         for piece in text.split([',', '\n']).map(str::trim).filter(|piece| !piece.is_empty()) {
-            let (key, value) = piece
-                .split_once('=')
-                .ok_or_else(|| ConfigError(format!("configuration {piece:?}: expected key=value")))?;
+            let (key, value) = piece.split_once('=').ok_or_else(|| {
+                ConfigError(format!("configuration {piece:?}: expected key=value"))
+            })?;
             if values.insert(key.trim().to_owned(), value.trim().to_owned()).is_some() {
                 return Err(ConfigError(format!("configuration key {key:?} is given twice")));
             }

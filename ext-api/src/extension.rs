@@ -78,7 +78,10 @@ impl<'a> Out<'a> {
         let allocate = runtime().expect("a reply spills only in the region").alloc;
         // SAFETY: takes a number.
         let block = unsafe { allocate(len) }.cast::<u8>();
-        assert!(!block.is_null(), "the extension's heap is full: no room for a result of {len} bytes");
+        assert!(
+            !block.is_null(),
+            "the extension's heap is full: no room for a result of {len} bytes"
+        );
         let from = if self.reply.spill.is_null() { self.reply.buf } else { self.reply.spill };
         if self.reply.len > 0 {
             // SAFETY: `from` holds `reply.len` bytes and the block at least as many.
@@ -95,7 +98,10 @@ impl<'a> Out<'a> {
 /// `reply` is null or the caller's reply, as [`crate::abi::HandlerFn`] says.
 #[doc(hidden)]
 #[inline]
-pub unsafe fn run(reply: *mut Reply, body: impl FnOnce(&mut Reply) -> Result<Status, Status>) -> u32 {
+pub unsafe fn run(
+    reply: *mut Reply,
+    body: impl FnOnce(&mut Reply) -> Result<Status, Status>,
+) -> u32 {
     let mut none = Reply::empty();
     // SAFETY: by contract.
     let reply = unsafe { reply.as_mut() }.unwrap_or(&mut none);

@@ -72,7 +72,8 @@ pub const FAULT_TEXT_LEN_MAX: usize = 240;
 pub const LOG_LEN: usize = 64 << 10;
 
 const _: () = assert!(STACK_LEN.is_power_of_two());
-const _: () = assert!(BASE_MIN % HUGE_PAGE_LEN == 0 && BASE_MAX % HUGE_PAGE_LEN == 0);
+const _: () =
+    assert!(BASE_MIN.is_multiple_of(HUGE_PAGE_LEN) && BASE_MAX.is_multiple_of(HUGE_PAGE_LEN));
 const _: () = assert!(HANDLER_NAME_LEN_MAX >= NAME_LEN_MAX + 1 + NAME_LEN_MAX);
 const _: () = assert!(SLOTS_MAX <= 64, "slot sets are one 64-bit word");
 const _: () = assert!(LOG_LEN.is_power_of_two());

@@ -1,1 +1,148 @@
-//! placeholder
+//! The harness: runs the launcher as its users do, with a time limit on every wait.
+//!
+//! The launcher and the example extension must be built in release (`integration/test.sh` does).
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longest that any program of the tests may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A file of the release build.
+///
+/// # Panics
+/// It is not built.
+#[must_use]
+pub fn built(name: &str) -> PathBuf {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let target = option_env!("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let path = target.join("release").join(name);
+    assert!(path.is_file(), "{} is missing: cargo build --release", path.display());
+    path
+}
+
+/// How a program ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Exit status, or 128 and the signal.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// Run a program to its end.
+///
+/// # Panics
+/// It cannot be started, or takes longer than [`PATIENCE`].
+#[must_use]
+pub fn run(command: &mut Command) -> Ended {
+    use std::os::unix::process::ExitStatusExt;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let reader = |mut from: Box<dyn Read + Send>| {
+        thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = from.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        })
+    };
+    let stdout = reader(Box::new(child.stdout.take().expect("piped")));
+    let stderr = reader(Box::new(child.stderr.take().expect("piped")));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            break status;
+        }
+        if start.elapsed() > PATIENCE {
+            let _ = child.kill();
+            panic!("{command:?} did not end within {PATIENCE:?}");
+        }
+        thread::sleep(Duration::from_millis(2));
+    };
+    Ended {
+        status: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+        stdout: stdout.join().expect("the reader does not panic"),
+        stderr: stderr.join().expect("the reader does not panic"),
+    }
+}
+
+/// The launcher with arguments.
+#[must_use]
+pub fn launcher(args: &[&str]) -> Ended {
+    run(Command::new(built("sbx-launcher")).args(args))
+}
+
+/// A named sandbox that goes down with the value.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Its name.
+    pub name: String,
+}
+
+impl Sandbox {
+    /// Bring one up.
+    ///
+    /// # Panics
+    /// It does not come up.
+    #[must_use]
+    pub fn up(test: &str) -> Self {
+        let name = format!("t{}-{test}", std::process::id());
+        let ended = launcher(&["up", &name]);
+        assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+        Self { name }
+    }
+
+    /// Load the hello extension.
+    ///
+    /// # Panics
+    /// It does not load.
+    pub fn load_hello(&self) {
+        let image = built("libhello_upcall.so");
+        let ended = launcher(&["ext", "load", &self.name, image.to_str().expect("a UTF-8 path")]);
+        assert_eq!(ended.status, 0, "{}", ended.stderr);
+    }
+
+    /// Run a command in it.
+    #[must_use]
+    pub fn run(&self, argv: &[&str]) -> Ended {
+        let mut args = vec!["run", "--sandbox", &self.name, "--"];
+        args.extend(argv);
+        launcher(&args)
+    }
+
+    /// Call a handler in the worker.
+    #[must_use]
+    pub fn call(&self, args: &[&str]) -> Ended {
+        let mut all = vec!["call", &self.name];
+        all.extend(args);
+        launcher(&all)
+    }
+
+    /// The rows of `ps --json`.
+    ///
+    /// # Panics
+    /// It prints no JSON.
+    #[must_use]
+    pub fn participants(&self) -> Vec<Value> {
+        let ended = launcher(&["ps", &self.name, "--json"]);
+        let value: Value = serde_json::from_str(&ended.stdout).expect("ps --json prints JSON");
+        value["participants"].as_array().cloned().unwrap_or_default()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let _ = launcher(&["down", &self.name]);
+    }
+}

@@ -199,8 +199,10 @@ impl Arena {
     }
 
     fn word_at(&self, offset: usize) -> &'static AtomicU64 {
-        // SAFETY: callers compute offsets within the metadata, which is mapped and 8-aligned.
-        unsafe { self.base.add(offset).cast::<AtomicU64>().as_ref() }
+        // SAFETY: callers compute offsets within the metadata.
+        let word = unsafe { self.base.add(offset) }.cast::<AtomicU64>();
+        // SAFETY: the metadata is mapped, and all of it is 8-aligned words.
+        unsafe { word.as_ref() }
     }
 
     fn chunk_word(&self, chunk: usize) -> &'static AtomicU64 {
@@ -414,7 +416,8 @@ impl Arena {
             })
             .count();
         if taken == words {
-            let closed = |word: usize| Bits::from_word(self.bits(chunk, word).load(Ordering::Relaxed));
+            let closed =
+                |word: usize| Bits::from_word(self.bits(chunk, word).load(Ordering::Relaxed));
             for word in 0..words {
                 let bits = Bits { class: 0, ..closed(word) };
                 self.bits(chunk, word).store(bits.word(), Ordering::Relaxed);

@@ -146,7 +146,9 @@ fn check_header(file: &[u8]) -> Result<&Header, ImageError> {
     }
     let kind = header.e_type.get(LE);
     if kind != elf::ET_DYN {
-        return Err(unsupported("it is not a shared object (build it as a cdylib or with -shared)"));
+        return Err(unsupported(
+            "it is not a shared object (build it as a cdylib or with -shared)",
+        ));
     }
     Ok(header)
 }
@@ -225,7 +227,8 @@ impl Extent {
         let bias = boundary - self.boundary;
         let mut bytes = vec![0; (self.high - self.low) as usize];
         for segment in segments.iter().filter(|s| s.p_type.get(LE) == elf::PT_LOAD) {
-            let (offset, len) = (segment.p_offset.get(LE) as usize, segment.p_filesz.get(LE) as usize);
+            let (offset, len) =
+                (segment.p_offset.get(LE) as usize, segment.p_filesz.get(LE) as usize);
             let to = (segment.p_vaddr.get(LE) - self.low) as usize;
             bytes[to..to + len].copy_from_slice(&file[offset..offset + len]);
         }
@@ -273,7 +276,9 @@ fn exported(file: &[u8], bias: u64) -> Result<Vec<(String, u64)>, ImageError> {
     Ok(parsed
         .dynamic_symbols()
         .filter(|symbol| symbol.is_definition())
-        .filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), bias.wrapping_add(symbol.address()))))
+        .filter_map(|symbol| {
+            Some((symbol.name().ok()?.to_owned(), bias.wrapping_add(symbol.address())))
+        })
         .collect())
 }
 
@@ -386,7 +391,8 @@ impl Dynamic {
 
     fn constructors(&self, image: &Image) -> Result<[u64; 2], ImageError> {
         let Some(array) = self.get(tag::INIT_ARRAY) else { return Ok([0; 2]) };
-        let (array, len) = (image.bias.wrapping_add(array), self.get(tag::INIT_ARRAY_LEN).unwrap_or(0));
+        let (array, len) =
+            (image.bias.wrapping_add(array), self.get(tag::INIT_ARRAY_LEN).unwrap_or(0));
         for index in 0..len / 8 {
             let constructor = array.checked_add(index * 8).and_then(|at| image.word_at(at));
             let sound = constructor.is_some_and(|address| address == 0 || image.is_code(address));

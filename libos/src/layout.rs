@@ -180,13 +180,13 @@ pub fn maps(place: Place) -> impl Iterator<Item = MapRecord> {
 
 const _: () = assert!(3 + SLOTS_MAX <= MAPS_MAX);
 const _: () = assert!(SLOTS_END <= ARENAS_OFFSET);
-const _: () = assert!(LARGE_OFFSET % HUGE_PAGE_LEN == 0);
+const _: () = assert!(LARGE_OFFSET.is_multiple_of(HUGE_PAGE_LEN));
 const _: () = assert!(LEN_MIN >= ARENAS_OFFSET + LIBOS_ARENA_LEN);
 const _: () = assert!(CACHE_ENTRIES.is_power_of_two());
 const _: () = assert!(CACHE_ENTRIES * CACHE_ENTRY_LEN <= PROCESS_OFFSET);
 const _: () = assert!(PROCESS_OFFSET < WIPED_LEN && WIPED_LEN <= CACHE_AREA_LEN);
 const _: () = assert!(BASE_MAX - BASE_MIN >= LEN_MAX + PRIVATE_LEN);
-const _: () = assert!(STACK_LEN < HUGE_PAGE_LEN && HUGE_PAGE_LEN % STACK_LEN == 0);
+const _: () = assert!(STACK_LEN < HUGE_PAGE_LEN && HUGE_PAGE_LEN.is_multiple_of(STACK_LEN));
 
 #[cfg(test)]
 mod tests {

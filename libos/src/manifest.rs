@@ -43,7 +43,8 @@ fn bad(what: impl Into<String>) -> ImageError {
 /// # Errors
 /// [`ImageError::Manifest`], which says what is wrong.
 pub fn read(image: &Image) -> Result<Extension, ImageError> {
-    let mut found = image.exports.iter().filter(|(name, _)| name.starts_with(MANIFEST_SYMBOL_PREFIX));
+    let mut found =
+        image.exports.iter().filter(|(name, _)| name.starts_with(MANIFEST_SYMBOL_PREFIX));
     let (_, at) = found.next().ok_or_else(|| {
         bad(format!("no symbol {MANIFEST_SYMBOL_PREFIX}*: is this an extension? (#[extension])"))
     })?;
@@ -117,7 +118,12 @@ fn text(image: &Image, address: u64, len: u64, len_max: usize) -> Result<String,
     String::from_utf8(bytes.to_vec()).map_err(|_| bad("a text that is not UTF-8"))
 }
 
-fn handlers(image: &Image, extension: &str, at: u64, count: u64) -> Result<Vec<Handler>, ImageError> {
+fn handlers(
+    image: &Image,
+    extension: &str,
+    at: u64,
+    count: u64,
+) -> Result<Vec<Handler>, ImageError> {
     const DECL_LEN: u64 = size_of::<ext_api::abi::HandlerDecl>() as u64;
     if count >= HANDLERS_MAX as u64 {
         return Err(bad(format!("{count} handlers; the table has {HANDLERS_MAX}")));
@@ -126,7 +132,9 @@ fn handlers(image: &Image, extension: &str, at: u64, count: u64) -> Result<Vec<H
     for index in 0..count {
         let field = |offset: u64| {
             let address = at.checked_add(index * DECL_LEN + offset);
-            address.and_then(|at| image.word_at(at)).ok_or_else(|| bad("handlers outside of the image"))
+            address
+                .and_then(|at| image.word_at(at))
+                .ok_or_else(|| bad("handlers outside of the image"))
         };
         let short = text(image, field(0)?, field(8)?, NAME_LEN_MAX)?;
         check_name(&short)?;

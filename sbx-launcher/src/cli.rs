@@ -20,7 +20,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a sandbox.
-    #[command(after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py")]
+    #[command(
+        after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py"
+    )]
     Run {
         /// Use the named sandbox that is up, instead of one of its own.
         #[arg(long, value_name = "NAME")]
@@ -39,7 +41,9 @@ enum Command {
         argv: Vec<OsString>,
     },
     /// Make a named sandbox that outlives one command.
-    #[command(after_help = "Example: sbx-launcher up web && sbx-launcher run --sandbox web -- bash")]
+    #[command(
+        after_help = "Example: sbx-launcher up web && sbx-launcher run --sandbox web -- bash"
+    )]
     Up {
         /// Its name.
         name: String,
@@ -186,7 +190,11 @@ fn extension(ext: Ext) -> Result<i32> {
         Ext::Load { name, file, config } => {
             let file = std::path::absolute(file)?;
             let loaded = ask(&name, Request::Load { file, config })?;
-            println!("loaded {} into slot {}", loaded["name"].as_str().unwrap_or(""), loaded["slot"]);
+            println!(
+                "loaded {} into slot {}",
+                loaded["name"].as_str().unwrap_or(""),
+                loaded["slot"]
+            );
             let missing = loaded["missing"].as_array().map_or(0, Vec::len);
             if missing > 0 {
                 eprintln!(
@@ -240,13 +248,23 @@ fn participants(name: &str, json: bool) -> Result<i32> {
         println!("{answer}");
         return Ok(0);
     }
-    println!("{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}", "PID", "NAME", "PARENT", "STATE",
-        "HOW", "CONTEXTS", "UPCALLS");
+    println!(
+        "{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}",
+        "PID", "NAME", "PARENT", "STATE", "HOW", "CONTEXTS", "UPCALLS"
+    );
     for row in answer["participants"].as_array().into_iter().flatten() {
         let text = |key: &str| row[key].as_str().unwrap_or("").to_owned();
         let number = |key: &str| row[key].as_u64().unwrap_or(0);
-        println!("{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}", number("pid"), text("name"),
-            number("parent"), text("state"), text("how"), number("contexts"), number("upcalls"));
+        println!(
+            "{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}",
+            number("pid"),
+            text("name"),
+            number("parent"),
+            text("state"),
+            text("how"),
+            number("contexts"),
+            number("upcalls")
+        );
     }
     Ok(0)
 }

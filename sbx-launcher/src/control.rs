@@ -323,7 +323,10 @@ fn call(supervisor: &Supervisor, handler: &str, args: &[String]) -> Result<Value
     match outcome.status {
         0 if signature.contains("bytes") && signature.contains("->")
             || signature.contains("-> str")
-            || signature.contains("<str>") => Ok(json!({ "value": bytes })),
+            || signature.contains("<str>") =>
+        {
+            Ok(json!({ "value": bytes }))
+        }
         0 if signature.contains("->") => Ok(json!({ "value": outcome.word })),
         0 => Ok(json!({ "value": Value::Null })),
         1 => Ok(json!({ "none": true })),

@@ -52,10 +52,8 @@ pub fn run() -> Result<i32, Box<dyn std::error::Error>> {
     }
     let argv = ["/usr/bin/env", "sh", "-c"].map(OsString::from).to_vec();
     let variables = [("SBX_DEMO", &example), ("SBX_DEMO_TMP", &scratch), ("SBX_DEMO_BIN", &bin)];
-    let exports: String = variables
-        .iter()
-        .map(|(key, path)| format!("{key}='{}'\n", path.display()))
-        .collect();
+    let exports: String =
+        variables.iter().map(|(key, path)| format!("{key}='{}'\n", path.display())).collect();
     let argv = argv.into_iter().chain([OsString::from(exports + SCRIPT)]).collect();
     let status = run::in_own_sandbox(run::Command {
         argv,

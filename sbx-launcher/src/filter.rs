@@ -120,21 +120,27 @@ fn head(region: &Range<usize>) -> Vec<sock_filter> {
     for number in [libc::SYS_execve, libc::SYS_execveat, libc::SYS_fork] {
         on(number, vec![op(RETURN, NOTIFY)]);
     }
-    on(libc::SYS_clone, vec![
-        op(LOAD, low(0)),
-        jump(JUMP_BITS, libc::CLONE_VM as u32, 1, 0),
-        op(RETURN, NOTIFY),
-        op(RETURN, ALLOW),
-    ]);
+    on(
+        libc::SYS_clone,
+        vec![
+            op(LOAD, low(0)),
+            jump(JUMP_BITS, libc::CLONE_VM as u32, 1, 0),
+            op(RETURN, NOTIFY),
+            op(RETURN, ALLOW),
+        ],
+    );
     // Programs that find no io_uring fall back; it would bypass this filter.
     on(libc::SYS_io_uring_setup, vec![op(RETURN, ERRNO | libc::ENOSYS as u32)]);
-    on(libc::SYS_personality, vec![
-        op(LOAD, low(0)),
-        jump(JUMP_EQUAL, u32::MAX, 2, 0),
-        jump(JUMP_BITS, libc::READ_IMPLIES_EXEC as u32, 0, 1),
-        op(RETURN, ERRNO | libc::EPERM as u32),
-        op(RETURN, ALLOW),
-    ]);
+    on(
+        libc::SYS_personality,
+        vec![
+            op(LOAD, low(0)),
+            jump(JUMP_EQUAL, u32::MAX, 2, 0),
+            jump(JUMP_BITS, libc::READ_IMPLIES_EXEC as u32, 0, 1),
+            op(RETURN, ERRNO | libc::EPERM as u32),
+            op(RETURN, ALLOW),
+        ],
+    );
     on(libc::SYS_madvise, overlap(region));
     program
 }
@@ -160,12 +166,12 @@ fn overlap(region: &Range<usize>) -> Vec<sock_filter> {
         op(ADD_X, 0),
         op(STORE, 0),
         // Carry: the low word of the length is greater than the sum.
-        op(0x87, 0),                            // A = X: the length's low word
-        op(0x61, 0),                            // X = scratch 0
-        jump(JUMP_GREATER_X, 0, 0, 2),          // length > sum: carry
-        op(0x00, 1),                            // A = 1
+        op(0x87, 0),                   // A = X: the length's low word
+        op(0x61, 0),                   // X = scratch 0
+        jump(JUMP_GREATER_X, 0, 0, 2), // length > sum: carry
+        op(0x00, 1),                   // A = 1
         op(JUMP, 1),
-        op(0x00, 0),                            // A = 0
+        op(0x00, 0), // A = 0
         op(TO_X, 0),
         op(LOAD, low(0) + 4),
         op(ADD_X, 0),
@@ -197,7 +203,10 @@ fn base_policy(text: &str) -> Result<BpfProgram, FilterError> {
     let policy: Policy =
         toml::from_str(text).map_err(|error| FilterError::Policy(error.to_string()))?;
     if policy.version != 1 {
-        return Err(FilterError::Policy(format!("version {}: this launcher knows 1", policy.version)));
+        return Err(FilterError::Policy(format!(
+            "version {}: this launcher knows 1",
+            policy.version
+        )));
     }
     let mut rules = BTreeMap::new();
     for rule in policy.syscall {
@@ -231,15 +240,12 @@ pub fn install(program: &[sock_filter]) -> io::Result<OwnedFd> {
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_ptr().cast_mut().cast(),
-    };
+    let program =
+        libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut().cast() };
     for flags in [NEW_LISTENER | WAIT_KILLABLE_RECV, NEW_LISTENER] {
         // SAFETY: the program outlives the call, and its instructions are laid out as the kernel's.
-        let fd = unsafe {
-            libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program)
-        };
+        let fd =
+            unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program) };
         if fd >= 0 {
             // SAFETY: the kernel just made it for us.
             return Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) });
@@ -265,7 +271,7 @@ mod tests {
             4 => arch,
             _ => {
                 let arg = args[((k - 16) / 8) as usize];
-                if (k - 16) % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
+                if (k - 16).is_multiple_of(8) { arg as u32 } else { (arg >> 32) as u32 }
             }
         };
         let (mut a, mut x, mut scratch, mut at) = (0u32, 0u32, [0u32; 16], 0usize);

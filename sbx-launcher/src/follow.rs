@@ -323,7 +323,8 @@ fn read_text(tid: i32, address: u64) -> Option<String> {
         let local = libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: len };
         let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: len };
         // SAFETY: the kernel writes at most `len` bytes into `piece`.
-        let got = unsafe { libc::process_vm_readv(tid, &raw const local, 1, &raw const remote, 1, 0) };
+        let got =
+            unsafe { libc::process_vm_readv(tid, &raw const local, 1, &raw const remote, 1, 0) };
         let got = piece.get(..usize::try_from(got).ok()?)?;
         if let Some(end) = got.iter().position(|&byte| byte == 0) {
             text.extend_from_slice(&got[..end]);
@@ -413,8 +414,10 @@ fn set_registers(pid: i32, regs: &libc::user_regs_struct) -> io::Result<()> {
 }
 
 fn peek(pid: i32, address: u64) -> io::Result<u64> {
-    // SAFETY: resets our own errno, since every word is a valid result.
-    unsafe { *libc::__errno_location() = 0 };
+    // SAFETY: the thread's own errno.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above; it is reset since every word is a valid result.
+    unsafe { *errno = 0 };
     // SAFETY: takes numbers only in this libc.
     let word = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, pid, address, 0) };
     match io::Error::last_os_error() {

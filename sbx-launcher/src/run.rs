@@ -62,7 +62,10 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
 ///
 /// # Errors
 /// There is no such sandbox, or the command could not be started.
-pub fn in_named_sandbox(name: &str, argv: Vec<OsString>) -> Result<i32, Box<dyn std::error::Error>> {
+pub fn in_named_sandbox(
+    name: &str,
+    argv: Vec<OsString>,
+) -> Result<i32, Box<dyn std::error::Error>> {
     // The region's place is needed for the filter before there is a listener to hand over.
     let place = control::ask(name, &Request::Place, &[])?;
     let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;

@@ -224,16 +224,14 @@ impl Sandbox {
 
     fn extension_row(&self, slot: usize) -> *mut ExtensionEntry {
         assert!(slot < SLOTS_MAX);
-        // SAFETY: within the control zone.
-        unsafe {
-            self.zones.control.alias().add(EXTENSIONS_OFFSET).cast::<ExtensionEntry>().add(slot)
-        }
+        let first = self.zones.control.alias().wrapping_add(EXTENSIONS_OFFSET);
+        first.cast::<ExtensionEntry>().wrapping_add(slot)
     }
 
     fn handler_row(&self, index: usize) -> *mut HandlerEntry {
         assert!(index < HANDLERS_MAX);
-        // SAFETY: within the control zone.
-        unsafe { self.zones.control.alias().add(HANDLERS_OFFSET).cast::<HandlerEntry>().add(index) }
+        let first = self.zones.control.alias().wrapping_add(HANDLERS_OFFSET);
+        first.cast::<HandlerEntry>().wrapping_add(index)
     }
 
     fn publish_extension(&self, image: &Image, slot: usize, name: &str, arena: (usize, usize)) {
@@ -424,9 +422,10 @@ impl Sandbox {
     /// # Errors
     /// No such extension, or an upcall that does not end within five seconds.
     pub fn unload(&mut self, name: &str) -> Result<(), SandboxError> {
-        let index = self.loaded.iter().position(|known| known.name == name).ok_or_else(|| {
-            SandboxError::Refused(format!("no extension named {name} is loaded"))
-        })?;
+        let index =
+            self.loaded.iter().position(|known| known.name == name).ok_or_else(|| {
+                SandboxError::Refused(format!("no extension named {name} is loaded"))
+            })?;
         for &row in &self.loaded[index].rows {
             // SAFETY: only the supervisor writes the row.
             let live = unsafe { &*self.handler_row(row) };

@@ -116,9 +116,8 @@ impl Zones {
     /// ENOSPC or ENOMEM when the machine is full.
     pub fn commit(&self, offset: usize, len: usize) -> io::Result<()> {
         // SAFETY: takes numbers only.
-        let done = unsafe {
-            libc::fallocate(self.data.fd.as_raw_fd(), 0, offset as i64, len as i64)
-        };
+        let done =
+            unsafe { libc::fallocate(self.data.fd.as_raw_fd(), 0, offset as i64, len as i64) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
@@ -126,9 +125,8 @@ impl Zones {
     pub fn discard(&self, offset: usize, len: usize) {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: takes numbers only. What cannot be given back stays until the sandbox ends.
-        let _ = unsafe {
-            libc::fallocate(self.data.fd.as_raw_fd(), mode, offset as i64, len as i64)
-        };
+        let _ =
+            unsafe { libc::fallocate(self.data.fd.as_raw_fd(), mode, offset as i64, len as i64) };
     }
 }
 
@@ -181,8 +179,7 @@ fn memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
 
 fn seal(fd: &OwnedFd, seals: i32) -> io::Result<()> {
     // SAFETY: takes numbers only.
-    let done =
-        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals | libc::F_SEAL_SEAL) };
+    let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals | libc::F_SEAL_SEAL) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -194,8 +191,7 @@ fn huge_tmpfs(len: usize) -> io::Result<OwnedFd> {
     const NOEXEC: usize = 8;
     let call = |number: libc::c_long, args: [usize; 5]| {
         // SAFETY: the texts outlive the call; the rest are numbers.
-        let got =
-            unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) };
+        let got = unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4]) };
         if got < 0 { Err(io::Error::last_os_error()) } else { Ok(got as i32) }
     };
     let owned = |fd: i32| {

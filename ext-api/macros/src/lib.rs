@@ -192,8 +192,12 @@ fn handler_of(function: &ItemFn) -> Result<Handler> {
         ReturnType::Default => parse_quote!(()),
         ReturnType::Type(_, kind) => (**kind).clone(),
     };
-    let docs =
-        function.attrs.iter().filter(|attribute| attribute.path().is_ident("doc")).cloned().collect();
+    let docs = function
+        .attrs
+        .iter()
+        .filter(|attribute| attribute.path().is_ident("doc"))
+        .cloned()
+        .collect();
     Ok(Handler { name: sig.ident.clone(), state, parameters, out, returns, docs })
 }
 
@@ -358,9 +362,9 @@ fn manifest(args: &Args, handlers: &[Handler]) -> Tokens {
 
 fn client(args: &Args, handlers: &[Handler]) -> Tokens {
     let count = handlers.len();
-    let names = handlers
-        .iter()
-        .map(|handler| LitStr::new(&format!("{}.{}", args.name.value(), handler.name), Span::call_site()));
+    let names = handlers.iter().map(|handler| {
+        LitStr::new(&format!("{}.{}", args.name.value(), handler.name), Span::call_site())
+    });
     let methods = handlers.iter().enumerate().map(|(index, handler)| {
         let Handler { name, docs, returns, .. } = handler;
         let parameters = handler.parameters.iter().map(|Parameter { name, kind }| quote! { #name: #kind });

@@ -5,4 +5,7 @@
 mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::{cache_index, copy_backwards, copy_forwards, fill, sbx_call, leave_upcall, stack_pointer, syscall6};
+pub(crate) use x86_64::{
+    cache_index, copy_backwards, copy_forwards, fill, leave_upcall, sbx_call, stack_pointer,
+    syscall6,
+};

@@ -75,10 +75,11 @@ pub(crate) extern "C" fn sbx_context_slow(fs: u64, stack: usize) -> usize {
     let context = match known {
         Some(context) if context.tid.load(Relaxed) == tid => Some(context),
         Some(context) if take_over(context, own.pid, tid) => Some(context),
-        Some(_) => return of_tid(own.pid, tid).or_else(|| new(&own, tid)).map_or(
-            Status::NoContext as usize,
-            |context| settle(context, fs, stack),
-        ),
+        Some(_) => {
+            return of_tid(own.pid, tid)
+                .or_else(|| new(&own, tid))
+                .map_or(Status::NoContext as usize, |context| settle(context, fs, stack));
+        }
         None => of_tid(own.pid, tid).or_else(|| new(&own, tid)),
     };
     let Some(context) = context else {

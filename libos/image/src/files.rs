@@ -77,7 +77,12 @@ pub(crate) extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) ->
     openat(AT_FDCWD as c_int, path, flags, mode)
 }
 
-pub(crate) extern "C" fn openat(at: c_int, path: *const c_char, flags: c_int, mode: c_int) -> c_int {
+pub(crate) extern "C" fn openat(
+    at: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: c_int,
+) -> c_int {
     let directory = if at as usize == AT_FDCWD { Ok(AT_FDCWD) } else { to_kernel(at) };
     let opened = directory.and_then(|directory| {
         // SAFETY: the caller vouches for the path.
@@ -105,7 +110,12 @@ pub(crate) extern "C" fn pread(fd: c_int, to: *mut c_void, len: usize, offset: c
     on_fd(nr::PREAD64, fd, [to as usize, len, offset as usize])
 }
 
-pub(crate) extern "C" fn pwrite(fd: c_int, from: *const c_void, len: usize, offset: c_long) -> isize {
+pub(crate) extern "C" fn pwrite(
+    fd: c_int,
+    from: *const c_void,
+    len: usize,
+    offset: c_long,
+) -> isize {
     on_fd(nr::PWRITE64, fd, [from as usize, len, offset as usize])
 }
 

@@ -54,7 +54,8 @@ unsafe fn ends<T: Copy>(to: *mut u8, from: *const u8, len: usize) {
     let tail = len - size_of::<T>();
     // SAFETY: both places lie within the `len` bytes of the caller's contract.
     unsafe {
-        let (a, b) = (from.cast::<T>().read_unaligned(), from.add(tail).cast::<T>().read_unaligned());
+        let (a, b) =
+            (from.cast::<T>().read_unaligned(), from.add(tail).cast::<T>().read_unaligned());
         to.cast::<T>().write_unaligned(a);
         to.add(tail).cast::<T>().write_unaligned(b);
     }

@@ -187,7 +187,10 @@ fn row_of(pid: u32) -> Option<(usize, u32)> {
     let common = context::common();
     (0..PROCESSES_MAX).find_map(|row| {
         let seen = common.process(row).claim.load();
-        (seen.pid == pid).then(|| common.process(row).claim.swap(seen, pid)).flatten().map(|g| (row, g))
+        (seen.pid == pid)
+            .then(|| common.process(row).claim.swap(seen, pid))
+            .flatten()
+            .map(|g| (row, g))
     })
 }
 

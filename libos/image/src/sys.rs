@@ -76,7 +76,10 @@ pub(crate) mod nr {
 ///
 /// # Safety
 /// As the call itself.
-pub(crate) unsafe fn call<const N: usize>(number: usize, given: [usize; N]) -> Result<usize, Errno> {
+pub(crate) unsafe fn call<const N: usize>(
+    number: usize,
+    given: [usize; N],
+) -> Result<usize, Errno> {
     let mut args = [0; 6];
     for (to, from) in args.iter_mut().zip(given) {
         *to = from;
@@ -225,9 +228,8 @@ pub(crate) fn read_file(path: &core::ffi::CStr, into: &mut [u8]) -> Result<usize
     const AT_FDCWD: isize = -100;
     const O_CLOEXEC: usize = 0x8_0000;
     // SAFETY: `path` ends with a zero.
-    let fd = unsafe {
-        call(nr::OPENAT, [AT_FDCWD as usize, path.as_ptr() as usize, O_CLOEXEC])
-    }? as i32;
+    let fd =
+        unsafe { call(nr::OPENAT, [AT_FDCWD as usize, path.as_ptr() as usize, O_CLOEXEC]) }? as i32;
     let mut len = 0;
     while let Some(rest) = into.get_mut(len..).filter(|rest| !rest.is_empty()) {
         // SAFETY: the kernel writes into `rest`.

@@ -69,9 +69,8 @@ unsafe fn symbol(base: usize, name: &[u8]) -> Option<usize> {
     let at = |address: usize| unsafe { (address as *const u64).read_unaligned() };
     let half = |address: usize| (at(address) & 0xffff) as usize;
     let (headers, count) = (base + at(base + 32) as usize, half(base + 56));
-    let find = |kind: u32| {
-        (0..count).map(|i| headers + i * 56).find(|&header| at(header) as u32 == kind)
-    };
+    let find =
+        |kind: u32| (0..count).map(|i| headers + i * 56).find(|&header| at(header) as u32 == kind);
     let bias = base.wrapping_sub(at(find(PT_LOAD)? + 16) as usize);
     let dynamic = bias.wrapping_add(at(find(PT_DYNAMIC)? + 16) as usize);
     let tag = |wanted: u64| {

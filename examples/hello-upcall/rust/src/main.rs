@@ -36,7 +36,9 @@ fn bench(client: &hello::Client) -> Result<(), Box<dyn std::error::Error>> {
         ]);
     }
     for (index, name) in
-        ["plain indirect call", "null upcall, raw gate", "typed add(u64)", "getppid"].iter().enumerate()
+        ["plain indirect call", "null upcall, raw gate", "typed add(u64)", "getppid"]
+            .iter()
+            .enumerate()
     {
         let mut column: Vec<f64> = rounds.iter().map(|round| round[index]).collect();
         column.sort_by(f64::total_cmp);

@@ -381,7 +381,6 @@ pub(crate) fn stack_pointer() -> usize {
     rsp
 }
 
-
 /// Copy upwards; right for any overlap in which `to` is not inside `from..from + len`.
 ///
 /// # Safety
