@@ -7,7 +7,7 @@
 //!
 //! #[extension(name = "count", heap = "16M")]
 //! pub mod count {
-//!     use super::*;
+//!     use ext_api::prelude::*;
 //!     use std::sync::atomic::{AtomicU64, Ordering};
 //!
 //!     pub struct State { total: AtomicU64, step: u64 }

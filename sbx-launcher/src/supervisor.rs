@@ -102,7 +102,7 @@ impl Supervisor {
                 end = end.or(self.answer());
             } else if index < first_process {
                 if events & libc::POLLIN != 0 {
-                    self.notified(index - first_listener);
+                    end = end.or(self.notified(index - first_listener));
                 } else {
                     hung_up.push(index - first_listener);
                 }
@@ -116,12 +116,11 @@ impl Supervisor {
         end
     }
 
-    fn notified(&mut self, index: usize) {
+    fn notified(&mut self, index: usize) -> Option<End> {
         let (watched, listener) = (&self.watched, self.listeners[index].as_fd());
         let events = self.follower.notified(listener, |pid| watched.contains_key(&pid));
         self.note(events);
-        let end = self.reap_stops();
-        debug_assert!(end.is_none() || self.command.is_some());
+        self.reap_stops()
     }
 
     fn note(&mut self, events: Vec<Followed>) {
