@@ -155,6 +155,9 @@ fn become_command(program: &[seccompiler::sock_filter], argv: &[CString], to: &O
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: the command starts with no signal blocked by us.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    // Rust ignores SIGPIPE in its own programs; the command has it as usual.
+    // SAFETY: the default action runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let listener = match filter::install(program) {
         Ok(listener) => listener,
         Err(error) => {

@@ -248,4 +248,4 @@ fn refuse(errno: Errno) -> ! {
 }
 
 const _: () = assert!(PROCESS_OFFSET + size_of::<ThisProcess>() <= WIPED_LEN);
-const _: () = assert!(WIPED_LEN % PAGE_LEN == 0);
+const _: () = assert!(WIPED_LEN.is_multiple_of(PAGE_LEN));
