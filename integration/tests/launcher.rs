@@ -17,6 +17,25 @@ fn output_and_exit_status_are_the_commands_own() {
 }
 
 #[test]
+fn an_unprivileged_user_needs_nothing_more() {
+    let dir = std::env::temp_dir().join(format!("sbx-unprivileged-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    for file in ["sbx-launcher", "libhello_upcall.so", "hello-caller"] {
+        std::fs::copy(built(file), dir.join(file)).unwrap();
+    }
+    assert_eq!(run(Command::new("chmod").args(["-R", "a+rX"]).arg(&dir)).status, 0);
+    // As root this becomes nobody; anybody else is unprivileged already.
+    let script = "cd \"$1\"; set --; \
+        [ \"$(id -u)\" = 0 ] && set -- setpriv --reuid 65534 --regid 65534 --clear-groups; \
+        \"$@\" ./sbx-launcher run --ext libhello_upcall.so -- \
+        bash -c './hello-caller; (./hello-caller) | cat'";
+    let ended = run(Command::new("bash").args(["-c", script, "bash"]).arg(&dir));
+    let expected = "hello, rust (1)\ntotal 1\nhello, rust (2)\ntotal 2\n";
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected), "{}", ended.stderr);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
 fn a_pipe_reaches_the_command() {
     let script = format!("printf abc | {} run -- cat", built("sbx-launcher").display());
     assert_eq!(run(Command::new("sh").args(["-c", &script])).stdout, "abc");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use crate::control::{self, Server};
-use crate::follow::{Followed, Follower, pidfd};
+use crate::follow::{Followed, Follower, pidfd, take_turns};
 use crate::sandbox::Sandbox;
 
 /// How the supervisor's loop ended.
@@ -55,6 +55,7 @@ impl Supervisor {
 
     /// Take over the notifications of a launched command.
     pub fn add_listener(&mut self, listener: OwnedFd) {
+        take_turns(listener.as_fd());
         self.listeners.push(listener);
     }
 

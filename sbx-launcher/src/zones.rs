@@ -51,17 +51,10 @@ impl Zone {
 
     fn map(fd: OwnedFd, len: usize) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let alias = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                prot,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
+        let place = reserve_aligned(len)?;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: replaces a part of the reservation made just now.
+        let alias = unsafe { libc::mmap(place, len, prot, flags, fd.as_raw_fd(), 0) };
         if alias == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -128,6 +121,18 @@ impl Zones {
         let _ =
             unsafe { libc::fallocate(self.data.fd.as_raw_fd(), mode, offset as i64, len as i64) };
     }
+}
+
+/// Address space for `len` bytes, aligned as the region is: heaps are laid out in the alias.
+fn reserve_aligned(len: usize) -> io::Result<*mut libc::c_void> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let (any, more) = (std::ptr::null_mut(), len + HUGE_PAGE_LEN);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(any, more, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(start.map_addr(|address| address.next_multiple_of(HUGE_PAGE_LEN)))
 }
 
 /// A base at random: a region is no use to whoever has to guess where it lies.
