@@ -49,8 +49,8 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
     if supervisor.alive() > 0 {
         // SAFETY: one thread; the child goes on with the same state.
         if unsafe { libc::fork() } == 0 {
-            // SAFETY: takes nothing.
-            unsafe { libc::setsid() };
+            // A caller that reads the command's output to its end must not wait for us.
+            detach();
             supervisor.serve();
             std::process::exit(0);
         }
