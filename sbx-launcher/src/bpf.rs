@@ -2,8 +2,8 @@
 //!
 //! A program is a list of instructions whose jumps name labels. Every jump goes forward, as the
 //! kernel demands, so a program always ends. A conditional jump has one byte for each of its two
-//! distances; [`Assembler::finish`] widens those that need more into a conditional jump over two
-//! unconditional ones, which have 32 bits.
+//! distances; where one is too short, [`Assembler::finish`] puts an unconditional jump, which has
+//! 32 bits, behind it.
 //!
 //! The words are 32 bits wide. Comparisons of 64-bit fields and overlaps of address ranges are
 //! built of them in [`predicate`]; [`interpret`] runs a program as the kernel does.
@@ -207,16 +207,12 @@ impl Assembler {
     /// # Errors
     /// See [`AssembleError`].
     pub fn finish(&self) -> Result<Vec<sock_filter>, AssembleError> {
-        let mut wide = vec![false; self.ops.len()];
-        // Each round widens at least one jump or is the last: widening never brings ends closer.
+        let mut far = vec![Far::default(); self.ops.len()];
+        // Each round marks at least one side as far or is the last: marking brings no ends closer.
         let at = loop {
-            let at = positions(&wide);
-            let more = self.too_near(&wide, &at)?;
-            if more.is_empty() {
+            let at = positions(&far);
+            if !self.mark_far(&mut far, &at)? {
                 break at;
-            }
-            for index in more {
-                wide[index] = true;
             }
         };
         let len = at[self.ops.len()];
@@ -224,24 +220,26 @@ impl Assembler {
             return Err(AssembleError::TooLong(len));
         }
         let mut program = Vec::with_capacity(len);
-        for (index, op) in self.ops.iter().enumerate() {
-            self.encode(op, wide[index], &at, &mut program)?;
+        for (op, far) in self.ops.iter().zip(far) {
+            self.encode(op, far, &at, &mut program)?;
         }
         Ok(program)
     }
 
-    /// Branches that one byte cannot span, with instructions lying where `at` says.
-    fn too_near(&self, wide: &[bool], at: &[usize]) -> Result<Vec<usize>, AssembleError> {
-        let mut found = Vec::new();
+    /// Mark the sides of branches that one byte cannot span, with instructions lying where `at`
+    /// says; whether there were any that are not marked yet.
+    fn mark_far(&self, far: &mut [Far], at: &[usize]) -> Result<bool, AssembleError> {
+        let mut changed = false;
         for (index, op) in self.ops.iter().enumerate() {
             let Op::Branch { then, otherwise, .. } = *op else { continue };
             let from = at[index] + 1;
-            let reach = self.distance(then, from, at)?.max(self.distance(otherwise, from, at)?);
-            if !wide[index] && u8::try_from(reach).is_err() {
-                found.push(index);
+            for (side, label) in [then, otherwise].into_iter().enumerate() {
+                let is_far = self.distance(label, from, at)? > u32::from(u8::MAX);
+                changed |= is_far && !far[index].0[side];
+                far[index].0[side] |= is_far;
             }
         }
-        Ok(found)
+        Ok(changed)
     }
 
     /// Instructions between `from` and `label`.
@@ -254,7 +252,7 @@ impl Assembler {
     fn encode(
         &self,
         op: &Op,
-        wide: bool,
+        far: Far,
         at: &[usize],
         program: &mut Vec<sock_filter>,
     ) -> Result<(), AssembleError> {
@@ -265,34 +263,50 @@ impl Assembler {
             Op::Jump(label) => program.push(jump(self.distance(*label, next, at)?)),
             Op::Branch { test, then, otherwise } => {
                 let (code, k) = test.encode();
-                let (jt, jf) = if wide {
-                    (0, 1)
-                } else {
-                    (self.byte(*then, next, at)?, self.byte(*otherwise, next, at)?)
-                };
-                program.push(sock_filter { code, jt, jf, k });
-                if wide {
-                    program.push(jump(self.distance(*then, next + 1, at)?));
-                    program.push(jump(self.distance(*otherwise, next + 2, at)?));
-                }
+                program.push(sock_filter { code, jt: 0, jf: 0, k });
+                let [jt, jf] = [
+                    self.side(*then, far.0[0], next, at, program)?,
+                    self.side(*otherwise, far.0[1], next, at, program)?,
+                ];
+                let branch = &mut program[next - 1];
+                (branch.jt, branch.jf) = (jt, jf);
             }
         }
         Ok(())
     }
 
-    fn byte(&self, label: Label, from: usize, at: &[usize]) -> Result<u8, AssembleError> {
-        let distance = self.distance(label, from, at)?;
-        u8::try_from(distance).map_err(|_| AssembleError::TooLong(distance as usize))
+    /// One side of the branch that lies before `next`: how far it jumps, if need be to a jump of
+    /// its own that is put here.
+    fn side(
+        &self,
+        label: Label,
+        far: bool,
+        next: usize,
+        at: &[usize],
+        program: &mut Vec<sock_filter>,
+    ) -> Result<u8, AssembleError> {
+        let mut distance = self.distance(label, next, at)?;
+        if far {
+            let here = program.len();
+            let k = self.distance(label, here + 1, at)?;
+            program.push(sock_filter { code: code::JUMP, jt: 0, jf: 0, k });
+            distance = u32::from(here != next);
+        }
+        u8::try_from(distance).map_err(|_| AssembleError::TooLong(program.len()))
     }
 }
 
+/// Which sides of a branch (then, otherwise) need an unconditional jump of their own.
+#[derive(Debug, Clone, Copy, Default)]
+struct Far([bool; 2]);
+
 /// Where each instruction lies, and behind the last one the length of the program.
-fn positions(wide: &[bool]) -> Vec<usize> {
-    let mut at = Vec::with_capacity(wide.len() + 1);
+fn positions(far: &[Far]) -> Vec<usize> {
+    let mut at = Vec::with_capacity(far.len() + 1);
     let mut here = 0;
-    for wide in wide {
+    for Far([then, otherwise]) in far {
         at.push(here);
-        here += if *wide { 3 } else { 1 };
+        here += 1 + usize::from(*then) + usize::from(*otherwise);
     }
     at.push(here);
     at

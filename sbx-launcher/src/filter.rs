@@ -1,253 +1,345 @@
-//! The one seccomp filter of a launched command: exec and fork notifications, the region's
-//! mappings, the base policy.
+//! The one seccomp filter of a launched command: the built-in rules on the region's mappings, the
+//! policy's, and the notifications by which execs and forks are followed.
 //!
-//! seccompiler compiles the named rules; the rest is assembled with [`crate::bpf`], since no
-//! library expresses an overlap of address ranges or a notification.
-#![expect(unsafe_code, reason = "installs the filter")]
+//! ```text
+//!  architecture? ── not x86-64 ──► kill (int 0x80 would reach every call under another number)
+//!  jump tree over the numbers that have rules ── none ──► allow
+//!      per number:  built-in rules ──► policy's rules in order ──► notify or allow
+//! ```
+//!
+//! A number without rules leaves after at most a dozen instructions that look at nothing but number
+//! and architecture, so that the kernel finds it always allowed and stops running the program for
+//! it. Unconditional rules are one return; those with conditions are compiled by seccompiler, each
+//! to a program of its own whose mismatch goes on to the next rule.
+//!
+//! Not seen by a filter, and not claimed: what a call's pointers point at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io;
 use std::ops::Range;
-use std::os::fd::{FromRawFd, OwnedFd};
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, sock_filter};
-use serde::Deserialize;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
+};
 
-use crate::bpf::{ARCH_X86_64, Assembler, Field, Label, Test};
+use crate::bpf::{ARCH_X86_64, AssembleError, Assembler, Field, Label, Test};
+use crate::policy::{Action, Condition, Op, Policy, PolicyError, Rule, Width, syscalls};
+use built_in::{BUILT_IN, BuiltIn};
 
-const BASE_POLICY: &str = include_str!("../policies/base.toml");
+pub mod built_in;
+mod install;
+
+pub use install::{InstallError, install, install_without_listener};
+
+/// Numbers from here on are those of the x32 ABI: the same calls, past rules on their numbers.
+const X32_FIRST: u32 = 0x4000_0000;
+
+/// Distinct actions of the programs that seccompiler makes, to be replaced by jumps.
+const NO_MATCH: SeccompAction = SeccompAction::Trace(1);
+const ALLOWED: SeccompAction = SeccompAction::Trace(2);
 
 /// Why a filter could not be made.
 #[derive(Debug)]
 pub enum FilterError {
-    /// The policy's text is wrong.
-    Policy(String),
-    /// The kernel refused the filter.
-    Kernel(io::Error),
+    /// The region to protect has no bytes.
+    EmptyRegion,
+    /// A policy's file is wrong.
+    Policy(PolicyError),
+    /// The rule at `origin` logs a call that has to be followed; the kernel does one or the other.
+    LogsFollowed {
+        /// Where the rule stands.
+        origin: String,
+        /// The call.
+        name: &'static str,
+    },
+    /// seccompiler refused the conditions of the rule at `origin`.
+    Conditions {
+        /// Where the rule stands.
+        origin: String,
+        /// Its words.
+        error: seccompiler::BackendError,
+    },
+    /// The program is too long: the policy has too many rules.
+    Assemble(AssembleError),
 }
 
 impl fmt::Display for FilterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Policy(what) => write!(f, "policy: {what}"),
-            Self::Kernel(error) => write!(f, "installing the seccomp filter: {error}"),
+            Self::EmptyRegion => f.write_str("the region that the filter should protect is empty"),
+            Self::Policy(error) => error.fmt(f),
+            Self::LogsFollowed { origin, name } => write!(
+                f,
+                "{origin}: {name} cannot be logged, since children would not be followed into the \
+                 sandbox; allow it or refuse it"
+            ),
+            Self::Conditions { origin, error } => write!(f, "{origin}: {error}"),
+            Self::Assemble(error) => write!(f, "{error}; use fewer rules"),
         }
     }
 }
 
 impl std::error::Error for FilterError {}
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Policy {
-    version: u32,
-    syscall: Vec<Rule>,
+impl From<AssembleError> for FilterError {
+    fn from(error: AssembleError) -> Self {
+        Self::Assemble(error)
+    }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Rule {
-    name: String,
-    reason: String,
+/// What a filter is made for.
+#[derive(Debug, Clone)]
+pub struct FilterSpec {
+    /// The shared part of the region: what calls on address ranges must not touch.
+    pub region: Range<u64>,
+    /// libos's code: a call made from there may touch the region. Empty: no exception. Programs
+    /// may jump there, so this separates accidents from intent, not friend from foe.
+    pub libos_text: Range<u64>,
+    /// execve and execveat are notified.
+    pub follow_exec: bool,
+    /// fork, and clone without `CLONE_VM`, are notified; clone3, whose flags no filter sees,
+    /// fails with ENOSYS, on which C libraries fall back to clone.
+    pub follow_fork: bool,
+    /// The kernel seals mappings: rules that only repeat what sealing does are left out.
+    pub mseal: bool,
+    /// The named rules.
+    pub policy: Policy,
 }
 
-/// Calls that a policy may name.
-const NAMES: &[(&str, i64)] = &[
-    ("process_madvise", libc::SYS_process_madvise),
-    ("userfaultfd", libc::SYS_userfaultfd),
-    ("modify_ldt", libc::SYS_modify_ldt),
-    ("ptrace", libc::SYS_ptrace),
-    ("bpf", libc::SYS_bpf),
-    ("perf_event_open", libc::SYS_perf_event_open),
-    ("kexec_load", libc::SYS_kexec_load),
-    ("init_module", libc::SYS_init_module),
-    ("mount", libc::SYS_mount),
-];
-
-const ALLOW: u32 = 0x7fff_0000;
-const NOTIFY: u32 = 0x7fc0_0000;
-const KILL: u32 = 0x8000_0000;
-const ERRNO: u32 = 0x0005_0000;
-
-/// The program for a sandbox whose shared part is `region`.
+/// The program for a sandbox whose shared part is `region`: base policy, execs and forks
+/// followed, as much left to mseal as this kernel can do.
 ///
 /// # Errors
-/// The base policy is broken.
+/// See [`FilterError`].
 pub fn build(region: &Range<usize>) -> Result<BpfProgram, FilterError> {
-    const X32_BIT: u32 = 0x4000_0000;
-    let policy = base_policy(BASE_POLICY)?;
-    let mut program = Assembler::new();
-    let actions = [ALLOW, NOTIFY, KILL, ERRNO | libc::EPERM as u32, ERRNO | libc::ENOSYS as u32];
-    let ends = actions.map(|_| program.label());
-    let [_, notify, kill, _, enosys] = ends;
-    let [native, named, above, madvise, clone, personality] = [(); 6].map(|()| program.label());
-    program.load(Field::Arch);
-    program.branch(Test::Equal(ARCH_X86_64), native, kill);
-    program.bind(native);
-    program.load(Field::Number);
-    let cases = [
-        (libc::SYS_madvise, madvise),
-        (libc::SYS_clone, clone),
-        (libc::SYS_fork, notify),
-        (libc::SYS_execve, notify),
-        (libc::SYS_personality, personality),
-        (libc::SYS_execveat, notify),
-        // Programs that find no io_uring fall back; it would bypass this filter.
-        (libc::SYS_io_uring_setup, enosys),
-    ];
-    // Most calls have no rule of ours and go on to the policy's.
-    program.dispatch(&cases.map(|(number, label)| (number as u32, label)), named, above);
-    program.bind(above);
-    program.branch(Test::AtLeast(X32_BIT), enosys, named);
-    program.bind(named);
-    program.embed(&policy, |_| None);
-    rules_on_arguments(&mut program, ends, [madvise, clone, personality], region);
-    for (label, action) in ends.into_iter().zip(actions) {
-        program.bind(label);
-        program.ret(action);
-    }
-    program.finish().map_err(|error| FilterError::Policy(error.to_string()))
+    build_spec(&FilterSpec {
+        region: region.start as u64..region.end as u64,
+        libos_text: 0..0,
+        follow_exec: true,
+        follow_fork: true,
+        mseal: crate::doctor::has_mseal(),
+        policy: Policy::base().map_err(FilterError::Policy)?,
+    })
 }
 
-/// The calls whose arguments decide.
-fn rules_on_arguments(
-    program: &mut Assembler,
-    [allow, notify, _, eperm, _]: [Label; 5],
-    [madvise, clone, personality]: [Label; 3],
-    region: &Range<usize>,
-) {
-    let region = region.start as u64..region.end as u64;
-    program.bind(madvise);
-    program.branch_touches([Field::Arg(0), Field::Arg(1)], &region, eperm, allow);
-    program.bind(clone);
-    program.load(Field::Arg(0));
-    program.branch(Test::AnyBit(libc::CLONE_VM as u32), allow, notify);
-    program.bind(personality);
-    let other = program.label();
-    program.load(Field::Arg(0));
-    program.branch(Test::Equal(u32::MAX), allow, other);
-    program.bind(other);
-    program.branch(Test::AnyBit(libc::READ_IMPLIES_EXEC as u32), eperm, allow);
-}
-
-/// The named rules, compiled: EPERM for each.
-fn base_policy(text: &str) -> Result<BpfProgram, FilterError> {
-    let policy: Policy =
-        toml::from_str(text).map_err(|error| FilterError::Policy(error.to_string()))?;
-    if policy.version != 1 {
-        return Err(FilterError::Policy(format!(
-            "version {}: this launcher knows 1",
-            policy.version
-        )));
-    }
-    let mut rules = BTreeMap::new();
-    for rule in policy.syscall {
-        let known = NAMES.iter().find(|(name, _)| *name == rule.name);
-        let (_, number) = known
-            .ok_or_else(|| FilterError::Policy(format!("unknown system call {:?}", rule.name)))?;
-        if rule.reason.is_empty() {
-            return Err(FilterError::Policy(format!("{} has no reason", rule.name)));
-        }
-        rules.insert(*number, Vec::new());
-    }
-    SeccompFilter::new(
-        rules,
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EPERM as u32),
-        TargetArch::x86_64,
-    )
-    .and_then(TryInto::try_into)
-    .map_err(|error| FilterError::Policy(error.to_string()))
-}
-
-/// Give up new privileges and install `program`; the descriptor that its notifications come from.
+/// The program for `spec`.
 ///
 /// # Errors
-/// The kernel's. EBUSY: another listener (a sandbox around this one) is there already.
-pub fn install(program: &[sock_filter]) -> io::Result<OwnedFd> {
-    const SET_MODE_FILTER: usize = 1;
-    const NEW_LISTENER: usize = 1 << 3;
-    const WAIT_KILLABLE_RECV: usize = 1 << 5;
-    // SAFETY: takes numbers only.
-    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
-        return Err(io::Error::last_os_error());
+/// See [`FilterError`].
+pub fn build_spec(spec: &FilterSpec) -> Result<BpfProgram, FilterError> {
+    if spec.region.is_empty() {
+        return Err(FilterError::EmptyRegion);
     }
-    let program =
-        libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut().cast() };
-    for flags in [NEW_LISTENER | WAIT_KILLABLE_RECV, NEW_LISTENER] {
-        // SAFETY: the program outlives the call, and its instructions are laid out as the kernel's.
-        let fd =
-            unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &raw const program) };
-        if fd >= 0 {
-            // SAFETY: the kernel just made it for us.
-            return Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+    Builder::new(spec).build()
+}
+
+/// What is done with a call that no rule refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    Always,
+    WithoutSharedMemory,
+    Hide,
+}
+
+struct Builder<'a> {
+    spec: &'a FilterSpec,
+    asm: Assembler,
+    /// One return per action, at the end of the program.
+    returns: BTreeMap<u32, Label>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(spec: &'a FilterSpec) -> Self {
+        Self { spec, asm: Assembler::new(), returns: BTreeMap::new() }
+    }
+
+    fn build(mut self) -> Result<Vec<sock_filter>, FilterError> {
+        let numbers = self.numbers();
+        let cases: Vec<_> = numbers.iter().map(|number| (*number, self.asm.label())).collect();
+        self.head(&cases);
+        for (number, label) in cases {
+            self.asm.bind(label);
+            self.call(number)?;
         }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::EINVAL) {
-            return Err(error);
+        for (action, label) in std::mem::take(&mut self.returns) {
+            self.asm.bind(label);
+            self.asm.ret(action);
+        }
+        Ok(self.asm.finish()?)
+    }
+
+    /// Numbers that have rules.
+    fn numbers(&self) -> BTreeSet<u32> {
+        let built_in = BUILT_IN.iter().filter(|rule| in_force(rule, self.spec));
+        let named = self.spec.policy.rules().iter().flat_map(|rule| rule.calls.iter().copied());
+        let ruled = built_in.filter_map(|rule| rule.call()).chain(named).map(|call| call.number);
+        let all = syscalls::all().iter().map(|call| call.number);
+        ruled.chain(all.filter(|number| self.follow(*number).is_some())).collect()
+    }
+
+    fn follow(&self, number: u32) -> Option<Follow> {
+        let (exec, fork) = (self.spec.follow_exec, self.spec.follow_fork);
+        match i64::from(number) {
+            libc::SYS_execve | libc::SYS_execveat if exec => Some(Follow::Always),
+            libc::SYS_fork if fork => Some(Follow::Always),
+            libc::SYS_clone if fork => Some(Follow::WithoutSharedMemory),
+            libc::SYS_clone3 if fork => Some(Follow::Hide),
+            _ => None,
         }
     }
-    Err(io::Error::last_os_error())
+
+    /// The label of a return with `action`.
+    fn returning(&mut self, action: u32) -> Label {
+        let asm = &mut self.asm;
+        *self.returns.entry(action).or_insert_with(|| asm.label())
+    }
+
+    fn head(&mut self, cases: &[(u32, Label)]) {
+        // A return of its own, near the tree: the commonest calls take no longer jump.
+        let (allow, kill) = (self.asm.label(), self.returning(KILL));
+        let enosys = self.returning(errno(libc::ENOSYS));
+        let (native, above) = (self.asm.label(), self.asm.label());
+        self.asm.load(Field::Arch);
+        self.asm.branch(Test::Equal(ARCH_X86_64), native, kill);
+        self.asm.bind(native);
+        self.asm.load(Field::Number);
+        self.asm.dispatch(cases, allow, above);
+        self.asm.bind(above);
+        self.asm.branch(Test::AtLeast(X32_FIRST), enosys, allow);
+        self.asm.bind(allow);
+        self.asm.ret(libc::SECCOMP_RET_ALLOW);
+    }
+
+    /// All rules on call `number`.
+    fn call(&mut self, number: u32) -> Result<(), FilterError> {
+        let (allowed, spec) = (self.asm.label(), self.spec);
+        for rule in BUILT_IN.iter().filter(|rule| in_force(rule, spec)) {
+            if rule.call().is_some_and(|call| call.number == number) {
+                self.built_in(rule);
+            }
+        }
+        for rule in spec.policy.rules() {
+            if rule.calls.iter().any(|call| call.number == number) {
+                self.named(rule, number, allowed)?;
+                if rule.when.is_empty() {
+                    // What follows it for this number is never reached.
+                    break;
+                }
+            }
+        }
+        self.asm.bind(allowed);
+        self.allowed(number);
+        Ok(())
+    }
+
+    /// EPERM for a call that reaches for the region from anywhere but libos.
+    fn built_in(&mut self, rule: &BuiltIn) {
+        let denied = self.returning(errno(libc::EPERM));
+        let (hit, miss) = (self.asm.label(), self.asm.label());
+        rule.branch(&mut self.asm, &self.spec.region, hit, miss);
+        self.asm.bind(hit);
+        if self.spec.libos_text.is_empty() {
+            self.asm.jump(denied);
+        } else {
+            self.asm.branch_within(Field::Ip, &self.spec.libos_text, miss, denied);
+        }
+        self.asm.bind(miss);
+    }
+
+    /// One rule of the policy, for one of its calls.
+    fn named(&mut self, rule: &Rule, number: u32, allowed: Label) -> Result<(), FilterError> {
+        if rule.action == Action::Log && self.follow(number).is_some() {
+            let name = syscalls::name_of(number).unwrap_or_default();
+            return Err(FilterError::LogsFollowed { origin: rule.origin.clone(), name });
+        }
+        if rule.when.is_empty() {
+            let to = match rule.action {
+                Action::Allow => allowed,
+                action => self.returning(compiled(action).into()),
+            };
+            self.asm.jump(to);
+            return Ok(());
+        }
+        let program = conditional(rule, number)
+            .map_err(|error| FilterError::Conditions { origin: rule.origin.clone(), error })?;
+        let next = self.asm.label();
+        self.asm.embed(&program, |action| match action {
+            _ if action == u32::from(NO_MATCH) => Some(next),
+            _ if action == u32::from(ALLOWED) => Some(allowed),
+            _ => None,
+        });
+        self.asm.bind(next);
+        Ok(())
+    }
+
+    /// What happens to a call that no rule refused.
+    fn allowed(&mut self, number: u32) {
+        let allow = self.returning(libc::SECCOMP_RET_ALLOW);
+        let notify = self.returning(libc::SECCOMP_RET_USER_NOTIF);
+        match self.follow(number) {
+            None => self.asm.jump(allow),
+            Some(Follow::Always) => self.asm.jump(notify),
+            Some(Follow::Hide) => {
+                let enosys = self.returning(errno(libc::ENOSYS));
+                self.asm.jump(enosys);
+            }
+            Some(Follow::WithoutSharedMemory) => {
+                self.asm.load(Field::Arg(0));
+                self.asm.branch(Test::AnyBit(CLONE_VM), allow, notify);
+            }
+        }
+    }
+}
+
+const fn in_force(rule: &BuiltIn, spec: &FilterSpec) -> bool {
+    !(rule.sealed && spec.mseal)
+}
+
+const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+
+const CLONE_VM: u32 = libc::CLONE_VM as u32;
+
+/// The action that fails a call with `errno`.
+#[expect(clippy::cast_sign_loss, reason = "errors are positive")]
+const fn errno(errno: i32) -> u32 {
+    libc::SECCOMP_RET_ERRNO | errno as u32
+}
+
+/// The action of a rule, as seccompiler has it.
+#[expect(clippy::cast_sign_loss, reason = "errors are positive")]
+const fn compiled(action: Action) -> SeccompAction {
+    match action {
+        Action::Allow => ALLOWED,
+        Action::Log => SeccompAction::Log,
+        Action::Kill => SeccompAction::KillProcess,
+        Action::Errno(errno) => SeccompAction::Errno(errno as i32 as u32),
+    }
+}
+
+/// A whole program for one rule with conditions, on one call.
+fn conditional(rule: &Rule, number: u32) -> Result<BpfProgram, seccompiler::BackendError> {
+    let conditions: Result<_, _> = rule.when.iter().map(condition).collect();
+    let rules = BTreeMap::from([(i64::from(number), vec![SeccompRule::new(conditions?)?])]);
+    SeccompFilter::new(rules, NO_MATCH, compiled(rule.action), TargetArch::x86_64)?.try_into()
+}
+
+fn condition(condition: &Condition) -> Result<SeccompCondition, seccompiler::BackendError> {
+    let width = match condition.width {
+        Width::Word => SeccompCmpArgLen::Dword,
+        Width::Whole => SeccompCmpArgLen::Qword,
+    };
+    let op = match condition.op {
+        Op::Equal => SeccompCmpOp::Eq,
+        Op::NotEqual => SeccompCmpOp::Ne,
+        Op::Below => SeccompCmpOp::Lt,
+        Op::AtMost => SeccompCmpOp::Le,
+        Op::Above => SeccompCmpOp::Gt,
+        Op::AtLeast => SeccompCmpOp::Ge,
+        Op::Has => SeccompCmpOp::MaskedEq(condition.value),
+    };
+    SeccompCondition::new(condition.arg, width, op, condition.value)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{ALLOW, ERRNO, KILL, NOTIFY, base_policy, build};
-    use crate::bpf::interpret::{Call, run};
-    use proptest::prelude::{prop_assert_eq, proptest};
-
-    const EPERM: u32 = ERRNO | 1;
-    const ENOSYS: u32 = ERRNO | 38;
-    const START: u64 = 0x5540_1220_0000;
-    const END: u64 = 0x5540_9220_0000;
-
-    fn answer(number: i64, args: [u64; 6]) -> u32 {
-        let program = build(&(START as usize..END as usize)).unwrap();
-        run(&program, &Call { number: number as u32, args, ..Call::default() }).unwrap().action
-    }
-
-    proptest! {
-        #[test]
-        fn madvise_is_refused_where_it_touches_the_region(
-            len in 1u64..(4 << 30), delta in -8192i64..8192, edge in 0..4usize,
-        ) {
-            let at = [START, END, START - len, END - len][edge].wrapping_add_signed(delta);
-            let overlaps = at < END && at + len > START;
-            let expected = if overlaps { EPERM } else { ALLOW };
-            prop_assert_eq!(answer(libc::SYS_madvise, [at, len, 4, 0, 0, 0]), expected);
-        }
-    }
-
-    #[test]
-    fn numbers_go_where_they_should() {
-        let none = [0; 6];
-        let first = |word| [word, 0, 0, 0, 0, 0];
-        assert_eq!(answer(libc::SYS_read, none), ALLOW);
-        assert_eq!(answer(libc::SYS_execve, none), NOTIFY);
-        assert_eq!(answer(libc::SYS_execveat, none), NOTIFY);
-        assert_eq!(answer(libc::SYS_fork, none), NOTIFY);
-        assert_eq!(answer(libc::SYS_clone, first(17)), NOTIFY);
-        assert_eq!(answer(libc::SYS_clone, first(0x100)), ALLOW);
-        assert_eq!(answer(libc::SYS_io_uring_setup, none), ENOSYS);
-        assert_eq!(answer(libc::SYS_userfaultfd, none), EPERM);
-        assert_eq!(answer(libc::SYS_process_madvise, none), EPERM);
-        assert_eq!(answer(libc::SYS_modify_ldt, none), EPERM);
-        assert_eq!(answer(libc::SYS_personality, first(0x0004_0000)), ALLOW);
-        assert_eq!(answer(libc::SYS_personality, first(0x0040_0000)), EPERM);
-        assert_eq!(answer(libc::SYS_personality, first(0xffff_ffff)), ALLOW);
-        assert_eq!(answer(0x4000_0001, none), ENOSYS);
-        let program = build(&(START as usize..END as usize)).unwrap();
-        let foreign = Call { arch: 0x4000_0003, number: 1, ..Call::default() };
-        assert_eq!(run(&program, &foreign).unwrap().action, KILL);
-    }
-
-    #[test]
-    fn a_wrong_policy_is_refused_by_name() {
-        let refused = |text: &str| base_policy(text).unwrap_err().to_string();
-        assert!(refused("version = 2\nsyscall = []").contains("version 2"));
-        let unknown = "version = 1\n[[syscall]]\nname = \"nosuch\"\nreason = \"x\"";
-        assert!(refused(unknown).contains("nosuch"));
-        assert!(refused("version = 1\nsyscall = []\nextra = 1").contains("extra"));
-    }
-}
+mod tests;
