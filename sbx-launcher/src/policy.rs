@@ -37,6 +37,7 @@ pub mod syscalls;
 pub use error::{PolicyError, Problem};
 pub use rule::{Action, Condition, Op, Rule, Width};
 pub use show::show;
+pub(crate) use show::table;
 
 /// Conditions of one rule: two on each argument.
 pub const CONDITIONS_MAX: usize = 12;

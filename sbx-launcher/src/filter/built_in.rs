@@ -99,6 +99,30 @@ pub const BUILT_IN: &[BuiltIn] = &[
     ),
 ];
 
+/// What a filter decides besides, for people: calls, when, action, reason.
+pub const STRUCTURE: [[&str; 4]; 5] = [
+    [
+        "all",
+        "by another architecture's instruction",
+        "kill",
+        "int 0x80 reaches the same calls under other numbers",
+    ],
+    [
+        "all",
+        "number from 0x40000000",
+        "errno:ENOSYS",
+        "x32 reaches the same calls under other numbers",
+    ],
+    ["execve execveat", "not refused", "follow", "the new program becomes a participant"],
+    ["fork clone", "memory is not shared", "follow", "the child becomes a participant"],
+    [
+        "clone3",
+        "always",
+        "errno:ENOSYS",
+        "no filter sees its flags; C libraries fall back to clone",
+    ],
+];
+
 /// Whether a built-in rule looks at the call named `name`.
 #[must_use]
 pub fn guards(name: &str) -> bool {
@@ -125,12 +149,6 @@ impl BuiltIn {
             }
         };
         if self.sealed { when + ", without mseal" } else { when }
-    }
-
-    /// Action, for people.
-    #[must_use]
-    pub fn action(&self) -> String {
-        "errno:EPERM".to_owned()
     }
 
     /// Go to `hit` if a call reaches for `region`, to `miss` if not.

@@ -2,15 +2,19 @@
 
 use super::Policy;
 use super::rule::Rule;
-use crate::filter::built_in::BUILT_IN;
+use crate::filter::built_in::{BUILT_IN, STRUCTURE};
 
 /// Every rule of `policy` in the order in which they are looked at, after those that are part of
 /// every filter.
 #[must_use]
 pub fn show(policy: &Policy) -> String {
     let mut rows = vec![["SYSTEM CALL", "WHEN", "ACTION", "FROM", "REASON"].map(str::to_owned)];
+    rows.extend(STRUCTURE.iter().map(|[calls, when, action, reason]| {
+        [calls, when, action, &"built in", reason].map(|cell| (*cell).to_owned())
+    }));
     rows.extend(BUILT_IN.iter().map(|rule| {
-        [rule.name.to_owned(), rule.when(), rule.action(), "built in".into(), rule.reason.into()]
+        let when = rule.when();
+        [rule.name, &when, "errno:EPERM", "built in", rule.reason].map(str::to_owned)
     }));
     rows.extend(policy.rules().iter().map(row));
     table(&rows)
