@@ -138,7 +138,7 @@ pub struct Context {
     pub fs_base: AtomicU64,
     /// Lowest stack pointer that the fast path believes; see [`crate::layout::WINDOW_BELOW`].
     pub window: AtomicU64,
-    /// Where the upcall stack begins (its highest address).
+    /// Where the outermost frame lies; the upcall stack grows down from there.
     pub stack_top: AtomicU64,
     /// Innermost recovery frame, an address on the upcall stack; meaningful while inside.
     pub frame: AtomicU64,

@@ -132,10 +132,10 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
             return None;
         }
         let context = common.context(index);
-        let top = boot::place().stacks() + (index + 1) * STACK_LEN;
+        let frame = outermost_frame(index);
         context.sequence.store(0, Relaxed);
-        context.stack_top.store(top as u64, Relaxed);
-        context.frame.store(0, Relaxed);
+        context.stack_top.store(frame as u64, Relaxed);
+        context.frame.store(frame as u64, Relaxed);
         context.this.store(core::ptr::from_ref(context) as u64, Relaxed);
         context.process.store(own.row as u32, Relaxed);
         context.process_generation.store(own.generation, Relaxed);
@@ -154,6 +154,22 @@ fn make_stack(index: usize) -> Result<usize, sys::Errno> {
     unsafe {
         sys::mprotect(lowest + PAGE_LEN, STACK_LEN - PAGE_LEN, sys::PROT_READ | sys::PROT_WRITE)
     }
+}
+
+/// Write the outermost frame of a stack, as far as it is the same for every upcall; its address.
+fn outermost_frame(index: usize) -> usize {
+    let top = boot::place().stacks() + (index + 1) * STACK_LEN;
+    let at = top - size_of::<Frame>().next_multiple_of(16);
+    let frame = Frame {
+        previous: core::ptr::null(),
+        handler: core::ptr::null(),
+        saved_stack: 0,
+        reply: core::ptr::null_mut(),
+        depth: 1,
+    };
+    // SAFETY: the top of a stack that was just made for a context of this thread.
+    unsafe { (at as *mut Frame).write(frame) };
+    at
 }
 
 fn cache_entry(fs: u64) -> &'static AtomicU64 {

@@ -12,7 +12,7 @@ use ext_api::limits::{PAGE_LEN, PROCESSES_MAX};
 use libos::data::{Joined, Process};
 use libos::layout::{self, PROCESS_OFFSET, Place, WIPED_LEN};
 
-use crate::arch::sbx_call;
+use crate::arch::early_call;
 use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
@@ -110,7 +110,7 @@ fn hello() {
     let Some(entry) = context::handler(0) else { return };
     let handle = u64::from(entry.generation.load(Acquire)) << 32;
     // SAFETY: the handler takes no arguments and leaves the reply alone.
-    let status = unsafe { sbx_call(handle, core::ptr::null(), core::ptr::null_mut()) };
+    let status = unsafe { early_call(handle, core::ptr::null(), core::ptr::null_mut()) };
     debug_assert!(status != Status::Stale as u32);
 }
 
