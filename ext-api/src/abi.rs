@@ -54,6 +54,11 @@ pub enum Status {
     BadArgs = 20,
     /// This process is not a participant.
     NotAttached = 21,
+    /// The extension failed in a way that leaves its state in doubt, and is being restarted with
+    /// a fresh one. Try again in a few milliseconds.
+    Restarting = 22,
+    /// The extension failed too often in a row; the supervisor tries again later.
+    Quarantined = 23,
 
     // Fault: the handler started and did not finish.
     /// The handler panicked; the reply's bytes are the message.
@@ -66,6 +71,18 @@ pub enum Status {
     OutOfMemory = 35,
     /// The handler asked for something that region code must not do (a thread, fork, exec).
     Forbidden = 36,
+    /// The handler touched memory that it must not or that is not there (SIGSEGV, SIGBUS).
+    MemoryFault = 37,
+    /// The handler ran into something that is no instruction, or a trap (SIGILL, SIGTRAP).
+    IllegalInstruction = 38,
+    /// The handler divided by zero (SIGFPE).
+    Arithmetic = 39,
+    /// The upcall stack is used up.
+    StackOverflow = 40,
+    /// The upcall used more CPU time than its budget.
+    Overrun = 41,
+    /// The upcall slept or stood still for too long.
+    Stuck = 42,
 }
 
 impl Status {
@@ -82,11 +99,19 @@ impl Status {
             19 => Self::Reentered,
             20 => Self::BadArgs,
             21 => Self::NotAttached,
+            22 => Self::Restarting,
+            23 => Self::Quarantined,
             32 => Self::Panicked,
             33 => Self::Aborted,
             34 => Self::MissingImport,
             35 => Self::OutOfMemory,
             36 => Self::Forbidden,
+            37 => Self::MemoryFault,
+            38 => Self::IllegalInstruction,
+            39 => Self::Arithmetic,
+            40 => Self::StackOverflow,
+            41 => Self::Overrun,
+            42 => Self::Stuck,
             _ => return None,
         })
     }

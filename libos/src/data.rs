@@ -4,6 +4,7 @@
 //! 0        Process  x PROCESSES_MAX
 //! 128 KiB  state words of the contexts (dense, so that a scan stays within 32 KiB)
 //! 160 KiB  log ring
+//! 240 KiB  Trouble  x SLOTS_MAX
 //! 256 KiB  Context  x CONTEXTS_MAX
 //! ```
 //!
@@ -19,6 +20,7 @@ use crate::layout::{COMMON_LEN, COMMON_OFFSET, Place};
 
 const STATES_OFFSET: usize = COMMON_OFFSET + (128 << 10);
 const LOG_OFFSET: usize = COMMON_OFFSET + (160 << 10);
+const TROUBLE_OFFSET: usize = COMMON_OFFSET + (240 << 10);
 /// Offset of the first [`Context`] in the region.
 pub const CONTEXTS_OFFSET: usize = COMMON_OFFSET + (256 << 10);
 
@@ -160,10 +162,24 @@ pub struct Context {
     pub tls_generation: [AtomicU32; SLOTS_MAX],
     /// Thread-local blocks, one per slot; kept from holder to holder.
     pub tls: [AtomicU64; SLOTS_MAX],
+    /// 1 while the holder's alternate signal stack is the context's, not one of its own.
+    pub alt_stack: AtomicU32,
     /// Bytes used of `text`.
     pub text_len: AtomicU32,
     /// What the last fault said.
     pub text: [AtomicU8; FAULT_TEXT_LEN_MAX],
+}
+
+/// What went wrong in one slot. Written by whoever meets it, read by the supervisor.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Trouble {
+    /// Faults since the sandbox was made.
+    pub faults: AtomicU64,
+    /// Generation of the extension whose state can no longer be trusted, or 0.
+    pub tainted: AtomicU32,
+    /// [`ext_api::abi::Status`] of the last fault.
+    pub status: AtomicU32,
 }
 
 /// Bytes of one context.
@@ -182,7 +198,8 @@ pub struct Log {
 const _: () = assert!(size_of::<Process>() == 128 && PROCESSES_MAX * 128 <= 128 << 10);
 const _: () = assert!(size_of::<Context>() <= CONTEXT_LEN);
 const _: () = assert!(CONTEXTS_MAX * 8 <= 32 << 10);
-const _: () = assert!(LOG_OFFSET + size_of::<Log>() <= CONTEXTS_OFFSET);
+const _: () = assert!(LOG_OFFSET + size_of::<Log>() <= TROUBLE_OFFSET);
+const _: () = assert!(TROUBLE_OFFSET + SLOTS_MAX * size_of::<Trouble>() <= CONTEXTS_OFFSET);
 const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= COMMON_OFFSET + COMMON_LEN);
 const _: () = assert!(SLOTS_MAX <= 32, "tls_live is one 32-bit word");
 
@@ -233,6 +250,13 @@ impl Common {
     pub fn context(&self, index: usize) -> &'static Context {
         assert!(index < CONTEXTS_MAX);
         self.get(CONTEXTS_OFFSET + index * CONTEXT_LEN)
+    }
+
+    /// What went wrong in slot `slot`.
+    #[must_use]
+    pub fn trouble(&self, slot: usize) -> &'static Trouble {
+        assert!(slot < SLOTS_MAX);
+        self.get(TROUBLE_OFFSET + slot * size_of::<Trouble>())
     }
 
     /// The log.

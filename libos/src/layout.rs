@@ -17,8 +17,8 @@ use core::ops::Range;
 
 use ext_api::abi::{MAPS_MAX, MapRecord, ZONE_CODE, ZONE_CONTROL, ZONE_DATA, ZONE_PRIVATE};
 use ext_api::limits::{
-    BASE_MAX, BASE_MIN, CONTEXTS_MAX, HUGE_PAGE_LEN, LARGE_HALF_LEN, LARGE_SLOTS, SLOTS_MAX,
-    SMALL_HALF_LEN, SMALL_SLOTS, STACK_LEN,
+    BASE_MAX, BASE_MIN, CONTEXTS_MAX, HUGE_PAGE_LEN, LARGE_HALF_LEN, LARGE_SLOTS, PAGE_LEN,
+    SLOTS_MAX, SMALL_HALF_LEN, SMALL_SLOTS, STACK_LEN,
 };
 
 /// Length of the control zone.
@@ -64,6 +64,20 @@ pub const CACHE_ENTRY_LEN: usize = 8;
 pub const PROCESS_OFFSET: usize = 32 << 10;
 /// Bytes at the front of the private part that are writable and wiped on fork.
 pub const WIPED_LEN: usize = 64 << 10;
+
+/// Offset in the private part of a page that a forked child inherits.
+pub const KEPT_OFFSET: usize = WIPED_LEN;
+/// Bytes of it.
+pub const KEPT_LEN: usize = PAGE_LEN;
+
+/// What lies in an upcall stack's room of [`STACK_LEN`], from its lowest address: a guard page,
+/// the alternate signal stack, another guard page, the upcall stack.
+pub const ALT_STACK_OFFSET: usize = PAGE_LEN;
+/// Length of an alternate signal stack: the kernel's largest frame (11 KiB with AMX) and what an
+/// application's own handler may need that runs there.
+pub const ALT_STACK_LEN: usize = 32 << 10;
+/// The guard page below the upcall stack.
+pub const GUARD_OFFSET: usize = ALT_STACK_OFFSET + ALT_STACK_LEN;
 
 /// How far below and above the place of its first upcall a thread's stack pointer may be for the
 /// fast path to believe that it is the same thread. Only raw clones that share their parent's FS
@@ -184,7 +198,7 @@ const _: () = assert!(LARGE_OFFSET.is_multiple_of(HUGE_PAGE_LEN));
 const _: () = assert!(LEN_MIN >= ARENAS_OFFSET + LIBOS_ARENA_LEN);
 const _: () = assert!(CACHE_ENTRIES.is_power_of_two());
 const _: () = assert!(CACHE_ENTRIES * CACHE_ENTRY_LEN <= PROCESS_OFFSET);
-const _: () = assert!(PROCESS_OFFSET < WIPED_LEN && WIPED_LEN <= CACHE_AREA_LEN);
+const _: () = assert!(PROCESS_OFFSET < WIPED_LEN && KEPT_OFFSET + KEPT_LEN <= CACHE_AREA_LEN);
 const _: () = assert!(BASE_MAX - BASE_MIN >= LEN_MAX + PRIVATE_LEN);
 const _: () = assert!(STACK_LEN < HUGE_PAGE_LEN && HUGE_PAGE_LEN.is_multiple_of(STACK_LEN));
 

@@ -16,3 +16,4 @@ pub mod image_abi;
 pub mod layout;
 #[cfg(feature = "loader")]
 pub mod manifest;
+pub mod signals;

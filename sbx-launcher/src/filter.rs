@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+use libos::layout::Place;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, sock_filter,
@@ -96,6 +97,9 @@ pub struct FilterSpec {
     /// libos's code: a call made from there may touch the region. Empty: no exception. Programs
     /// may jump there, so this separates accidents from intent, not friend from foe.
     pub libos_text: Range<u64>,
+    /// rt_sigaction of the signals that libos handles, and sigaltstack, are notified unless libos
+    /// makes the call.
+    pub keep_signals: bool,
     /// execve and execveat are notified.
     pub follow_exec: bool,
     /// fork, and clone without `CLONE_VM`, are notified; clone3, whose flags no filter sees,
@@ -113,9 +117,11 @@ pub struct FilterSpec {
 /// # Errors
 /// See [`FilterError`].
 pub fn build(region: &Range<usize>) -> Result<BpfProgram, FilterError> {
+    let text = Place { base: region.start, len: region.len() }.code_half(0);
     build_spec(&FilterSpec {
         region: region.start as u64..region.end as u64,
-        libos_text: 0..0,
+        libos_text: text.start as u64..text.end as u64,
+        keep_signals: true,
         follow_exec: true,
         follow_fork: true,
         mseal: crate::doctor::has_mseal(),
@@ -140,6 +146,7 @@ enum Follow {
     Always,
     WithoutSharedMemory,
     Hide,
+    Signals,
 }
 
 struct Builder<'a> {
@@ -185,6 +192,9 @@ impl<'a> Builder<'a> {
             libc::SYS_fork if fork => Some(Follow::Always),
             libc::SYS_clone if fork => Some(Follow::WithoutSharedMemory),
             libc::SYS_clone3 if fork => Some(Follow::Hide),
+            libc::SYS_rt_sigaction | libc::SYS_sigaltstack if self.spec.keep_signals => {
+                Some(Follow::Signals)
+            }
             _ => None,
         }
     }
@@ -284,11 +294,34 @@ impl<'a> Builder<'a> {
                 let enosys = self.returning(errno(libc::ENOSYS));
                 self.asm.jump(enosys);
             }
+            Some(Follow::Signals) => self.signals(number),
             Some(Follow::WithoutSharedMemory) => {
                 self.asm.load(Field::Arg(0));
                 self.asm.branch(Test::AnyBit(CLONE_VM), allow, notify);
             }
         }
+    }
+}
+
+impl Builder<'_> {
+    /// Calls about the signals that libos handles, unless libos makes them.
+    fn signals(&mut self, number: u32) {
+        let allow = self.returning(libc::SECCOMP_RET_ALLOW);
+        let notify = self.returning(libc::SECCOMP_RET_USER_NOTIF);
+        let theirs = self.asm.label();
+        self.asm.branch_within(Field::Ip, &self.spec.libos_text, allow, theirs);
+        self.asm.bind(theirs);
+        if i64::from(number) == libc::SYS_sigaltstack {
+            self.asm.jump(notify);
+            return;
+        }
+        self.asm.load(Field::Arg(0));
+        for signal in libos::signals::OURS {
+            let next = self.asm.label();
+            self.asm.branch(Test::Equal(signal.unsigned_abs()), notify, next);
+            self.asm.bind(next);
+        }
+        self.asm.jump(allow);
     }
 }
 

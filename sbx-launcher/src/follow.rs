@@ -19,7 +19,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ext_api::abi::Entry;
+use libos::data::Common;
 use libos::layout::{Place, code_file_offset};
+
+use crate::memory;
+use crate::signals::{self, Answer};
 
 /// How long a seized exec may take before it is looked at again: it may have failed.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -77,12 +81,17 @@ impl Follower {
     pub fn notified(
         &mut self,
         listener: BorrowedFd<'_>,
+        common: Common,
         participant: impl Fn(u32) -> bool,
     ) -> Vec<Followed> {
         let mut events = Vec::new();
         let Some(request) = receive(listener) else { return events };
         let tid = request.pid as i32;
         let number = i64::from(request.data.nr);
+        if number == libc::SYS_rt_sigaction || number == libc::SYS_sigaltstack {
+            self.answer_signals(listener, common, &request);
+            return events;
+        }
         let is_exec = number == libc::SYS_execve || number == libc::SYS_execveat;
         let process = thread_group(tid).unwrap_or(request.pid);
         let still_there = || valid(listener, request.id);
@@ -121,6 +130,30 @@ impl Follower {
         }
         resume(listener, request.id);
         events
+    }
+
+    /// Answer a call about the signals that libos handles.
+    fn answer_signals(
+        &self,
+        listener: BorrowedFd<'_>,
+        common: Common,
+        request: &libc::seccomp_notif,
+    ) {
+        let tid = request.pid as i32;
+        let ids = [tid, thread_group(tid).map_or(tid, |pid| pid as i32)];
+        let [a, b, c, d, ..] = request.data.args;
+        let answer = if !valid(listener, request.id) {
+            return;
+        } else if i64::from(request.data.nr) == libc::SYS_sigaltstack {
+            signals::sigaltstack(common, ids, [a, b])
+        } else {
+            signals::sigaction(self.place, ids, [a, b, c, d])
+        };
+        match answer {
+            Answer::Continue => resume(listener, request.id),
+            Answer::Done => respond(listener, request.id, 0),
+            Answer::Failed(errno) => respond(listener, request.id, errno),
+        }
     }
 
     /// Handle one status of `waitpid`. False: the task is none of ours.
@@ -320,12 +353,8 @@ fn read_text(tid: i32, address: u64) -> Option<String> {
         // Page by page: what follows the text may not be mapped.
         let mut piece = [0u8; 256];
         let len = piece.len().min(4096 - (at as usize & 4095));
-        let local = libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: len };
-        let remote = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: len };
-        // SAFETY: the kernel writes at most `len` bytes into `piece`.
-        let got =
-            unsafe { libc::process_vm_readv(tid, &raw const local, 1, &raw const remote, 1, 0) };
-        let got = piece.get(..usize::try_from(got).ok()?)?;
+        memory::read(tid, at, &mut piece[..len]).ok()?;
+        let got = &piece[..len];
         if let Some(end) = got.iter().position(|&byte| byte == 0) {
             text.extend_from_slice(&got[..end]);
             return String::from_utf8(text).ok();
@@ -381,9 +410,17 @@ fn valid(listener: BorrowedFd<'_>, id: u64) -> bool {
 
 /// Let the notified call go on.
 fn resume(listener: BorrowedFd<'_>, id: u64) {
-    const SEND: u64 = ioctl_number(3, 1, size_of::<libc::seccomp_notif_resp>());
     const CONTINUE: u32 = 1;
-    let response = libc::seccomp_notif_resp { id, val: 0, error: 0, flags: CONTINUE };
+    send(listener, libc::seccomp_notif_resp { id, val: 0, error: 0, flags: CONTINUE });
+}
+
+/// Have the notified call return 0, or fail with `errno`.
+fn respond(listener: BorrowedFd<'_>, id: u64, errno: i32) {
+    send(listener, libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 });
+}
+
+fn send(listener: BorrowedFd<'_>, response: libc::seccomp_notif_resp) {
+    const SEND: u64 = ioctl_number(3, 1, size_of::<libc::seccomp_notif_resp>());
     // SAFETY: the kernel reads the structure. If the task is gone there is nobody to tell.
     let _ = unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw const response) };
 }

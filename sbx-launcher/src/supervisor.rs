@@ -119,7 +119,8 @@ impl Supervisor {
 
     fn notified(&mut self, index: usize) -> Option<End> {
         let (watched, listener) = (&self.watched, self.listeners[index].as_fd());
-        let events = self.follower.notified(listener, |pid| watched.contains_key(&pid));
+        let common = self.sandbox.common();
+        let events = self.follower.notified(listener, common, |pid| watched.contains_key(&pid));
         self.note(events);
         self.reap_stops()
     }

@@ -25,6 +25,7 @@ fn spec(libos_text: Range<u64>) -> FilterSpec {
     FilterSpec {
         region: REGION,
         libos_text,
+        keep_signals: false,
         follow_exec: false,
         follow_fork: false,
         mseal: false,
@@ -322,7 +323,8 @@ fn notified(spec: &FilterSpec, number: i64, args: Args) -> Result<(), String> {
 
 #[test]
 fn execs_and_forks_are_notified() {
-    let follow = FilterSpec { follow_exec: true, follow_fork: true, ..spec(0..0) };
+    let follow =
+        FilterSpec { keep_signals: true, follow_exec: true, follow_fork: true, ..spec(0..0) };
     let path = c"/bin/true".as_ptr() as u64;
     let calls = [
         (libc::SYS_execve, [path, 0, 0, 0, 0, 0]),

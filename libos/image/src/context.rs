@@ -11,10 +11,10 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
 use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, STACK_LEN};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context};
-use libos::layout::{CACHE_ENTRIES, WINDOW_BELOW};
+use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, WINDOW_BELOW};
 
 use crate::arch::{cache_index, stack_pointer};
-use crate::{boot, start, sys};
+use crate::{boot, signals, start, sys};
 
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
@@ -105,6 +105,8 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
         && context.tid.compare_exchange(holder, tid, Relaxed, Relaxed).is_ok()
         && {
             context.tls_live.store(0, Relaxed);
+            context.alt_stack.store(0, Relaxed);
+            signals::prepare_thread(index_of(context));
             true
         }
 }
@@ -141,19 +143,24 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.process_generation.store(own.generation, Relaxed);
         context.errno.store(0, Relaxed);
         context.tls_live.store(0, Relaxed);
+        context.alt_stack.store(0, Relaxed);
         context.tid.store(tid, Release);
+        signals::prepare_thread(index);
         return Some(context);
     }
     None
 }
 
-/// Make all but the lowest page of a stack usable; that page stays the guard.
+/// Make a stack usable but for its guard pages.
 fn make_stack(index: usize) -> Result<usize, sys::Errno> {
     let lowest = boot::place().stacks() + index * STACK_LEN;
-    // SAFETY: the stack of a context that this thread has just claimed.
-    unsafe {
-        sys::mprotect(lowest + PAGE_LEN, STACK_LEN - PAGE_LEN, sys::PROT_READ | sys::PROT_WRITE)
+    let above_guard = GUARD_OFFSET + PAGE_LEN;
+    let usable = [(ALT_STACK_OFFSET, ALT_STACK_LEN), (above_guard, STACK_LEN - above_guard)];
+    for (offset, len) in usable {
+        // SAFETY: the stack of a context that this thread has just claimed.
+        unsafe { sys::mprotect(lowest + offset, len, sys::PROT_READ | sys::PROT_WRITE) }?;
     }
+    Ok(lowest)
 }
 
 /// Write the outermost frame of a stack, as far as it is the same for every upcall; its address.
@@ -204,7 +211,7 @@ pub(crate) extern "C" fn nested_check(handle: u64, stack: usize) -> Nested {
     let Some(open) = frame(context) else {
         return refuse(Status::Reentered);
     };
-    let lowest = boot::place().stacks() + index * STACK_LEN + PAGE_LEN;
+    let lowest = boot::place().stacks() + index * STACK_LEN + GUARD_OFFSET + PAGE_LEN;
     if open.depth >= NESTING_MAX as u64 || stack < lowest + NESTED_STACK_MIN {
         return refuse(Status::TooDeep);
     }

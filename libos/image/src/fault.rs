@@ -3,10 +3,12 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use ext_api::abi::{Reply, Status};
-use ext_api::limits::FAULT_TEXT_LEN_MAX;
+use ext_api::limits::{FAULT_TEXT_LEN_MAX, SLOTS_MAX};
 use libos::data::Context;
 
-use crate::{arch, context, log, sys};
+use crate::context::Frame;
+use crate::text::Line;
+use crate::{arch, context, log, sys, tls};
 
 /// End the innermost upcall of this thread with `status`; `text` goes to its caller and the log.
 /// Outside of an upcall there is nobody to tell: the process ends, as if it had called `abort`.
@@ -24,12 +26,41 @@ pub(crate) fn abort(status: Status, text: &[u8]) -> ! {
     } else {
         (status, text)
     };
-    keep(context, text);
-    log::line(b"fault", text);
-    // SAFETY: the gate got this pointer from the upcall's caller, whose frame is below ours.
-    unsafe { answer(frame.reply, text) };
+    tell(context, frame, status, text);
     // SAFETY: this thread is inside an upcall on its own context.
     unsafe { arch::leave_upcall(context, status as u32) }
+}
+
+/// As [`abort`], for an upcall of this thread that a signal interrupted: it goes on from there.
+pub(crate) fn report(context: &Context, status: Status, text: &[u8]) {
+    if let Some(frame) = context::frame(context) {
+        tell(context, frame, status, text);
+    }
+}
+
+/// Tell the caller, the log and the supervisor that the upcall of `frame` fails.
+fn tell(context: &Context, frame: &Frame, status: Status, text: &[u8]) {
+    // SAFETY: the gate stored the address of a row of the handler table.
+    let handler = unsafe { frame.handler.as_ref() };
+    let mut line = Line::<FAULT_TEXT_LEN_MAX>::new();
+    if let Some(name) = handler.and_then(|row| row.name.get(..row.name_len as usize)) {
+        line.push(name);
+        line.push(b": ");
+    }
+    line.push(text);
+    keep(context, text);
+    log::line(b"fault", line.bytes());
+    if let Some(row) = handler {
+        let slot = row.slot as usize % SLOTS_MAX;
+        let trouble = context::common().trouble(slot);
+        trouble.faults.fetch_add(1, Relaxed);
+        trouble.status.store(status as u32, Relaxed);
+        if let Some(extension) = tls::extension(slot) {
+            trouble.tainted.store(extension.generation.load(Relaxed), Relaxed);
+        }
+    }
+    // SAFETY: the gate got this pointer from the upcall's caller, whose frame is below ours.
+    unsafe { answer(frame.reply, text) };
 }
 
 /// Leave `text` in the context, where the supervisor can read it.

@@ -17,7 +17,7 @@ use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
 };
-use crate::{boot, context, sys};
+use crate::{boot, context, signals, sys};
 
 /// What a process knows of itself; private, and zero in a forked child.
 #[derive(Debug, Clone, Copy)]
@@ -161,6 +161,10 @@ fn prepare_private() -> Result<(), Errno> {
     unsafe { sys::mprotect(place.cache(), WIPED_LEN, PROT_READ | PROT_WRITE) }?;
     // SAFETY: made to be wiped.
     unsafe { sys::wipe_on_fork(place.cache(), WIPED_LEN) }?;
+    let kept = place.cache() + layout::KEPT_OFFSET;
+    // SAFETY: as above.
+    unsafe { sys::mprotect(kept, layout::KEPT_LEN, PROT_READ | PROT_WRITE) }?;
+    signals::take_over();
     sys::register_membarrier();
     // SAFETY: the shared part is complete. A kernel without mseal leaves it to the filter.
     let _ = unsafe { sys::mseal(place.base, place.len) };

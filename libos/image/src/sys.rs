@@ -2,6 +2,8 @@
 //!
 //! This is the only module of the image that talks to the kernel.
 
+use libos::signals::Action;
+
 use crate::arch::syscall6;
 
 /// A negated error number as the kernel returns it.
@@ -15,6 +17,11 @@ pub(crate) const ENOMEM: Errno = 12;
 pub(crate) const EINVAL: Errno = 22;
 pub(crate) const EMFILE: Errno = 24;
 pub(crate) const ENOSYS: Errno = 38;
+
+pub(crate) const SIGBUS: i32 = 7;
+pub(crate) const SIGSEGV: i32 = 11;
+/// `si_code` of a signal that was queued with a value.
+pub(crate) const SI_QUEUE: i32 = -1;
 
 pub(crate) const PROT_READ: usize = 1;
 pub(crate) const PROT_WRITE: usize = 2;
@@ -35,6 +42,8 @@ pub(crate) mod nr {
     pub(crate) const LSEEK: usize = 8;
     pub(crate) const MMAP: usize = 9;
     pub(crate) const MPROTECT: usize = 10;
+    pub(crate) const RT_SIGACTION: usize = 13;
+    pub(crate) const RT_SIGPROCMASK: usize = 14;
     pub(crate) const PREAD64: usize = 17;
     pub(crate) const PWRITE64: usize = 18;
     pub(crate) const READV: usize = 19;
@@ -57,6 +66,7 @@ pub(crate) mod nr {
     pub(crate) const UNLINK: usize = 87;
     pub(crate) const READLINK: usize = 89;
     pub(crate) const GETPPID: usize = 110;
+    pub(crate) const SIGALTSTACK: usize = 131;
     pub(crate) const GETTID: usize = 186;
     pub(crate) const FUTEX: usize = 202;
     pub(crate) const CLOCK_GETTIME: usize = 228;
@@ -146,6 +156,49 @@ pub(crate) fn register_membarrier() {
     const REGISTER_GLOBAL_EXPEDITED: usize = 1 << 2;
     // The supervisor falls back to the slow barrier for processes that could not register.
     let _ = harmless!(nr::MEMBARRIER, REGISTER_GLOBAL_EXPEDITED, 0);
+}
+
+/// Set a signal's action; the former one into `old`.
+///
+/// # Safety
+/// The handler that `new` names may run at any instruction of any thread; `old` is writable or
+/// null.
+pub(crate) unsafe fn sigaction(
+    signal: i32,
+    new: *const Action,
+    old: *mut Action,
+) -> Result<usize, Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { call(nr::RT_SIGACTION, [signal as usize, new as usize, old as usize, 8]) }
+}
+
+/// Set or ask for the thread's alternate signal stack.
+///
+/// # Safety
+/// `new` is null or a `stack_t` whose memory is used for nothing else; `old` is null or writable.
+pub(crate) unsafe fn sigaltstack(new: *const u8, old: *mut u8) -> Result<usize, Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { call(nr::SIGALTSTACK, [new as usize, old as usize]) }
+}
+
+/// Unblock the signals of `mask` in this thread.
+pub(crate) fn unblock(mask: u64) {
+    change_mask(1, mask);
+}
+
+/// Block exactly the signals of `mask` in this thread.
+pub(crate) fn set_mask(mask: u64) {
+    change_mask(2, mask);
+}
+
+fn change_mask(how: usize, mask: u64) {
+    // SAFETY: the kernel reads eight bytes.
+    let _ = unsafe { call(nr::RT_SIGPROCMASK, [how, &raw const mask as usize, 0, 8]) };
+}
+
+/// Send this thread a signal.
+pub(crate) fn kill_self(signal: i32) {
+    let _ = harmless!(nr::TGKILL, getpid() as usize, gettid() as usize, signal as usize);
 }
 
 /// Map `fd` (or nothing, -1) at exactly `addr`.

@@ -19,6 +19,7 @@ fn spec(policy: Policy) -> FilterSpec {
     FilterSpec {
         region: REGION,
         libos_text: TEXT,
+        keep_signals: true,
         follow_exec: true,
         follow_fork: true,
         mseal: false,
@@ -60,6 +61,11 @@ fn expected(spec: &FilterSpec, call: &Call) -> u32 {
             "fork" if spec.follow_fork => NOTIFY,
             "clone" if spec.follow_fork && call.args[0] & u64::from(CLONE_VM) == 0 => NOTIFY,
             "clone3" if spec.follow_fork => errno(libc::ENOSYS),
+            "sigaltstack" if spec.keep_signals && !TEXT.contains(&call.ip) => NOTIFY,
+            "rt_sigaction" if spec.keep_signals && !TEXT.contains(&call.ip) => {
+                let ours = libos::signals::OURS.map(i32::unsigned_abs);
+                if ours.contains(&(call.args[0] as u32)) { NOTIFY } else { ALLOW }
+            }
             _ => ALLOW,
         },
     }
@@ -87,8 +93,21 @@ fn words() -> impl Strategy<Value = u64> {
     let near =
         (select(vec![REGION.start, REGION.end, REGION.end - REGION.start, 0, 1 << 32]), -2i64..3)
             .prop_map(|(edge, delta)| edge.wrapping_add_signed(delta));
-    let flags =
-        select(vec![0x10, 0x32, 0x4000, 2, 3, 0x100, 0x11, 0x0040_0000, 0xffff_ffff, 0x4002]);
+    let flags = select(vec![
+        0x10,
+        0x32,
+        0x4000,
+        2,
+        7,
+        11,
+        16,
+        3,
+        0x100,
+        0x11,
+        0x0040_0000,
+        0xffff_ffff,
+        0x4002,
+    ]);
     prop_oneof![near, flags, any::<u64>()]
 }
 
@@ -97,6 +116,7 @@ fn calls() -> impl Strategy<Value = Call> {
     named.extend(
         ["clone", "clone3", "execve", "fork", "read", "personality", "arch_prctl", "ioctl"]
             .iter()
+            .chain(&["rt_sigaction", "sigaltstack"])
             .filter_map(|name| syscalls::by_name(name)),
     );
     let named = named.into_iter().map(|call| call.number).collect::<Vec<_>>();
@@ -133,10 +153,16 @@ proptest! {
     fn a_filter_does_what_its_specification_says(
         calls in proptest::collection::vec(calls(), 20),
         policy in policies(),
-        [exec, fork, mseal] in any::<[bool; 3]>(),
+        [exec, fork, mseal, signals] in any::<[bool; 4]>(),
     ) {
         let policy = Policy::base().unwrap().merge(policy);
-        let spec = FilterSpec { follow_exec: exec, follow_fork: fork, mseal, ..spec(policy) };
+        let spec = FilterSpec {
+            follow_exec: exec,
+            follow_fork: fork,
+            keep_signals: signals,
+            mseal,
+            ..spec(policy)
+        };
         let program = build_spec(&spec).unwrap();
         for call in calls {
             let action = run(&program, &call).unwrap().action;
@@ -154,7 +180,7 @@ fn common_calls_are_cheap_and_remembered() {
         for call in syscalls::all().iter().filter(|call| !ruled.contains(&call.number)) {
             let outcome = outcome(call.number);
             assert_eq!((outcome.action, outcome.cacheable), (ALLOW, true), "{}", call.name);
-            assert!(outcome.steps <= 12, "{}: {}", call.name, outcome.steps);
+            assert!(outcome.steps <= 13, "{}: {}", call.name, outcome.steps);
         }
         for name in ["read", "write", "futex", "epoll_wait", "sendmsg"] {
             let outcome = outcome(number(name));
@@ -167,7 +193,8 @@ fn common_calls_are_cheap_and_remembered() {
 fn calls_with_rules(spec: &FilterSpec) -> Vec<u32> {
     let built_in = BUILT_IN.iter().filter_map(|rule| rule.call());
     let named = spec.policy.rules().iter().flat_map(|rule| rule.calls.clone());
-    let followed = ["clone", "clone3", "execve", "execveat", "fork"].map(number);
+    let followed = ["clone", "clone3", "execve", "execveat", "fork", "rt_sigaction", "sigaltstack"]
+        .map(number);
     built_in.chain(named).map(|call| call.number).chain(followed).collect()
 }
 

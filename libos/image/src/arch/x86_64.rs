@@ -59,6 +59,9 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
     naked_asm!(
         ".cfi_startproc",
         // The context: cache[hash(fs)], if it agrees with this thread.
+        ".hidden sbx_gate_first",
+        ".globl sbx_gate_first",
+        "sbx_gate_first:",
         "mov rax, fs:[0]",
         "xor r10d, r10d",
         "10:",
@@ -132,7 +135,10 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         // Once more with the true FS base: not every program keeps it at its own address.
         "test r10d, r10d",
         "jne 25f",
-        "inc r10d",
+        ".hidden sbx_gate_true_base",
+        ".globl sbx_gate_true_base",
+        "sbx_gate_true_base:",
+        "mov r10d, 1",
         "rdfsbase rax",
         "jmp 10b",
         "25:",
@@ -156,6 +162,9 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "inc qword ptr [r9]",
         "mov eax, {stale}",
         "ret",
+        ".hidden sbx_gate_end",
+        ".globl sbx_gate_end",
+        "sbx_gate_end:",
         ".cfi_endproc",
         hash = const HASH,
         shift = const HASH_SHIFT,
@@ -238,6 +247,9 @@ unsafe extern "C" fn nested_call(handle: Handle, args: *const u64, reply: *mut R
         "pop rbx",
         "pop rbp",
         "ret",
+        ".hidden sbx_nested_end",
+        ".globl sbx_nested_end",
+        "sbx_nested_end:",
         ".cfi_endproc",
         check = sym crate::context::nested_check,
     )
@@ -270,8 +282,120 @@ pub(crate) unsafe extern "C" fn leave_upcall(context: *const Context, status: u3
         "pop rbx",
         "pop rbp",
         "ret",
+        ".hidden sbx_leave_end",
+        ".globl sbx_leave_end",
+        "sbx_leave_end:",
         ".cfi_endproc",
     )
+}
+
+/// The registers in a signal's user context.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Registers {
+    r8_to_r15: [u64; 8],
+    rdi: u64,
+    rsi: u64,
+    rbp: u64,
+    rbx: u64,
+    rdx: u64,
+    rax: u64,
+    rcx: u64,
+    pub(crate) rsp: u64,
+    pub(crate) rip: u64,
+    flags: u64,
+    others: [u64; 5],
+}
+
+/// How to enter an application's signal handler.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Jump {
+    pub(crate) handler: u64,
+    /// Address of the signal frame, whose first word is the handler's return address.
+    pub(crate) frame: usize,
+    pub(crate) signal: u64,
+    pub(crate) info: u64,
+    pub(crate) user: u64,
+}
+
+/// Where the kernel delivers the signals that libos handles.
+///
+/// # Safety
+/// The kernel's alone to call.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn sbx_signal_entry() {
+    naked_asm!(
+        ".cfi_startproc",
+        ".cfi_undefined rip",
+        "lea rax, [rsp]",
+        "sub rsp, 56",
+        "mov [rsp + 8], rax",
+        "mov rcx, rsp",
+        "call {handler}",
+        "test al, al",
+        "jne 10f",
+        "add rsp, 56",
+        "ret",
+        "10:",
+        "mov r11, [rsp]",
+        "mov rdi, [rsp + 16]",
+        "mov rsi, [rsp + 24]",
+        "mov rdx, [rsp + 32]",
+        "mov rsp, [rsp + 8]",
+        "xor eax, eax",
+        "jmp r11",
+        ".cfi_endproc",
+        handler = sym crate::signals::sbx_on_signal,
+    )
+}
+
+/// Where our signal handler returns to.
+///
+/// # Safety
+/// On a signal frame only.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn sbx_restorer() {
+    naked_asm!("mov eax, 15", "syscall", "ud2")
+}
+
+unsafe extern "C" {
+    /// Labels within [`sbx_call`].
+    static sbx_gate_first: u8;
+    static sbx_gate_true_base: u8;
+    static sbx_gate_end: u8;
+    static sbx_nested_end: u8;
+    static sbx_leave_end: u8;
+}
+
+/// Is this an address in the gate, where an upcall is not whole: about to begin, or over?
+pub(crate) fn in_gate(rip: u64) -> bool {
+    let at = rip as usize;
+    let ends = [
+        (sbx_call as *const () as usize, &raw const sbx_gate_end as usize),
+        (nested_call as *const () as usize, &raw const sbx_nested_end as usize),
+        (leave_upcall as *const () as usize, &raw const sbx_leave_end as usize),
+    ];
+    ends.iter().any(|&(start, end)| (start..end).contains(&at))
+}
+
+/// A thread with FS base 0 faults on the gate's first instruction: let it take the other way. True
+/// if that is what happened.
+pub(crate) fn mend_gate(regs: &mut Registers) -> bool {
+    if regs.rip as usize != &raw const sbx_gate_first as usize {
+        return false;
+    }
+    regs.rip = &raw const sbx_gate_true_base as u64;
+    true
+}
+
+/// Have interrupted code go on at [`leave_upcall`].
+pub(crate) fn redirect(regs: &mut Registers, context: *const Context, status: Status) {
+    const DIRECTION_TRAP_ALIGNMENT: u64 = 0x4_0500;
+    regs.rip = leave_upcall as *const () as u64;
+    regs.rdi = context as u64;
+    regs.rsi = status as u64;
+    regs.flags &= !DIRECTION_TRAP_ALIGNMENT;
 }
 
 /// Where a program starts after exec: with the descriptors of the three zones in `esi`, `edx` and

@@ -1,0 +1,332 @@
+//! Signals that end an upcall, and what the application sees of them.
+//!
+//! Every participant has one handler of ours for the signals of [`OURS`]. A fault in region code
+//! ends that upcall; any other goes to the application, whose actions the supervisor keeps in a
+//! private table instead of handing them to the kernel (`sbx-launcher/src/signals.rs`).
+//!
+//! ```text
+//!            fault in region code ──► registers of the interrupted code := leave_upcall
+//!  signal ──►
+//!            anything else ──► the application's action: default, ignore, or its handler, on the
+//!                              frame that the kernel made (or a copy on the stack it asked for)
+//! ```
+//!
+//! The handler needs a stack when the upcall's has run out: each context has an alternate stack,
+//! given to threads that have none of their own, and hidden from them.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use ext_api::abi::Status;
+use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
+use libos::data::Context;
+use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET};
+use libos::signals::{Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_RESTART};
+
+use crate::arch::{self, Jump, Registers};
+use crate::{boot, context, fault, sys, text};
+
+const SIGILL: i32 = 4;
+const SIGTRAP: i32 = 5;
+const SIGFPE: i32 = 8;
+const SIG_DFL: u64 = 0;
+const SIG_IGN: u64 = 1;
+const SA_SIGINFO: u64 = 4;
+const SA_RESTORER: u64 = 0x0400_0000;
+const SA_ONSTACK: u64 = 0x0800_0000;
+const SA_NODEFER: u64 = 0x4000_0000;
+const SA_RESETHAND: u64 = 0x8000_0000;
+const SS_DISABLE: u64 = 2;
+
+/// `siginfo_t`, as far as this module reads it.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Info {
+    signal: i32,
+    errno: i32,
+    code: i32,
+    pad: i32,
+    /// Faulting address, or pid and uid of a sender.
+    address: u64,
+    /// Value of a queued signal.
+    value: u64,
+}
+
+/// `stack_t`.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct AltStack {
+    address: u64,
+    flags: u64,
+    len: u64,
+}
+
+/// The kernel's `ucontext`.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct UserContext {
+    flags: u64,
+    link: u64,
+    stack: AltStack,
+    pub(crate) regs: Registers,
+    fpstate: u64,
+    reserved: [u64; 8],
+    mask: u64,
+}
+
+/// Return address, user context and information: what lies on the stack below the vector state.
+const FRAME_LEN: usize = 8 + size_of::<UserContext>() + 128;
+
+/// Take over the signals of [`OURS`]; the application's actions so far go into its table.
+pub(crate) fn take_over() {
+    for signal in OURS {
+        let ours = Action {
+            handler: arch::sbx_signal_entry as *const () as u64,
+            flags: SA_SIGINFO | SA_ONSTACK | SA_RESTORER,
+            restorer: arch::sbx_restorer as *const () as u64,
+            mask: OURS.iter().fold(0, |mask, &other| mask | 1 << (other - 1)),
+        };
+        let mut theirs = Action::default();
+        // SAFETY: the handler is made for it.
+        let done = unsafe { sys::sigaction(signal, &raw const ours, &raw mut theirs) };
+        // A forked child has them already, and the table with them.
+        if done.is_ok() && theirs.handler != ours.handler {
+            // SAFETY: our private table; no other thread of this process runs yet.
+            unsafe { (&raw mut (*table()).actions[signal as usize]).write(theirs) };
+        }
+    }
+}
+
+/// Where the application's actions are kept: private memory that a forked child inherits.
+fn table() -> *mut SignalTable {
+    (boot::place().cache() + KEPT_OFFSET) as *mut SignalTable
+}
+
+/// Give the calling thread what a fault in an upcall needs: the signals unblocked, and a stack to
+/// handle them on if the application has not given it one.
+pub(crate) fn prepare_thread(index: usize) {
+    let mask = OURS.iter().fold(0u64, |mask, &signal| mask | 1 << (signal - 1));
+    sys::unblock(mask);
+    let mut has = AltStack::default();
+    // SAFETY: the kernel writes a stack_t.
+    let asked = unsafe { sys::sigaltstack(core::ptr::null(), (&raw mut has).cast()) };
+    let stacks = boot::place().stacks() as u64;
+    // A forked child has its parent's, which belongs to another context here.
+    let former = context::index_of_stack(has.address as usize).is_some();
+    if asked.is_err() || has.flags & SS_DISABLE == 0 && !former {
+        return;
+    }
+    let ours = AltStack {
+        address: stacks + (index * STACK_LEN + ALT_STACK_OFFSET) as u64,
+        flags: 0,
+        len: ALT_STACK_LEN as u64,
+    };
+    // SAFETY: a part of this context's private stack that is used for nothing else.
+    if unsafe { sys::sigaltstack((&raw const ours).cast(), core::ptr::null_mut()) }.is_ok() {
+        context::common().context(index).alt_stack.store(1, Relaxed);
+    }
+}
+
+/// The handler, called by [`arch::sbx_signal_entry`]. True: go on as `jump` says; false: return
+/// to the interrupted code, as `context` has it now.
+///
+/// # Safety
+/// The kernel made `info` and `user` for this signal; `jump.frame` is the frame they lie in.
+pub(crate) unsafe extern "C" fn sbx_on_signal(
+    signal: i32,
+    info: *const Info,
+    user: *mut UserContext,
+    jump: *mut Jump,
+) -> bool {
+    // SAFETY: by contract.
+    let (info, user, jump) = unsafe { (&*info, &mut *user, &mut *jump) };
+    if arch::mend_gate(&mut user.regs) {
+        return false;
+    }
+    match interrupted(&user.regs, signal, info) {
+        Some((context, status)) => {
+            end_upcall(context, status, signal, info, user);
+            false
+        }
+        None if signal == STOP && info.code == sys::SI_QUEUE && sent_by_supervisor(info) => false,
+        None => deliver(signal, info, user, jump),
+    }
+}
+
+/// The supervisor's own signals name a sequence; one that came too late is nobody's business.
+fn sent_by_supervisor(info: &Info) -> bool {
+    info.errno >= WHY_BUDGET && info.errno <= WHY_RESTART
+}
+
+/// The context whose upcall this signal ends, and how.
+fn interrupted(regs: &Registers, signal: i32, info: &Info) -> Option<(&'static Context, Status)> {
+    let region = boot::place().shared();
+    let inside = |address: u64| region.contains(&(address as usize));
+    let index = context::index_of_stack(regs.rsp as usize)?;
+    let context = context::common().context(index);
+    let open = context.tid.load(Relaxed) == sys::gettid()
+        && context.sequence.load(Relaxed) % 2 == 1
+        && !arch::in_gate(regs.rip);
+    if !open {
+        return None;
+    }
+    if signal == STOP {
+        let meant = info.code == sys::SI_QUEUE
+            && sent_by_supervisor(info)
+            && info.value == context.sequence.load(Relaxed)
+            && inside(regs.rip);
+        let why = match info.errno {
+            WHY_BUDGET => Status::Overrun,
+            WHY_RESTART => Status::Restarting,
+            _ => Status::Stuck,
+        };
+        return meant.then_some((context, why));
+    }
+    // What kill() sent is for the application.
+    if info.code <= 0 {
+        return None;
+    }
+    let jumped = info.address == regs.rip && inside(word_on_stack(index, regs.rsp).unwrap_or(0));
+    if !inside(regs.rip) && !jumped {
+        return None;
+    }
+    let guard = boot::place().stacks() + index * STACK_LEN + GUARD_OFFSET;
+    let overflow = signal == sys::SIGSEGV
+        && (guard..guard + ext_api::limits::PAGE_LEN).contains(&(info.address as usize));
+    Some((
+        context,
+        match signal {
+            _ if overflow => Status::StackOverflow,
+            SIGILL | SIGTRAP => Status::IllegalInstruction,
+            SIGFPE => Status::Arithmetic,
+            _ => Status::MemoryFault,
+        },
+    ))
+}
+
+/// The word at `address`, if that lies on the usable part of stack `index`.
+fn word_on_stack(index: usize, address: u64) -> Option<u64> {
+    let start = boot::place().stacks() + index * STACK_LEN;
+    let usable = start + GUARD_OFFSET + ext_api::limits::PAGE_LEN..start + STACK_LEN - 8;
+    if !usable.contains(&(address as usize)) || !address.is_multiple_of(8) {
+        return None;
+    }
+    // SAFETY: within the stack of the thread that this runs on.
+    Some(unsafe { (address as *const u64).read() })
+}
+
+/// Have the interrupted code go on at the gate's way out.
+fn end_upcall(
+    context: &'static Context,
+    status: Status,
+    signal: i32,
+    info: &Info,
+    user: &mut UserContext,
+) {
+    let mut line = text::Line::<FAULT_TEXT_LEN_MAX>::new();
+    match status {
+        Status::Overrun => line.push(b"the upcall used up its CPU time and was stopped"),
+        Status::Stuck => line.push(b"the upcall waited for too long and was stopped"),
+        Status::Restarting => line.push(b"the extension is being restarted"),
+        _ => {
+            line.push(signal_name(signal));
+            line.push(b" at ");
+            line.push_hex(user.regs.rip);
+            if signal == sys::SIGSEGV || signal == sys::SIGBUS {
+                line.push(b", address ");
+                line.push_hex(info.address);
+            }
+        }
+    }
+    fault::report(context, status, line.bytes());
+    arch::redirect(&mut user.regs, context, status);
+}
+
+const fn signal_name(signal: i32) -> &'static [u8] {
+    match signal {
+        SIGILL => b"SIGILL",
+        SIGTRAP => b"SIGTRAP",
+        SIGFPE => b"SIGFPE",
+        sys::SIGBUS => b"SIGBUS",
+        _ => b"SIGSEGV",
+    }
+}
+
+/// Do with a signal what the application asked for. True: enter its handler as `jump` says.
+fn deliver(signal: i32, info: &Info, user: &mut UserContext, jump: &mut Jump) -> bool {
+    // SAFETY: our private table; `signal` is one of OURS, which fit.
+    let entry = unsafe { &raw mut (*table()).actions[signal as usize] };
+    // SAFETY: whole words; the supervisor writes them while a thread waits for its sigaction.
+    let action = unsafe { entry.read_volatile() };
+    let sent = info.code <= 0;
+    if action.handler == SIG_IGN && sent {
+        return false;
+    }
+    if action.handler == SIG_DFL || action.handler == SIG_IGN {
+        let default = Action::default();
+        // SAFETY: the default action needs nothing.
+        let _ = unsafe { sys::sigaction(signal, &raw const default, core::ptr::null_mut()) };
+        if sent {
+            sys::kill_self(signal);
+        }
+        // Back to the instruction that faulted, which now has its natural end.
+        return false;
+    }
+    if action.flags & SA_RESETHAND != 0 {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*entry).handler).write_volatile(SIG_DFL) };
+    }
+    let own = if action.flags & SA_NODEFER == 0 { 1 << (signal - 1) } else { 0 };
+    sys::set_mask(user.mask | action.mask | own);
+    let on_alternate = jump.frame.abs_diff(user.regs.rsp as usize) > 64 << 10
+        || context::index_of_stack(jump.frame).is_some();
+    if on_alternate && action.flags & SA_ONSTACK == 0 {
+        // SAFETY: the kernel's frame, whole.
+        unsafe { move_frame(jump, user) };
+    }
+    let restorer = if action.flags & SA_RESTORER == 0 {
+        arch::sbx_restorer as *const () as u64
+    } else {
+        action.restorer
+    };
+    // SAFETY: the frame begins with the handler's return address.
+    unsafe { (jump.frame as *mut u64).write(restorer) };
+    jump.handler = action.handler;
+    jump.signal = signal as u64;
+    jump.info = (jump.frame + 8 + size_of::<UserContext>()) as u64;
+    jump.user = (jump.frame + 8) as u64;
+    true
+}
+
+/// Copy the kernel's frame to the stack that was interrupted: the handler did not ask for the
+/// alternate one.
+///
+/// # Safety
+/// `jump.frame` is the frame of this signal, and the interrupted stack is one.
+unsafe fn move_frame(jump: &mut Jump, user: &UserContext) {
+    const RED_ZONE: usize = 128;
+    const LEGACY_LEN: usize = 512;
+    const EXTENDED_AT: usize = 464;
+    const EXTENDED: u32 = 0x4650_5853;
+    let from = user.fpstate as usize;
+    let extended = (from + EXTENDED_AT) as *const [u32; 2];
+    // SAFETY: the software-reserved bytes of the vector state, which the kernel filled.
+    let len = match unsafe { extended.read() } {
+        [EXTENDED, len] => len as usize,
+        _ => LEGACY_LEN,
+    };
+    let state = (user.regs.rsp as usize - RED_ZONE - len) & !63;
+    let frame = ((state - FRAME_LEN) & !15) - 8;
+    // SAFETY: free stack of the interrupted code; natively the kernel would write there.
+    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, state as *mut u8, len) };
+    // SAFETY: as above.
+    unsafe {
+        core::ptr::copy_nonoverlapping(jump.frame as *const u8, frame as *mut u8, FRAME_LEN);
+    };
+    let moved = (frame + 8) as *mut UserContext;
+    // SAFETY: just copied.
+    unsafe { (&raw mut (*moved).fpstate).write(state as u64) };
+    jump.frame = frame;
+}
+
+const _: () = assert!(size_of::<UserContext>() == 304);
+const _: () = assert!(size_of::<SignalTable>() <= ext_api::limits::PAGE_LEN);
