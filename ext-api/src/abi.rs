@@ -117,6 +117,36 @@ impl Status {
     }
 }
 
+impl core::fmt::Display for Status {
+    /// What happened, and what to do about it.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "the handler ran",
+            Self::None => "the handler returned nothing",
+            Self::Failed => "the handler returned an error",
+            Self::Stale => "the extension was unloaded; look the handler up again",
+            Self::NoContext => "every context of the sandbox is in use by a thread",
+            Self::TooDeep => "too many upcalls within upcalls",
+            Self::Reentered => "a signal handler made an upcall while its thread was inside one",
+            Self::BadArgs => "the arguments do not fit the handler's signature",
+            Self::NotAttached => "this process is not in the sandbox",
+            Self::Restarting => "the extension failed and is being restarted; try again",
+            Self::Quarantined => "the extension failed too often in a row; it is tried again later",
+            Self::Panicked => "the handler panicked",
+            Self::Aborted => "the handler aborted",
+            Self::MissingImport => "the handler used a function that the region does not have",
+            Self::OutOfMemory => "the extension's heap is full",
+            Self::Forbidden => "the handler did what region code must not do",
+            Self::MemoryFault => "the handler touched memory that is not its own",
+            Self::IllegalInstruction => "the handler ran into an illegal instruction",
+            Self::Arithmetic => "the handler divided by zero",
+            Self::StackOverflow => "the handler used up the upcall stack",
+            Self::Overrun => "the upcall used more CPU time than its budget",
+            Self::Stuck => "the upcall slept or stood still for too long",
+        })
+    }
+}
+
 /// Names one loaded handler: index in the low 32 bits, generation in the high 32.
 ///
 /// A generation is odd while the handler is live, and is never used again after unload, so a
@@ -373,8 +403,8 @@ pub struct HandlerDecl {
     pub signature: Text,
     /// The code.
     pub code: HandlerFn,
-    /// Not used yet; 0.
-    pub flags: u64,
+    /// CPU time one upcall may take in nanoseconds, or 0 for the extension's.
+    pub budget_ns: u64,
 }
 
 // SAFETY: as `Manifest`.

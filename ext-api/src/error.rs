@@ -32,11 +32,8 @@ impl fmt::Display for CallError {
             Self::NotFound(name) => {
                 write!(f, "no handler {name}: load its extension (`sbx-launcher ext load`)")
             }
-            Self::Refused(Status::Stale) => {
-                f.write_str("stale handle: the extension was unloaded; look the handler up again")
-            }
-            Self::Refused(status) => write!(f, "refused: {status:?}"),
-            Self::Fault(status, text) => write!(f, "the handler faulted ({status:?}): {text}"),
+            Self::Refused(status) => write!(f, "refused ({status:?}): {status}"),
+            Self::Fault(status, text) => write!(f, "fault ({status:?}): {status}: {text}"),
             Self::Failed(text) => f.write_str(text),
         }
     }

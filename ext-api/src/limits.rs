@@ -65,6 +65,13 @@ pub const HEAP_LEN_DEFAULT: usize = 16 << 20;
 /// Time budget of one upcall that does not ask for one, in nanoseconds of CPU time.
 pub const BUDGET_NS_DEFAULT: u64 = 200_000_000;
 
+/// CPU time that an extension's `init` may take, in nanoseconds.
+pub const INIT_BUDGET_NS: u64 = 10_000_000_000;
+
+/// How long an upcall may sleep or stand still in all, in milliseconds. What it waits for then is
+/// taken for lost.
+pub const STUCK_MS: u64 = 5_000;
+
 /// Longest text that a fault leaves for its caller.
 pub const FAULT_TEXT_LEN_MAX: usize = 240;
 

@@ -146,3 +146,28 @@ impl Drop for Sandbox {
         let _ = launcher(&["down", &self.name]);
     }
 }
+
+/// Block every signal of this thread that can be blocked.
+pub fn block_all_signals() {
+    use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+}
+
+/// Compile a C program of `integration/programs`; where it is.
+///
+/// # Panics
+/// The compiler refuses it.
+#[must_use]
+pub fn compile(name: &str, flags: &[&str]) -> PathBuf {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let to = std::env::temp_dir().join(format!("sbx-{}-{name}", std::process::id()));
+    let ended = run(Command::new("cc")
+        .args(["-O1", "-Wall", "-pthread", "-I"])
+        .arg(root.join("../ext-api/c"))
+        .args(flags)
+        .arg("-o")
+        .arg(&to)
+        .arg(root.join("programs").join(format!("{name}.c"))));
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    to
+}

@@ -17,6 +17,8 @@ pub struct Handler {
     pub signature: String,
     /// Address of its code.
     pub code: u64,
+    /// CPU time of one upcall in nanoseconds.
+    pub budget_ns: u64,
 }
 
 /// A manifest, checked.
@@ -74,16 +76,20 @@ pub fn read(image: &Image) -> Result<Extension, ImageError> {
     }
     let heap = field(core::mem::offset_of!(Manifest, heap_len))?;
     let budget = field(core::mem::offset_of!(Manifest, budget_ns))?;
+    let budget_ns = if budget == 0 { BUDGET_NS_DEFAULT } else { budget };
     Ok(Extension {
         handlers: handlers(
             image,
             &name,
-            field(core::mem::offset_of!(Manifest, handlers))?,
-            field(core::mem::offset_of!(Manifest, handler_count))?,
+            [
+                field(core::mem::offset_of!(Manifest, handlers))?,
+                field(core::mem::offset_of!(Manifest, handler_count))?,
+            ],
+            budget_ns,
         )?,
         name,
         heap_len: heap_len(heap)?,
-        budget_ns: if budget == 0 { BUDGET_NS_DEFAULT } else { budget },
+        budget_ns,
         init,
     })
 }
@@ -121,8 +127,8 @@ fn text(image: &Image, address: u64, len: u64, len_max: usize) -> Result<String,
 fn handlers(
     image: &Image,
     extension: &str,
-    at: u64,
-    count: u64,
+    [at, count]: [u64; 2],
+    budget_ns: u64,
 ) -> Result<Vec<Handler>, ImageError> {
     const DECL_LEN: u64 = size_of::<ext_api::abi::HandlerDecl>() as u64;
     if count >= HANDLERS_MAX as u64 {
@@ -142,6 +148,10 @@ fn handlers(
             name: format!("{extension}.{short}"),
             signature: text(image, field(16)?, field(24)?, SIGNATURE_LEN_MAX)?,
             code: field(32)?,
+            budget_ns: match field(40)? {
+                0 => budget_ns,
+                own => own,
+            },
         };
         if !image.is_code(handler.code) || handler.name.len() > HANDLER_NAME_LEN_MAX {
             return Err(bad(format!("handler {} is not code", handler.name)));

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::sandbox::extensions::{Life, Loaded};
+use crate::sandbox::status_text;
 use crate::supervisor::{End, Supervisor};
+use crate::worker::{Job, Outcome};
 
 /// Longest request or answer.
 const MESSAGE_LEN_MAX: usize = 128 << 10;
@@ -193,7 +196,7 @@ impl Drop for Server {
 }
 
 /// Carry a request out and answer it. Some: the supervisor should end.
-pub fn answer(supervisor: &mut Supervisor, received: &Received) -> Option<End> {
+pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
     let changes = matches!(
         received.request,
         Ok(Request::Down | Request::Load { .. } | Request::Unload { .. } | Request::Follow)
@@ -203,19 +206,50 @@ pub fn answer(supervisor: &mut Supervisor, received: &Received) -> Option<End> {
         Ok(_) if changes && supervisor.is_participant(received.pid) => {
             Err("a participant cannot change its own sandbox".to_owned())
         }
-        Ok(request) => carry_out(supervisor, request, received),
+        Ok(Request::Load { file, config }) => match supervisor.sandbox.begin_load(file, config) {
+            Ok((job, loading)) => {
+                supervisor.start_load(job, loading, Some(received.connection));
+                return None;
+            }
+            Err(error) => Err(error.to_string()),
+        },
+        Ok(Request::Call { handler, args }) => match call(supervisor, handler, args) {
+            Ok((job, signature)) => {
+                supervisor.start_call(job, received.connection, signature);
+                return None;
+            }
+            Err(why) => Err(why),
+        },
+        Ok(request) => carry_out(supervisor, request, &received),
     };
     let fds = match (&received.request, &result) {
         (Ok(Request::Attach), Ok(_)) => supervisor.sandbox.zones.fds().to_vec(),
         _ => Vec::new(),
     };
     let down = matches!(received.request, Ok(Request::Down)) && result.is_ok();
+    reply_with(&received.connection, result, &fds);
+    down.then_some(End::Asked)
+}
+
+/// Answer a request that took its time.
+pub fn reply(connection: &OwnedFd, result: Result<Value, String>) {
+    reply_with(connection, result, &[]);
+}
+
+fn reply_with(connection: &OwnedFd, result: Result<Value, String>, fds: &[RawFd]) {
     let text = match result {
         Ok(value) => json!({ "ok": value }),
         Err(why) => json!({ "error": why }),
     };
-    let _ = send(&received.connection, &text.to_string(), &fds);
-    down.then_some(End::Asked)
+    // If the peer has gone there is nobody to tell.
+    let _ = send(connection, &text.to_string(), fds);
+}
+
+/// What a `load` is answered.
+#[must_use]
+pub fn load_answer(loaded: &Loaded) -> Value {
+    let slot = loaded.room.map(|room| room.slot);
+    json!({ "name": loaded.name, "slot": slot, "missing": loaded.missing })
 }
 
 fn carry_out(
@@ -238,15 +272,11 @@ fn carry_out(
                                      "len": supervisor.sandbox.zones.place.len })),
         Request::Down => Ok(json!({ "participants": supervisor.alive() })),
         Request::Ps => Ok(json!({ "participants": participants(supervisor) })),
-        Request::Load { file, config } => {
-            let loaded = supervisor.sandbox.load(file, config).map_err(text)?;
-            Ok(json!({ "name": loaded.name, "slot": loaded.slot, "missing": loaded.missing }))
-        }
         Request::Unload { name } => {
             supervisor.sandbox.unload(name).map(|()| Value::Null).map_err(text)
         }
         Request::Extensions => Ok(extensions(supervisor)),
-        Request::Call { handler, args } => call(supervisor, handler, args),
+        Request::Load { .. } | Request::Call { .. } => Err("answered later".to_owned()),
         Request::Log => Ok(json!({ "text": log_text(supervisor) })),
     }
 }
@@ -300,25 +330,39 @@ fn extensions(supervisor: &Supervisor) -> Value {
             let handlers: Vec<Value> = ext
                 .handlers
                 .iter()
-                .map(|name| {
-                    let signature = sandbox.find(name).map(|(_, signature)| signature);
-                    json!({ "name": name, "signature": signature })
+                .map(|handler| {
+                    let signature = sandbox.find(&handler.name).map(|(_, signature)| signature);
+                    json!({ "name": handler.name, "signature": signature })
                 })
                 .collect();
-            json!({ "name": ext.name, "file": ext.file, "slot": ext.slot, "missing": ext.missing,
-                    "handlers": handlers })
+            let slot = ext.room.map(|room| room.slot);
+            let faults = slot.map(|slot| sandbox.common().trouble(slot).faults.load(Relaxed));
+            json!({ "name": ext.name, "file": ext.file, "slot": slot, "missing": ext.missing,
+                    "state": match ext.life {
+                        Life::Live => "live",
+                        Life::Restarting => "restarting",
+                        Life::Quarantined(_) => "quarantined",
+                    },
+                    "restarts": ext.restarts, "faults_in_slot": faults, "handlers": handlers })
         })
         .collect();
     json!({ "extensions": rows })
 }
 
-/// Turn typed text into words by the handler's signature, and the reply into JSON.
-fn call(supervisor: &Supervisor, handler: &str, args: &[String]) -> Result<Value, String> {
+/// Turn typed text into words by the handler's signature, and call it in a worker.
+fn call(supervisor: &Supervisor, handler: &str, args: &[String]) -> Result<(Job, String), String> {
     let (handle, signature) =
         supervisor.sandbox.find(handler).ok_or_else(|| format!("no handler named {handler}"))?;
     let words = words(&signature, args)?;
-    let outcome =
-        supervisor.sandbox.call_in_worker(handle, &words).map_err(|error| error.to_string())?;
+    let job = supervisor.sandbox.start_worker(handle, &words).map_err(|error| error.to_string())?;
+    Ok((job, signature))
+}
+
+/// The outcome of a call, as JSON.
+///
+/// # Errors
+/// The handler's, or what ended it.
+pub fn call_answer(outcome: &Outcome, signature: &str) -> Result<Value, String> {
     let bytes = String::from_utf8_lossy(&outcome.bytes).into_owned();
     match outcome.status {
         0 if signature.contains("bytes") && signature.contains("->")
@@ -331,7 +375,8 @@ fn call(supervisor: &Supervisor, handler: &str, args: &[String]) -> Result<Value
         0 => Ok(json!({ "value": Value::Null })),
         1 => Ok(json!({ "none": true })),
         2 => Err(bytes),
-        status => Err(format!("the upcall ended with status {status}: {bytes}")),
+        status if bytes.is_empty() => Err(status_text(status)),
+        status => Err(format!("{}: {bytes}", status_text(status))),
     }
 }
 

@@ -17,5 +17,6 @@ pub mod run;
 pub mod sandbox;
 pub mod signals;
 pub mod supervisor;
+pub mod watchdog;
 pub mod worker;
 pub mod zones;

@@ -33,12 +33,11 @@ pub struct Command {
 /// # Errors
 /// The sandbox or the command could not be started.
 pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error>> {
-    let mut sandbox = Sandbox::create("run", command.len)?;
+    let mut supervisor = Supervisor::new(Sandbox::create("run", command.len)?, None)?;
     for file in &command.extensions {
-        sandbox.load(file, &command.config)?;
+        supervisor.load(file, &command.config)?;
     }
-    let region = sandbox.zones.place.shared();
-    let mut supervisor = Supervisor::new(sandbox, None)?;
+    let region = supervisor.sandbox.zones.place.shared();
     let (pid, listener) = start(command.argv, &region)?;
     supervisor.add_listener(listener);
     supervisor.set_command(pid);

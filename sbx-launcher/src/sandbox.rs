@@ -1,28 +1,30 @@
 //! A sandbox: its zones, what is loaded into them, and the tables that participants read.
 #![expect(unsafe_code, reason = "writes the tables through the supervisor's aliases")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use ext_api::abi::{
     ABI_VERSION, Entry, ExtensionEntry, HandlerEntry, MAPS_MAX, MapRecord, SUPERBLOCK_MAGIC,
-    Superblock,
+    Status, Superblock,
 };
-use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, HUGE_PAGE_LEN, PROCESSES_MAX, SLOTS_MAX};
+use ext_api::limits::{
+    BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PROCESSES_MAX, SLOTS_MAX,
+};
 use libos::arena::Arena;
 use libos::data::Common;
 use libos::image::{self, Image, ImageError, Imports, NoImports};
-use libos::layout::{
-    self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET, LIBOS_ARENA_LEN, slot_offset,
-};
-use libos::manifest;
+use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET, LIBOS_ARENA_LEN};
 
-use crate::worker::{self, Outcome};
+use crate::memory;
 use crate::zones::{Zones, random};
+
+pub mod extensions;
+
+use extensions::{Loaded, Retired, Room};
 
 static LIBOS: &[u8] = include_bytes!(env!("SBX_LIBOS_IMAGE"));
 
@@ -68,23 +70,6 @@ impl Imports for LibosImports {
     }
 }
 
-/// One loaded extension.
-#[derive(Debug, Clone)]
-pub struct Loaded {
-    /// Its name.
-    pub name: String,
-    /// The file it came from.
-    pub file: String,
-    /// Its slot.
-    pub slot: usize,
-    /// Names of its handlers.
-    pub handlers: Vec<String>,
-    /// Imports that the region does not have.
-    pub missing: Vec<String>,
-    rows: Vec<usize>,
-    arena: (usize, usize),
-}
-
 /// A sandbox, in the process that owns it.
 pub struct Sandbox {
     /// The zones.
@@ -95,9 +80,33 @@ pub struct Sandbox {
     pub entry: Entry,
     /// What is loaded.
     pub loaded: Vec<Loaded>,
+    /// Where the gate's code is, in which an upcall is not whole, and its way out.
+    pub gate: Gate,
     imports: LibosImports,
     run_init: u64,
     join_worker: u64,
+    /// What tainted and quarantined handlers run instead.
+    restarting: u64,
+    quarantined: u64,
+    /// Names of extensions that are loaded or being loaded.
+    names: Vec<String>,
+    /// Names of those that are being restarted.
+    starting: Vec<String>,
+    /// Rooms that are taken.
+    rooms: Vec<Room>,
+    retired: Vec<Retired>,
+    /// Rows of the handler table that are taken, and their handlers' CPU time.
+    rows: BTreeSet<usize>,
+    budgets: HashMap<usize, u64>,
+}
+
+/// Addresses of the gate.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    /// Code in which an upcall is about to begin, or over.
+    pub ranges: [Range<u64>; 3],
+    /// Ends the innermost upcall of a context.
+    pub leave: u64,
 }
 
 impl fmt::Debug for Sandbox {
@@ -131,6 +140,10 @@ impl Sandbox {
             LibosImports { exports: exports(&image), missing: symbol("sbx_missing_import") };
         let (run_init, join_worker) = (symbol("sbx_run_init"), symbol("sbx_join_worker"));
         let (boot, hello) = (symbol("SBX_BOOT"), symbol("sbx_hello"));
+        let stubs = [symbol("sbx_restarting"), symbol("sbx_quarantined")];
+        let word = |index: u64| image.word_at(symbol("SBX_GATE") + index * 8).unwrap_or(0);
+        let gate =
+            Gate { ranges: [0, 2, 4].map(|index| word(index)..word(index + 1)), leave: word(4) };
         let words = [
             place.cache(),
             place.base + HANDLERS_OFFSET,
@@ -150,9 +163,18 @@ impl Sandbox {
             name: name.to_owned(),
             entry,
             loaded: Vec::new(),
+            gate,
             imports,
             run_init,
             join_worker,
+            restarting: stubs[0],
+            quarantined: stubs[1],
+            names: Vec::new(),
+            starting: Vec::new(),
+            rooms: Vec::new(),
+            retired: Vec::new(),
+            rows: BTreeSet::new(),
+            budgets: HashMap::new(),
         };
         sandbox.install(&image, 0);
         sandbox.make_arena(ARENAS_OFFSET, LIBOS_ARENA_LEN)?;
@@ -263,142 +285,80 @@ impl Sandbox {
         u64::from(generation) << 32 | index as u64
     }
 
-    fn retire_handler(&self, index: usize) {
-        // SAFETY: only the supervisor writes the row.
-        let row = unsafe { &*self.handler_row(index) };
-        row.generation.fetch_add(1, Ordering::Release);
-    }
-
-    fn free_rows(&self, count: usize) -> Result<Vec<usize>, SandboxError> {
-        let rows: Vec<usize> = (1..HANDLERS_MAX)
-            .filter(|&index| {
-                // SAFETY: a row of the table.
-                let row = unsafe { &*self.handler_row(index) };
-                row.generation.load(Ordering::Relaxed).is_multiple_of(2)
-            })
-            .take(count)
-            .collect();
-        if rows.len() == count {
-            return Ok(rows);
-        }
-        Err(SandboxError::Refused(format!(
-            "the handler table is full ({HANDLERS_MAX} rows); unload an extension first"
-        )))
-    }
-
-    /// First gap between arenas that is large enough.
-    fn free_arena(&self, len: usize) -> Result<usize, SandboxError> {
-        let mut taken: Vec<_> = self.loaded.iter().map(|ext| ext.arena).collect();
-        taken.sort_unstable();
-        let mut at = ARENAS_OFFSET + LIBOS_ARENA_LEN;
-        for (start, taken_len) in taken {
-            if at + len <= start {
-                break;
-            }
-            at = start + taken_len;
-        }
-        if at + len <= self.zones.place.len {
-            return Ok(at);
-        }
-        Err(SandboxError::Refused(format!(
-            "the region has no room for a heap of {} MiB; start the sandbox with a larger --size",
-            len >> 20
-        )))
-    }
-
-    /// Load an extension from a file and run its `init` in a worker. Its place in the list.
-    ///
-    /// # Errors
-    /// [`SandboxError`]; nothing stays loaded then.
-    pub fn load(&mut self, file: &Path, config: &str) -> Result<&Loaded, SandboxError> {
-        let shown = file.display().to_string();
-        let bytes = std::fs::read(file)
-            .map_err(|error| SandboxError::Refused(format!("{shown}: {error}")))?;
-        let as_image = |error| SandboxError::Image(shown.clone(), error);
-        let (slot, image, extension) = self.place_in_free_slot(&bytes).map_err(as_image)?;
-        if self.loaded.iter().any(|known| known.name == extension.name) {
+    /// Rows of the handler table for `count` handlers that are about to be live.
+    fn reserve_rows(&mut self, count: usize) -> Result<Vec<usize>, SandboxError> {
+        let rows: Vec<usize> =
+            (1..HANDLERS_MAX).filter(|row| !self.rows.contains(row)).take(count).collect();
+        if rows.len() < count {
             return Err(SandboxError::Refused(format!(
-                "an extension named {} is loaded already",
-                extension.name
+                "the handler table is full ({HANDLERS_MAX} rows); unload an extension first"
             )));
         }
-        let arena = (self.free_arena(extension.heap_len)?, extension.heap_len);
-        let rows = self.free_rows(extension.handlers.len().max(1))?;
-        self.make_arena(arena.0, arena.1)?;
-        self.install(&image, slot);
-        self.publish_extension(&image, slot, &extension.name, arena);
-        if let Err(error) = self.init(&image, slot, &extension, rows[0], config) {
-            self.clear_slot(slot, arena);
-            return Err(error);
-        }
-        for (handler, &row) in extension.handlers.iter().zip(&rows) {
-            self.publish_handler(row, slot, handler.code, &handler.name, &handler.signature);
-        }
-        self.loaded.push(Loaded {
-            name: extension.name,
-            file: shown,
-            slot,
-            handlers: extension.handlers.iter().map(|handler| handler.name.clone()).collect(),
-            missing: image.missing,
-            rows: rows.into_iter().take(extension.handlers.len()).collect(),
-            arena,
-        });
-        Ok(&self.loaded[self.loaded.len() - 1])
+        self.rows.extend(&rows);
+        Ok(rows)
     }
 
-    /// The first free slot that the image fits, small ones first.
-    fn place_in_free_slot(
-        &self,
-        bytes: &[u8],
-    ) -> Result<(usize, Image, manifest::Extension), ImageError> {
-        let mut refusal = ImageError::Manifest("every slot is in use; unload an extension".into());
-        for slot in 1..SLOTS_MAX {
-            if self.loaded.iter().any(|known| known.slot == slot) {
-                continue;
-            }
-            match image::place(bytes, slot, self.zones.place, &self.imports) {
-                Ok(image) => {
-                    let extension = manifest::read(&image)?;
-                    return Ok((slot, image, extension));
-                }
-                Err(error @ ImageError::TooLarge { .. }) => refusal = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(refusal)
+    fn release_rows(&mut self, rows: &[usize]) {
+        self.rows.retain(|row| !rows.contains(row));
     }
 
-    fn init(
-        &self,
-        image: &Image,
-        slot: usize,
-        extension: &manifest::Extension,
-        row: usize,
-        config: &str,
-    ) -> Result<(), SandboxError> {
-        let handle = self.publish_handler(row, slot, self.run_init, "libos.init", "");
-        let [first, count] = image.constructors;
-        let args = [first, count, extension.init, config.as_ptr() as u64, config.len() as u64];
-        let outcome = self.call_in_worker(handle, &args);
-        self.retire_handler(row);
-        match outcome? {
-            Outcome { status: 0 | 1, .. } => Ok(()),
-            Outcome { bytes, status, .. } => Err(SandboxError::Init(if bytes.is_empty() {
-                format!("status {status}")
-            } else {
-                String::from_utf8_lossy(&bytes).into_owned()
-            })),
+    /// Make a handler stale, if it is live, and its row free.
+    fn withdraw(&mut self, row: usize) {
+        // SAFETY: only the supervisor writes the row.
+        let live = unsafe { &*self.handler_row(row) };
+        if live.generation.load(Ordering::Relaxed) % 2 == 1 {
+            live.generation.fetch_add(1, Ordering::Release);
         }
+        self.budgets.remove(&row);
+        self.release_rows(&[row]);
     }
 
-    /// Run one upcall in a fresh worker.
-    ///
-    /// # Errors
-    /// The worker could not be made, or died.
-    pub fn call_in_worker(&self, handle: u64, args: &[u64]) -> Result<Outcome, SandboxError> {
-        let swept = |pid, status| self.sweep(pid, status);
-        worker::call(&self.zones, self.entry.call, self.join_worker, handle, args, swept)
-            .map_err(|error| SandboxError::Kernel("the worker", error))
+    /// Let the live handler of `row` be other code from now on.
+    fn repoint(&self, row: usize, slot: usize, code: u64) {
+        // SAFETY: only the supervisor writes the row; nobody else holds a reference to `slot`.
+        let row = unsafe { &mut *self.handler_row(row) };
+        row.slot = slot as u32;
+        row.code.store(code, Ordering::Release);
+    }
+
+    /// CPU time that an upcall of the handler in `row` may take, in nanoseconds.
+    #[must_use]
+    pub fn budget_of(&self, row: usize) -> u64 {
+        self.budgets.get(&row).copied().unwrap_or(BUDGET_NS_DEFAULT)
+    }
+
+    /// Rows of the handlers that context `index` is inside of, innermost first.
+    #[must_use]
+    pub fn frames_of(&self, index: usize) -> Vec<usize> {
+        let context = self.common().context(index);
+        let tid = context.tid.load(Ordering::Relaxed) as i32;
+        let first = (self.zones.place.base + HANDLERS_OFFSET) as u64;
+        let mut rows = Vec::new();
+        let mut at = context.frame.load(Ordering::Relaxed);
+        while at != 0 && rows.len() < NESTING_MAX {
+            // A frame begins with the next outer one, then the handler's row.
+            let Ok([outer, row]) = memory::read_words::<2>(tid, at) else { break };
+            let offset = row.wrapping_sub(first) as usize;
+            rows.push(offset / size_of::<HandlerEntry>());
+            at = outer;
+        }
+        rows
+    }
+
+    /// Note that an upcall of context `index` was ended from outside.
+    pub fn note_fault(&self, index: usize, status: Status) {
+        let Some(&row) = self.frames_of(index).first() else { return };
+        if row >= HANDLERS_MAX || status == Status::Restarting {
+            return;
+        }
+        // SAFETY: a row of the table.
+        let slot = unsafe { &*self.handler_row(row) }.slot as usize % SLOTS_MAX;
+        let trouble = self.common().trouble(slot);
+        trouble.faults.fetch_add(1, Ordering::Relaxed);
+        trouble.status.store(status as u32, Ordering::Relaxed);
+        // SAFETY: only the supervisor writes the row.
+        let generation = unsafe { &*self.extension_row(slot) }.generation.load(Ordering::Relaxed);
+        trouble.tainted.store(generation, Ordering::Relaxed);
     }
 
     /// Handle and signature of a live handler.
@@ -415,66 +375,6 @@ impl Sandbox {
                 (handle, String::from_utf8_lossy(signature).into_owned())
             })
         })
-    }
-
-    /// Unload an extension: stop new upcalls, wait until none is inside, give its memory back.
-    ///
-    /// # Errors
-    /// No such extension, or an upcall that does not end within five seconds.
-    pub fn unload(&mut self, name: &str) -> Result<(), SandboxError> {
-        let index =
-            self.loaded.iter().position(|known| known.name == name).ok_or_else(|| {
-                SandboxError::Refused(format!("no extension named {name} is loaded"))
-            })?;
-        for &row in &self.loaded[index].rows {
-            // SAFETY: only the supervisor writes the row.
-            let live = unsafe { &*self.handler_row(row) };
-            if live.generation.load(Ordering::Relaxed) % 2 == 1 {
-                self.retire_handler(row);
-            }
-        }
-        self.wait_until_left(Duration::from_secs(5))?;
-        let extension = self.loaded.remove(index);
-        self.clear_slot(extension.slot, extension.arena);
-        Ok(())
-    }
-
-    fn clear_slot(&self, slot: usize, arena: (usize, usize)) {
-        // SAFETY: only the supervisor writes the row.
-        let row = unsafe { &mut *self.extension_row(slot) };
-        row.generation.fetch_add(1, Ordering::Release);
-        (row.arena, row.arena_len) = (0, 0);
-        let (offset, half) = slot_offset(slot);
-        self.zones.discard(offset + half, half);
-        self.zones.discard(arena.0, arena.1.next_multiple_of(HUGE_PAGE_LEN));
-    }
-
-    /// Wait until every upcall that was open when this began has ended.
-    fn wait_until_left(&self, patience: Duration) -> Result<(), SandboxError> {
-        global_barrier();
-        let common = self.common();
-        let mut open: Vec<(usize, u64)> = (0..CONTEXTS_MAX)
-            .filter(|&index| common.claim(index).load().pid != 0)
-            .map(|index| (index, common.context(index).sequence.load(Ordering::Acquire)))
-            .filter(|(_, sequence)| sequence % 2 == 1)
-            .collect();
-        let start = Instant::now();
-        loop {
-            open.retain(|&(index, sequence)| {
-                common.claim(index).load().pid != 0
-                    && common.context(index).sequence.load(Ordering::Acquire) == sequence
-            });
-            if open.is_empty() {
-                return Ok(());
-            }
-            if start.elapsed() > patience {
-                return Err(SandboxError::Refused(format!(
-                    "{} upcalls are still inside; the extension takes no new ones, unload it later",
-                    open.len()
-                )));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
     }
 
     /// Take back what the process `pid` held: it is dead.
@@ -496,6 +396,15 @@ impl Sandbox {
                 process.claim.free(seen);
             }
         }
+    }
+}
+
+/// A status for people.
+#[must_use]
+pub fn status_text(status: u32) -> String {
+    match Status::from_raw(status) {
+        Some(known) => format!("{known:?}: {known}"),
+        None => format!("status {status}"),
     }
 }
 

@@ -3,10 +3,15 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::control::{self, Server};
 use crate::follow::{Followed, Follower, pidfd, take_turns};
-use crate::sandbox::Sandbox;
+use crate::sandbox::extensions::Loading;
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::watchdog::Watchdog;
+use crate::worker::Job;
 
 /// How the supervisor's loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +36,29 @@ pub struct Supervisor {
     children: OwnedFd,
     command: Option<i32>,
     stays: bool,
+    watchdog: Watchdog,
+    looked: Instant,
+    jobs: Vec<Pending>,
+    /// What came of the last extension that nobody has asked about.
+    loaded: Option<Result<(), SandboxError>>,
+}
+
+/// An upcall in a worker, and what it is for.
+#[derive(Debug)]
+struct Pending {
+    job: Job,
+    /// Of `waitpid`, once the worker has been reaped.
+    status: Option<i32>,
+    then: Then,
+}
+
+/// What to do with the outcome of a worker.
+#[derive(Debug)]
+enum Then {
+    /// Answer a `call`: who asked, and the handler's signature.
+    Answer(OwnedFd, String),
+    /// Make the extension live, and tell who asked, if anybody did.
+    Load(Loading, Option<OwnedFd>),
 }
 
 impl Supervisor {
@@ -50,6 +78,10 @@ impl Supervisor {
             children: child_signals()?,
             command: None,
             stays,
+            watchdog: Watchdog::default(),
+            looked: Instant::now(),
+            jobs: Vec::new(),
+            loaded: None,
         })
     }
 
@@ -91,9 +123,17 @@ impl Supervisor {
         let first_process = fds.len();
         let pids: Vec<u32> = self.watched.keys().copied().collect();
         fds.extend(pids.iter().filter_map(|pid| self.watched.get(pid)).map(AsRawFd::as_raw_fd));
-        let timeout = if self.follower.busy() { 50 } else { -1 };
-        let ready = poll(&fds, timeout);
+        let first_job = fds.len();
+        fds.extend(self.jobs.iter().map(|pending| pending.job.from.as_raw_fd()));
+        let ready = poll(&fds, self.timeout_ms());
         self.follower.look_after_late();
+        self.look_after_upcalls();
+        let done: Vec<u32> = ready
+            .iter()
+            .filter_map(|&(index, _)| self.jobs.get(index.checked_sub(first_job)?))
+            .map(|pending| pending.job.pid)
+            .collect();
+        done.into_iter().for_each(|pid| self.job_done(pid));
         let mut end = None;
         let mut hung_up = Vec::new();
         for (index, events) in ready {
@@ -107,7 +147,8 @@ impl Supervisor {
                 } else {
                     hung_up.push(index - first_listener);
                 }
-            } else if let Some(&pid) = pids.get(index - first_process) {
+            } else if let Some(&pid) = pids.get(index - first_process).filter(|_| index < first_job)
+            {
                 self.ended(pid);
             }
         }
@@ -115,6 +156,97 @@ impl Supervisor {
             self.listeners.remove(index);
         }
         end
+    }
+
+    /// Until when to sleep, if nothing happens: somebody has to look after upcalls while there is
+    /// anybody to make them.
+    fn timeout_ms(&self) -> i32 {
+        if self.watched.is_empty() && self.jobs.is_empty() && !self.sandbox.is_busy() {
+            return if self.follower.busy() { 50 } else { -1 };
+        }
+        let period = self.watchdog.period();
+        let left = period.saturating_sub(self.looked.elapsed());
+        let left = if self.sandbox.is_busy() { left.min(Duration::from_millis(1)) } else { left };
+        left.as_micros().div_ceil(1000) as i32
+    }
+
+    /// Watch the time of upcalls and the state of extensions.
+    fn look_after_upcalls(&mut self) {
+        if self.looked.elapsed() < self.watchdog.period() && !self.sandbox.is_busy() {
+            return;
+        }
+        self.look_now();
+    }
+
+    /// See how upcalls and extensions are.
+    fn look_now(&mut self) {
+        self.looked = Instant::now();
+        self.watchdog.look(&self.sandbox);
+        let (begun, stop) = self.sandbox.look_after_extensions();
+        self.watchdog.condemn(&stop);
+        for (job, loading) in begun {
+            self.start_load(job, loading, None);
+        }
+    }
+
+    /// Wait for the `init` of an extension, in the loop.
+    pub fn start_load(&mut self, job: Job, loading: Loading, connection: Option<OwnedFd>) {
+        self.jobs.push(Pending { job, status: None, then: Then::Load(loading, connection) });
+    }
+
+    /// Wait for an upcall in a worker, in the loop, and answer it.
+    pub fn start_call(&mut self, job: Job, connection: OwnedFd, signature: String) {
+        self.jobs.push(Pending { job, status: None, then: Then::Answer(connection, signature) });
+    }
+
+    /// Load an extension and wait until it is live.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub fn load(&mut self, file: &Path, config: &str) -> Result<(), SandboxError> {
+        let (job, loading) = self.sandbox.begin_load(file, config)?;
+        self.start_load(job, loading, None);
+        self.loaded = None;
+        loop {
+            // A launch that is to be ended while its extensions load ends with the signal's error.
+            let end = self.turn();
+            if let Some(result) = self.loaded.take() {
+                return result;
+            }
+            if end.is_some() {
+                return Err(SandboxError::Refused("ended while an extension was loaded".into()));
+            }
+        }
+    }
+
+    /// The worker `pid` has an outcome, or has died.
+    fn job_done(&mut self, pid: u32) {
+        let Some(at) = self.jobs.iter().position(|pending| pending.job.pid == pid) else { return };
+        let Pending { job, status, then } = self.jobs.swap_remove(at);
+        let outcome =
+            job.outcome(status).map_err(|error| SandboxError::Kernel("the worker", error));
+        match then {
+            Then::Answer(connection, signature) => {
+                let answer = outcome
+                    .map_err(|error| error.to_string())
+                    .and_then(|outcome| control::call_answer(&outcome, &signature));
+                control::reply(&connection, answer);
+            }
+            Then::Load(loading, connection) => {
+                let result = self.sandbox.finish_load(loading, outcome);
+                match connection {
+                    Some(connection) => control::reply(
+                        &connection,
+                        result
+                            .map(|index| control::load_answer(&self.sandbox.loaded[index]))
+                            .map_err(|error| error.to_string()),
+                    ),
+                    None => self.loaded = Some(result.map(|_| ())),
+                }
+            }
+        }
+        self.sandbox.sweep(pid, status.unwrap_or(0));
+        self.look_now();
     }
 
     fn notified(&mut self, index: usize) -> Option<End> {
@@ -141,6 +273,7 @@ impl Supervisor {
     fn ended(&mut self, pid: u32) {
         self.watched.remove(&pid);
         self.sandbox.sweep(pid, 0);
+        self.look_now();
     }
 
     fn reap(&mut self) -> Option<End> {
@@ -170,6 +303,12 @@ impl Supervisor {
             if pid <= 0 {
                 return end;
             }
+            if let Some(pending) = self.jobs.iter_mut().find(|known| known.job.pid == pid as u32) {
+                if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+                    pending.status = Some(status);
+                }
+                continue;
+            }
             let mut events = Vec::new();
             let traced = self.follower.stopped(pid, status, &mut events);
             self.note(events);
@@ -190,7 +329,7 @@ impl Supervisor {
 
     fn answer(&mut self) -> Option<End> {
         let request = self.server.as_ref()?.accept().ok()?;
-        control::answer(self, &request)
+        control::answer(self, request)
     }
 
     /// Watch a process that attached by itself.

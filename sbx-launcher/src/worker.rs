@@ -23,19 +23,21 @@ pub struct Outcome {
     pub bytes: Vec<u8>,
 }
 
-/// Run handler `handle` in a new worker, and `swept` once it has ended. Addresses in `args` are of this process, which the
-/// worker is a copy of.
+/// An upcall that a worker is running.
+#[derive(Debug)]
+pub struct Job {
+    /// Readable once there is an outcome, or the worker has died.
+    pub from: std::fs::File,
+    /// The worker.
+    pub pid: u32,
+}
+
+/// Run handler `handle` in a new worker. Addresses in `args` are of this process, which the worker
+/// is a copy of.
 ///
 /// # Errors
-/// The kernel's, or that the worker died.
-pub fn call(
-    zones: &Zones,
-    gate: u64,
-    join: u64,
-    handle: u64,
-    args: &[u64],
-    swept: impl FnOnce(u32, i32),
-) -> io::Result<Outcome> {
+/// The kernel's.
+pub fn start(zones: &Zones, gate: u64, join: u64, handle: u64, args: &[u64]) -> io::Result<Job> {
     let mut pipe = [0; 2];
     // SAFETY: the kernel writes two descriptors.
     if unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
@@ -52,31 +54,38 @@ pub fn call(
             // SAFETY: ends the child without running the supervisor's exit handlers.
             unsafe { libc::_exit(i32::from(sent.is_err())) }
         }
-        child => {
-            drop(to);
-            let outcome = receive(from);
-            let mut status = 0;
-            // SAFETY: our own child.
-            unsafe { libc::waitpid(child, &raw mut status, 0) };
-            swept(child as u32, status);
-            outcome.map_err(|error| {
-                if libc::WIFSIGNALED(status) {
-                    io::Error::other(format!("it was killed by signal {}", libc::WTERMSIG(status)))
-                } else {
-                    error
-                }
-            })
-        }
+        child => Ok(Job { from, pid: child as u32 }),
     }
 }
 
-fn receive(mut from: std::fs::File) -> io::Result<Outcome> {
-    let mut head = [0; 24];
-    from.read_exact(&mut head)?;
-    let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap_or([0; 8]));
-    let mut bytes = vec![0; (word(16) as usize).min(REPLY_LEN_MAX)];
-    from.read_exact(&mut bytes)?;
-    Ok(Outcome { status: word(0) as u32, word: word(8), bytes })
+impl Job {
+    /// The outcome, which is there or will be at once.
+    ///
+    /// # Errors
+    /// The worker died, with `status` of `waitpid` if it is known already.
+    pub fn outcome(mut self, status: Option<i32>) -> io::Result<Outcome> {
+        let mut head = [0; 24];
+        let received = self.from.read_exact(&mut head).and_then(|()| {
+            let word = |at| u64::from_le_bytes(std::array::from_fn(|byte| head[at + byte]));
+            let mut bytes = vec![0; (word(16) as usize).min(REPLY_LEN_MAX)];
+            self.from.read_exact(&mut bytes)?;
+            Ok(Outcome { status: word(0) as u32, word: word(8), bytes })
+        });
+        let status = status.unwrap_or_else(|| {
+            let mut status = 0;
+            // SAFETY: our own child, which ends after its answer.
+            unsafe { libc::waitpid(self.pid as i32, &raw mut status, 0) };
+            status
+        });
+        received.map_err(|error| {
+            if libc::WIFSIGNALED(status) {
+                let signal = libc::WTERMSIG(status);
+                io::Error::other(format!("it was killed by signal {signal}"))
+            } else {
+                error
+            }
+        })
+    }
 }
 
 /// The child's life.
@@ -88,6 +97,11 @@ fn serve(
     mut to: std::fs::File,
 ) -> io::Result<()> {
     map_region(zones)?;
+    // The supervisor takes its signals by descriptor; extension code has them as usual.
+    // SAFETY: a set is plain bits.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: of this thread only.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
     // SAFETY: the address of libos's entry, mapped just now.
     let join: extern "C" fn() -> i32 = unsafe { std::mem::transmute(join) };
     let joined = join();

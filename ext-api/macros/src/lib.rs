@@ -35,7 +35,7 @@ impl Parse for Args {
             match key.to_string().as_str() {
                 "name" => name = Some(value),
                 "heap" => heap = scaled(&value, &[("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)])?,
-                "budget" => budget_ns = scaled(&value, &[("ms", 1_000_000), ("s", 1_000_000_000)])?,
+                "budget" => budget_ns = nanoseconds(&value)?,
                 _ => return Err(Error::new(key.span(), "expected name, heap or budget")),
             }
             if !input.is_empty() {
@@ -69,6 +69,28 @@ fn take_attribute(function: &mut ItemFn, name: &str) -> bool {
     function.attrs.len() != before
 }
 
+/// `#[handler(budget = "50ms")]`: nanoseconds, or 0 for the extension's.
+fn handler_budget(function: &ItemFn) -> Result<u64> {
+    let Some(attribute) = function.attrs.iter().find(|a| a.path().is_ident("handler")) else {
+        return Ok(0);
+    };
+    let mut budget_ns = 0;
+    if matches!(attribute.meta, syn::Meta::List(_)) {
+        attribute.parse_nested_meta(|meta| {
+            if !meta.path.is_ident("budget") {
+                return Err(meta.error("expected budget = \"...\""));
+            }
+            budget_ns = nanoseconds(&meta.value()?.parse()?)?;
+            Ok(())
+        })?;
+    }
+    Ok(budget_ns)
+}
+
+fn nanoseconds(text: &LitStr) -> Result<u64> {
+    scaled(text, &[("ms", 1_000_000), ("s", 1_000_000_000)])
+}
+
 /// One parameter of a handler, beside the state and the output.
 struct Parameter {
     name: Ident,
@@ -81,6 +103,7 @@ struct Handler {
     parameters: Vec<Parameter>,
     out: bool,
     returns: Type,
+    budget_ns: u64,
     docs: Vec<syn::Attribute>,
 }
 
@@ -98,8 +121,9 @@ fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
         if take_attribute(function, "init") {
             init = Some(init_of(function)?);
         }
+        let budget_ns = handler_budget(function)?;
         if take_attribute(function, "handler") {
-            handlers.push(handler_of(function)?);
+            handlers.push(Handler { budget_ns, ..handler_of(function)? });
         }
     }
     let state = init.as_ref().map(|init| init.state.clone());
@@ -198,7 +222,7 @@ fn handler_of(function: &ItemFn) -> Result<Handler> {
         .filter(|attribute| attribute.path().is_ident("doc"))
         .cloned()
         .collect();
-    Ok(Handler { name: sig.ident.clone(), state, parameters, out, returns, docs })
+    Ok(Handler { name: sig.ident.clone(), state, parameters, out, returns, budget_ns: 0, docs })
 }
 
 /// The signature's word for a parameter type.
@@ -331,12 +355,13 @@ fn manifest(args: &Args, handlers: &[Handler]) -> Tokens {
     let rows = handlers.iter().map(|handler| {
         let (name, code) = (handler.name.to_string(), wrapper_name(handler));
         let signature = signature(handler);
+        let budget = handler.budget_ns;
         quote! {
             ::ext_api::abi::HandlerDecl {
                 name: ::ext_api::abi::Text::new(#name),
                 signature: ::ext_api::abi::Text::new(#signature),
                 code: #code,
-                flags: 0,
+                budget_ns: #budget,
             }
         }
     });

@@ -65,6 +65,7 @@ static EXPORTS: &[Export] = exports! {
     "posix_memalign" => heap::posix_memalign,
     "aligned_alloc" => heap::aligned_alloc,
     "clock_gettime" => time::clock_gettime,
+    "clock_nanosleep" => files::clock_nanosleep,
     "nanosleep" => files::nanosleep,
     "open" => files::open,
     "open64" => files::open,

@@ -26,20 +26,21 @@ pub(crate) fn abort(status: Status, text: &[u8]) -> ! {
     } else {
         (status, text)
     };
-    tell(context, frame, status, text);
+    tell(context, frame, status, text, None);
     // SAFETY: this thread is inside an upcall on its own context.
     unsafe { arch::leave_upcall(context, status as u32) }
 }
 
 /// As [`abort`], for an upcall of this thread that a signal interrupted: it goes on from there.
-pub(crate) fn report(context: &Context, status: Status, text: &[u8]) {
+/// `slot` is where its code was, if that is known.
+pub(crate) fn report(context: &Context, status: Status, text: &[u8], slot: Option<usize>) {
     if let Some(frame) = context::frame(context) {
-        tell(context, frame, status, text);
+        tell(context, frame, status, text, slot);
     }
 }
 
 /// Tell the caller, the log and the supervisor that the upcall of `frame` fails.
-fn tell(context: &Context, frame: &Frame, status: Status, text: &[u8]) {
+fn tell(context: &Context, frame: &Frame, status: Status, text: &[u8], slot: Option<usize>) {
     // SAFETY: the gate stored the address of a row of the handler table.
     let handler = unsafe { frame.handler.as_ref() };
     let mut line = Line::<FAULT_TEXT_LEN_MAX>::new();
@@ -50,17 +51,21 @@ fn tell(context: &Context, frame: &Frame, status: Status, text: &[u8]) {
     line.push(text);
     keep(context, text);
     log::line(b"fault", line.bytes());
-    if let Some(row) = handler {
-        let slot = row.slot as usize % SLOTS_MAX;
-        let trouble = context::common().trouble(slot);
-        trouble.faults.fetch_add(1, Relaxed);
-        trouble.status.store(status as u32, Relaxed);
-        if let Some(extension) = tls::extension(slot) {
-            trouble.tainted.store(extension.generation.load(Relaxed), Relaxed);
-        }
+    if status != Status::Restarting {
+        taint(slot.or(handler.map(|row| row.slot as usize % SLOTS_MAX)).unwrap_or(0), status);
     }
     // SAFETY: the gate got this pointer from the upcall's caller, whose frame is below ours.
     unsafe { answer(frame.reply, text) };
+}
+
+/// The state of the extension in `slot` is in doubt: an upcall ended in the middle.
+fn taint(slot: usize, status: Status) {
+    let trouble = context::common().trouble(slot);
+    trouble.faults.fetch_add(1, Relaxed);
+    trouble.status.store(status as u32, Relaxed);
+    if let Some(extension) = tls::extension(slot) {
+        trouble.tainted.store(extension.generation.load(Relaxed), Relaxed);
+    }
 }
 
 /// Leave `text` in the context, where the supervisor can read it.

@@ -218,6 +218,18 @@ pub(crate) extern "C" fn nanosleep(time: *const c_void, left: *mut c_void) -> c_
     on_path(nr::NANOSLEEP, [time as usize, left as usize]) as c_int
 }
 
+/// `clock_nanosleep(3)`: an error is the result, not in `errno`.
+pub(crate) extern "C" fn clock_nanosleep(
+    clock: c_int,
+    flags: c_int,
+    time: *const c_void,
+    left: *mut c_void,
+) -> c_int {
+    let args = [clock as usize, flags as usize, time as usize, left as usize];
+    // SAFETY: the caller's timespecs, by the contract of clock_nanosleep.
+    unsafe { sys::call(nr::CLOCK_NANOSLEEP, args) }.err().unwrap_or(0)
+}
+
 /// `poll(2)` on no descriptors, which is how std sleeps and probes.
 pub(crate) extern "C" fn poll(fds: *mut c_void, count: usize, timeout: c_int) -> c_int {
     if count != 0 {

@@ -48,7 +48,7 @@ pub unsafe extern "C" fn _dl_find_object(address: *const c_void, found: *mut Fou
 }
 
 /// The slot whose code half holds `address`.
-fn slot_of(address: usize) -> Option<usize> {
+pub(crate) fn slot_of(address: usize) -> Option<usize> {
     let base = boot::place().base;
     let offset = address.checked_sub(base)?;
     if offset < SLOTS_OFFSET {

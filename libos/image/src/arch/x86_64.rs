@@ -368,15 +368,30 @@ unsafe extern "C" {
     static sbx_leave_end: u8;
 }
 
+/// Where the gate's code begins and ends, then that of nested upcalls, then the way out of a
+/// fault: the supervisor reads it, to interrupt no upcall that is not whole.
+#[unsafe(no_mangle)]
+pub static SBX_GATE: Ends = Ends([
+    sbx_call as *const (),
+    (&raw const sbx_gate_end).cast(),
+    nested_call as *const (),
+    (&raw const sbx_nested_end).cast(),
+    leave_upcall as *const (),
+    (&raw const sbx_leave_end).cast(),
+]);
+
+/// Addresses of code.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Ends([*const (); 6]);
+
+// SAFETY: nobody writes them, and nobody reads through them.
+unsafe impl Sync for Ends {}
+
 /// Is this an address in the gate, where an upcall is not whole: about to begin, or over?
 pub(crate) fn in_gate(rip: u64) -> bool {
-    let at = rip as usize;
-    let ends = [
-        (sbx_call as *const () as usize, &raw const sbx_gate_end as usize),
-        (nested_call as *const () as usize, &raw const sbx_nested_end as usize),
-        (leave_upcall as *const () as usize, &raw const sbx_leave_end as usize),
-    ];
-    ends.iter().any(|&(start, end)| (start..end).contains(&at))
+    let at = rip as usize as *const ();
+    SBX_GATE.0.chunks_exact(2).any(|ends| (ends[0]..ends[1]).contains(&at))
 }
 
 /// A thread with FS base 0 faults on the gate's first instruction: let it take the other way. True

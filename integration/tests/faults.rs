@@ -1,0 +1,136 @@
+//! What an extension can do wrong, and what it does not take down with it.
+
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use integration::{Ended, Sandbox, built, compile, launcher, run};
+
+fn with_faulty(test: &str) -> Sandbox {
+    let sandbox = Sandbox::up(test);
+    load_faulty(&sandbox);
+    sandbox
+}
+
+fn load_faulty(sandbox: &Sandbox) {
+    let image = built("libfaulty.so");
+    let ended = launcher(&["ext", "load", &sandbox.name, image.to_str().expect("a UTF-8 path")]);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+}
+
+fn caller(sandbox: &Sandbox, what: &str) -> Ended {
+    let program = built("faulty-caller");
+    sandbox.run(&[program.to_str().expect("a UTF-8 path"), what])
+}
+
+/// A call, tried again while the extension restarts.
+fn count(sandbox: &Sandbox) -> String {
+    let start = Instant::now();
+    loop {
+        let ended = sandbox.call(&["faulty.count"]);
+        if ended.status == 0 {
+            return ended.stdout;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", ended.stderr);
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn every_fault_is_an_error_of_its_caller_and_the_process_goes_on() {
+    let sandbox = with_faulty("every");
+    let ended = caller(&sandbox, "every");
+    let expected = "read: MemoryFault\nwrite: MemoryFault\njump: MemoryFault\n\
+                    overflow: StackOverflow\nillegal: IllegalInstruction\n\
+                    trap: IllegalInstruction\ndivide: Arithmetic\nabort: Aborted\n\
+                    panic: Panicked\nthen: ok\n";
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected), "{}", ended.stderr);
+}
+
+#[test]
+fn a_program_keeps_its_own_signal_handlers_and_stacks() {
+    let program = compile("own_signals", &[]);
+    let native = run(&mut Command::new(&program));
+    assert_eq!(native.status, 128 + 11);
+    let path = program.to_str().expect("a UTF-8 path");
+    let sandbox = with_faulty("own");
+    for argv in [vec![path], vec![path, "upcalls"]] {
+        let ended = sandbox.run(&argv);
+        assert_eq!(ended.stdout, native.stdout, "{}", ended.stderr);
+        assert_eq!(ended.status, native.status);
+    }
+    let _ = std::fs::remove_file(program);
+}
+
+#[test]
+fn an_overrun_is_stopped_even_if_its_thread_blocks_every_signal() {
+    let sandbox = with_faulty("overrun");
+    assert_eq!(caller(&sandbox, "spin").stdout, "Overrun\n");
+    count(&sandbox);
+    assert_eq!(caller(&sandbox, "blocked-spin").stdout, "Overrun\n");
+}
+
+#[test]
+fn an_upcall_that_sleeps_for_too_long_is_stopped() {
+    let sandbox = with_faulty("stuck");
+    assert_eq!(caller(&sandbox, "sleep").stdout, "Stuck\n");
+}
+
+struct Hog(Child);
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_overloaded_machine_kills_no_innocent_upcall() {
+    let hog = |_| Hog(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh"));
+    let _hogs: Vec<Hog> = (0..4).map(hog).collect();
+    let sandbox = with_faulty("hogs");
+    let ended = caller(&sandbox, "work");
+    assert_eq!(ended.stdout, "0 failed\n", "{}", ended.stderr);
+}
+
+#[test]
+fn a_lock_of_std_that_died_with_its_holder_is_gone_after_the_restart() {
+    let sandbox = with_faulty("lock");
+    assert_eq!(caller(&sandbox, "lock").stdout, "Aborted\nok\n");
+}
+
+#[test]
+fn a_restarted_extension_begins_anew_and_one_that_fails_again_and_again_is_kept_away() {
+    let sandbox = with_faulty("restart");
+    assert_eq!((count(&sandbox).as_str(), count(&sandbox).as_str()), ("1\n", "2\n"));
+    assert_ne!(sandbox.call(&["faulty.abort"]).status, 0);
+    assert_eq!(count(&sandbox), "1\n");
+    let mut said = String::new();
+    for _ in 0..200 {
+        said = sandbox.call(&["faulty.abort"]).stderr;
+        if said.contains("Quarantined") {
+            break;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(said.contains("Quarantined"), "{said}");
+    let list = launcher(&["ext", "ls", &sandbox.name, "--json"]).stdout;
+    assert!(list.contains("\"state\":\"quarantined\""), "{list}");
+    assert_eq!(count(&sandbox), "1\n");
+}
+
+#[test]
+fn an_extension_is_unloaded_under_an_upcall_and_its_name_is_free_at_once() {
+    let sandbox = with_faulty("unload");
+    let inside = thread::scope(|scope| {
+        let inside = scope.spawn(|| caller(&sandbox, "sleep"));
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(launcher(&["ext", "unload", &sandbox.name, "faulty"]).status, 0);
+        assert!(sandbox.call(&["faulty.count"]).stderr.contains("no handler named"));
+        load_faulty(&sandbox);
+        assert_eq!(count(&sandbox), "1\n");
+        inside.join().expect("the caller does not panic")
+    });
+    assert_eq!(inside.stdout, "Restarting\n", "what was inside is told to try again");
+}

@@ -1,0 +1,497 @@
+//! Loading, restarting and unloading extensions.
+//!
+//! ```text
+//!  begin ──► room, relocated image, init in a worker ──► finish: handlers live
+//!                                                            │ a fault leaves the state in doubt
+//!  finish ◄── begin again, in another room ◄── taint: handlers say `Restarting`, room retired
+//! ```
+//!
+//! A room is cleared for others once every upcall that was open when it was retired has ended: a
+//! thread that sleeps inside the old image must never wake up in a new one.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ext_api::limits::{CONTEXTS_MAX, HUGE_PAGE_LEN, INIT_BUDGET_NS, SLOTS_MAX};
+use libos::image::{self, Image, ImageError};
+use libos::layout::{ARENAS_OFFSET, LIBOS_ARENA_LEN, slot_offset};
+use libos::manifest;
+
+use super::{Sandbox, SandboxError, global_barrier};
+use crate::worker::{self, Job, Outcome};
+
+/// So many restarts within [`RESTARTS_WITHIN`] put an extension into quarantine.
+pub const RESTARTS_MAX: usize = 5;
+/// See [`RESTARTS_MAX`].
+pub const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
+/// First quarantine; each further one lasts twice as long, up to [`QUARANTINE_MAX`].
+const QUARANTINE_MIN: Duration = Duration::from_secs(1);
+const QUARANTINE_MAX: Duration = Duration::from_secs(60);
+/// How long an upcall may go on inside a retired image before it is stopped.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// What an image occupies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Its slot.
+    pub slot: usize,
+    arena: (usize, usize),
+}
+
+/// How an extension is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// Its handlers run.
+    Live,
+    /// It failed; a fresh copy is being made.
+    Restarting,
+    /// It failed too often; the next attempt is at this time.
+    Quarantined(Instant),
+}
+
+/// One handler of a loaded extension.
+#[derive(Debug, Clone)]
+pub struct LoadedHandler {
+    /// `extension.handler`.
+    pub name: String,
+    row: usize,
+}
+
+/// One loaded extension.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its name.
+    pub name: String,
+    /// The file it came from.
+    pub file: String,
+    /// What it occupies; nothing while it waits for a restart.
+    pub room: Option<Room>,
+    /// Its handlers.
+    pub handlers: Vec<LoadedHandler>,
+    /// Imports that the region does not have.
+    pub missing: Vec<String>,
+    /// How it is.
+    pub life: Life,
+    /// How often it was restarted.
+    pub restarts: usize,
+    recent: Vec<Instant>,
+    quarantine: Duration,
+    config: String,
+    image: Rc<Vec<u8>>,
+}
+
+/// An extension whose `init` is running.
+#[derive(Debug)]
+pub struct Loading {
+    restart: bool,
+    name: String,
+    file: String,
+    config: String,
+    image: Rc<Vec<u8>>,
+    room: Room,
+    handlers: Vec<manifest::Handler>,
+    missing: Vec<String>,
+    rows: Vec<usize>,
+    init_row: usize,
+}
+
+/// The worker that runs an `init`, and what it is for.
+pub type Begun = (Job, Loading);
+
+/// An open upcall: a context and its sequence.
+type Open = (usize, u64);
+
+/// A room that nobody enters any more, but that upcalls may still be in.
+#[derive(Debug)]
+pub struct Retired {
+    room: Room,
+    /// All upcalls that were open then: each may have been about to enter.
+    open: Vec<Open>,
+    /// Those known to be inside.
+    inside: Vec<Open>,
+    since: Instant,
+}
+
+impl Sandbox {
+    /// Place an extension and start its `init`.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; nothing stays behind then.
+    pub fn begin_load(&mut self, file: &Path, config: &str) -> Result<Begun, SandboxError> {
+        let shown = file.display().to_string();
+        let bytes = std::fs::read(file)
+            .map_err(|error| SandboxError::Refused(format!("{shown}: {error}")))?;
+        self.begin(Rc::new(bytes), shown, config.to_owned(), None)
+    }
+
+    fn begin(
+        &mut self,
+        image: Rc<Vec<u8>>,
+        file: String,
+        config: String,
+        rows: Option<Vec<usize>>,
+    ) -> Result<Begun, SandboxError> {
+        let as_image = |error| SandboxError::Image(file.clone(), error);
+        let (slot, placed, extension) = self.place_in_free_slot(&image).map_err(as_image)?;
+        let restart = rows.is_some();
+        if !restart && self.names.contains(&extension.name) {
+            return Err(SandboxError::Refused(format!(
+                "an extension named {} is loaded already",
+                extension.name
+            )));
+        }
+        let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
+        let rows = match rows {
+            Some(rows) => rows,
+            None => self.reserve_rows(extension.handlers.len())?,
+        };
+        let begun = self.begin_init(&placed, room, &extension, &config);
+        let (job, init_row) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                if !restart {
+                    self.release_rows(&rows);
+                }
+                return Err(error);
+            }
+        };
+        self.rooms.push(room);
+        if !restart {
+            self.names.push(extension.name.clone());
+        }
+        let loading = Loading {
+            restart,
+            name: extension.name,
+            file,
+            config,
+            image,
+            room,
+            handlers: extension.handlers,
+            missing: placed.missing,
+            rows,
+            init_row,
+        };
+        Ok((job, loading))
+    }
+
+    /// Install the image and start `init` in a worker.
+    fn begin_init(
+        &mut self,
+        image: &Image,
+        room: Room,
+        extension: &manifest::Extension,
+        config: &str,
+    ) -> Result<(Job, usize), SandboxError> {
+        let init_row = self.reserve_rows(1)?[0];
+        let begun = self.make_arena(room.arena.0, room.arena.1).and_then(|()| {
+            self.install(image, room.slot);
+            self.publish_extension(image, room.slot, &extension.name, room.arena);
+            let code = self.run_init;
+            let handle = self.publish_handler(init_row, room.slot, code, "libos.init", "");
+            self.budgets.insert(init_row, INIT_BUDGET_NS);
+            let [first, count] = image.constructors;
+            let args = [first, count, extension.init, config.as_ptr() as u64, config.len() as u64];
+            self.start_worker(handle, &args)
+        });
+        begun.map(|job| (job, init_row)).inspect_err(|_| {
+            self.withdraw(init_row);
+            self.clear(room);
+        })
+    }
+
+    /// Run one upcall in a fresh worker.
+    ///
+    /// # Errors
+    /// The worker could not be made.
+    pub fn start_worker(&self, handle: u64, args: &[u64]) -> Result<Job, SandboxError> {
+        worker::start(&self.zones, self.entry.call, self.join_worker, handle, args)
+            .map_err(|error| SandboxError::Kernel("starting a worker", error))
+    }
+
+    /// Make what was loaded live, or take it away again: its `init` has ended. Its place in the
+    /// list.
+    ///
+    /// # Errors
+    /// `init` failed.
+    pub fn finish_load(
+        &mut self,
+        loading: Loading,
+        outcome: Result<Outcome, SandboxError>,
+    ) -> Result<usize, SandboxError> {
+        self.withdraw(loading.init_row);
+        self.starting.retain(|starting| *starting != loading.name);
+        match outcome {
+            Ok(Outcome { status: 0 | 1, .. }) => Ok(self.make_live(loading)),
+            failed => {
+                self.clear(loading.room);
+                if loading.restart {
+                    self.quarantine(&loading.name);
+                } else {
+                    self.release_rows(&loading.rows);
+                    self.names.retain(|name| *name != loading.name);
+                }
+                let outcome = failed?;
+                Err(SandboxError::Init(if outcome.bytes.is_empty() {
+                    super::status_text(outcome.status)
+                } else {
+                    String::from_utf8_lossy(&outcome.bytes).into_owned()
+                }))
+            }
+        }
+    }
+
+    fn make_live(&mut self, loading: Loading) -> usize {
+        let slot = loading.room.slot;
+        for (handler, &row) in loading.handlers.iter().zip(&loading.rows) {
+            self.budgets.insert(row, handler.budget_ns);
+            if loading.restart {
+                self.repoint(row, slot, handler.code);
+            } else {
+                self.publish_handler(row, slot, handler.code, &handler.name, &handler.signature);
+            }
+        }
+        if let Some(index) = self.loaded.iter().position(|known| known.name == loading.name) {
+            let known = &mut self.loaded[index];
+            (known.room, known.life) = (Some(loading.room), Life::Live);
+            known.restarts += 1;
+            return index;
+        }
+        let named = loading.handlers.into_iter().zip(loading.rows);
+        self.loaded.push(Loaded {
+            name: loading.name,
+            file: loading.file,
+            room: Some(loading.room),
+            handlers: named
+                .map(|(handler, row)| LoadedHandler { name: handler.name, row })
+                .collect(),
+            missing: loading.missing,
+            life: Life::Live,
+            restarts: 0,
+            recent: Vec::new(),
+            quarantine: QUARANTINE_MIN,
+            config: loading.config,
+            image: loading.image,
+        });
+        self.loaded.len() - 1
+    }
+
+    /// The first free slot that the image fits, small ones first.
+    fn place_in_free_slot(
+        &self,
+        bytes: &[u8],
+    ) -> Result<(usize, Image, manifest::Extension), ImageError> {
+        let mut refusal = ImageError::Manifest("every slot is in use; unload an extension".into());
+        for slot in 1..SLOTS_MAX {
+            if self.rooms.iter().any(|room| room.slot == slot) {
+                continue;
+            }
+            match image::place(bytes, slot, self.zones.place, &self.imports) {
+                Ok(image) => {
+                    let extension = manifest::read(&image)?;
+                    return Ok((slot, image, extension));
+                }
+                Err(error @ ImageError::TooLarge { .. }) => refusal = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refusal)
+    }
+
+    /// First gap between arenas that is large enough.
+    fn free_arena(&self, len: usize) -> Result<usize, SandboxError> {
+        let mut taken: Vec<_> = self.rooms.iter().map(|room| room.arena).collect();
+        taken.sort_unstable();
+        let mut at = ARENAS_OFFSET + LIBOS_ARENA_LEN;
+        for (start, taken_len) in taken {
+            if at + len <= start {
+                break;
+            }
+            at = start + taken_len;
+        }
+        if at + len <= self.zones.place.len {
+            return Ok(at);
+        }
+        Err(SandboxError::Refused(format!(
+            "the region has no room for a heap of {} MiB; start the sandbox with a larger --size",
+            len >> 20
+        )))
+    }
+
+    /// Unload an extension: nobody enters it from now on. Its room is given back when the last
+    /// upcall has left it.
+    ///
+    /// # Errors
+    /// No such extension.
+    pub fn unload(&mut self, name: &str) -> Result<(), SandboxError> {
+        let index = self.index_of(name)?;
+        let known = self.loaded.remove(index);
+        let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
+        let inside = self.inside(&rows);
+        rows.iter().for_each(|&row| self.withdraw(row));
+        self.names.retain(|known| known != name);
+        if let Some(room) = known.room {
+            self.retire(room, inside);
+        }
+        Ok(())
+    }
+
+    fn index_of(&self, name: &str) -> Result<usize, SandboxError> {
+        self.loaded
+            .iter()
+            .position(|known| known.name == name)
+            .ok_or_else(|| SandboxError::Refused(format!("no extension named {name} is loaded")))
+    }
+
+    /// Nobody can be on the way into `room` but those inside an upcall now.
+    fn retire(&mut self, room: Room, inside: Vec<Open>) {
+        global_barrier();
+        let open = self.open_upcalls();
+        self.retired.push(Retired { room, open, inside, since: Instant::now() });
+    }
+
+    fn open_upcalls(&self) -> Vec<Open> {
+        let common = self.common();
+        (0..CONTEXTS_MAX)
+            .filter(|&index| common.claim(index).load().pid != 0)
+            .map(|index| (index, common.context(index).sequence.load(Ordering::Acquire)))
+            .filter(|(_, sequence)| sequence % 2 == 1)
+            .collect()
+    }
+
+    fn still_open(&self, (index, sequence): Open) -> bool {
+        let common = self.common();
+        common.claim(index).load().pid != 0
+            && common.context(index).sequence.load(Ordering::Acquire) == sequence
+    }
+
+    /// Open upcalls that run, or wait within, a handler of `rows`.
+    fn inside(&self, rows: &[usize]) -> Vec<Open> {
+        let open = self.open_upcalls().into_iter();
+        open.filter(|&(index, _)| self.frames_of(index).iter().any(|row| rows.contains(row)))
+            .collect()
+    }
+
+    /// Taint what has failed, restart what can be, clear the rooms that all have left. What it
+    /// began is for the caller to wait for; what must be stopped comes with its upcalls.
+    pub fn look_after_extensions(&mut self) -> (Vec<Begun>, Vec<Open>) {
+        for index in 0..self.loaded.len() {
+            if self.tainted(index) {
+                self.taint(index);
+            }
+        }
+        let mut retired = std::mem::take(&mut self.retired);
+        retired.retain_mut(|old| {
+            old.open.retain(|&open| self.still_open(open));
+            old.inside.retain(|&open| self.still_open(open));
+            if old.open.is_empty() {
+                self.clear(old.room);
+            }
+            !old.open.is_empty()
+        });
+        let late = retired.iter().filter(|old| old.since.elapsed() > GRACE);
+        let stop = late.flat_map(|old| old.inside.iter().copied()).collect();
+        self.retired = retired;
+        let waiting: Vec<String> = self
+            .loaded
+            .iter()
+            .filter(|known| known.room.is_none() && !self.is_starting(&known.name))
+            .filter(|known| match known.life {
+                Life::Quarantined(until) => Instant::now() >= until,
+                _ => true,
+            })
+            .map(|known| known.name.clone())
+            .collect();
+        (waiting.iter().filter_map(|name| self.restart(name)).collect(), stop)
+    }
+
+    /// True while something is to be watched for: a restart, or a room to be cleared.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.retired.is_empty() || self.loaded.iter().any(|known| known.life == Life::Restarting)
+    }
+
+    fn is_starting(&self, name: &str) -> bool {
+        self.starting.iter().any(|known| known == name)
+    }
+
+    fn tainted(&self, index: usize) -> bool {
+        let Some(room) = self.loaded[index].room else { return false };
+        let tainted = self.common().trouble(room.slot).tainted.load(Ordering::Relaxed);
+        // SAFETY: only the supervisor writes the row.
+        let row = unsafe { &*self.extension_row(room.slot) };
+        tainted != 0 && tainted == row.generation.load(Ordering::Relaxed)
+    }
+
+    /// Its state can no longer be trusted: send callers away and leave the room.
+    fn taint(&mut self, index: usize) {
+        let now = Instant::now();
+        let known = &mut self.loaded[index];
+        known.recent.retain(|when| now.duration_since(*when) < RESTARTS_WITHIN);
+        known.recent.push(now);
+        known.life = Life::Restarting;
+        if known.recent.len() == 1 {
+            known.quarantine = QUARANTINE_MIN;
+        }
+        let too_often = known.recent.len() > RESTARTS_MAX;
+        let room = known.room.take();
+        let name = known.name.clone();
+        let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
+        let inside = self.inside(&rows);
+        for row in rows {
+            self.repoint(row, 0, self.restarting);
+        }
+        if let Some(room) = room {
+            self.retire(room, inside);
+        }
+        if too_often {
+            self.quarantine(&name);
+        }
+    }
+
+    fn quarantine(&mut self, name: &str) {
+        let Ok(index) = self.index_of(name) else { return };
+        let known = &mut self.loaded[index];
+        known.life = Life::Quarantined(Instant::now() + known.quarantine);
+        known.quarantine = (known.quarantine * 2).min(QUARANTINE_MAX);
+        let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
+        self.starting.retain(|starting| starting != name);
+        for row in rows {
+            self.repoint(row, 0, self.quarantined);
+        }
+    }
+
+    /// Begin a fresh copy. A full region is tried again when a retired room has been cleared.
+    fn restart(&mut self, name: &str) -> Option<Begun> {
+        let index = self.index_of(name).ok()?;
+        let known = &self.loaded[index];
+        let (image, file) = (known.image.clone(), known.file.clone());
+        let rows = known.handlers.iter().map(|handler| handler.row).collect();
+        match self.begin(image, file, known.config.clone(), Some(rows)) {
+            Ok(begun) => {
+                self.starting.push(name.to_owned());
+                Some(begun)
+            }
+            Err(_) if !self.retired.is_empty() => None,
+            Err(_) => {
+                self.quarantine(name);
+                None
+            }
+        }
+    }
+
+    /// Empty a room for others.
+    fn clear(&mut self, room: Room) {
+        // SAFETY: only the supervisor writes the row.
+        let row = unsafe { &mut *self.extension_row(room.slot) };
+        if row.generation.load(Ordering::Relaxed) % 2 == 1 {
+            row.generation.fetch_add(1, Ordering::Release);
+        }
+        (row.arena, row.arena_len) = (0, 0);
+        let (offset, half) = slot_offset(room.slot);
+        self.zones.discard(offset + half, half);
+        self.zones.discard(room.arena.0, room.arena.1.next_multiple_of(HUGE_PAGE_LEN));
+        self.rooms.retain(|known| *known != room);
+    }
+}
