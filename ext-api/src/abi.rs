@@ -375,9 +375,15 @@ pub struct Manifest {
     pub handlers: *const HandlerDecl,
     /// How many.
     pub handler_count: usize,
+    /// [`KILL_SAFE`], or 0.
+    pub flags: u64,
     /// Not used yet; 0.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
+
+/// [`Manifest::flags`]: every handler changes nothing but structures of `ext_api::shared`, so that
+/// an upcall that ends in the middle leaves the state right and the extension goes on.
+pub const KILL_SAFE: u64 = 1;
 
 // SAFETY: a manifest is immutable after relocation.
 #[expect(unsafe_code, reason = "a manifest is a static, and statics must be Sync")]
@@ -413,7 +419,7 @@ unsafe impl Sync for HandlerDecl {}
 
 /// What libos offers to extension code, beyond the region libc.
 ///
-/// An *owner* is a context that can hold locks: index and generation in one word, never 0.
+/// An *owner* is an upcall that can hold locks, in one word: never 0, and bit 63 is clear.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Runtime {

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// A key whose value does not fit, or that nobody asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,10 +20,12 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 /// Keys and values. Every key must be asked for: one that is left over was misspelt.
-#[derive(Debug, Default)]
+///
+/// A copy shares what has been asked for.
+#[derive(Debug, Default, Clone)]
 pub struct Config {
-    values: BTreeMap<String, String>,
-    asked: RefCell<Vec<String>>,
+    values: Rc<BTreeMap<String, String>>,
+    asked: Rc<RefCell<Vec<String>>>,
 }
 
 impl Config {
@@ -39,7 +43,7 @@ impl Config {
                 return Err(ConfigError(format!("configuration key {key:?} is given twice")));
             }
         }
-        Ok(Self { values, asked: RefCell::default() })
+        Ok(Self { values: Rc::new(values), asked: Rc::default() })
     }
 
     fn text(&self, key: &str) -> Option<&str> {
@@ -76,8 +80,24 @@ impl Config {
         })
     }
 
+    /// A time, such as `200ms`, `2s` or `5m`.
+    ///
     /// # Errors
-    /// A key is left over that nobody asked for.
+    /// The text is not a number with such a unit.
+    pub fn duration(&self, key: &str, default: Duration) -> Result<Duration, ConfigError> {
+        let Some(text) = self.text(key) else { return Ok(default) };
+        let units = [("ms", 1), ("s", 1_000), ("m", 60_000)];
+        let scaled = units.iter().find_map(|&(unit, ms)| {
+            let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+            number.checked_mul(ms).map(Duration::from_millis)
+        });
+        scaled.ok_or_else(|| {
+            ConfigError(format!("{key}={text}: expected a time, such as 200ms, 2s or 5m"))
+        })
+    }
+
+    /// # Errors
+    /// A key is left over that nobody asked for. `#[extension]` asks this after `init`.
     pub fn finish(&self) -> Result<(), ConfigError> {
         let asked = self.asked.borrow();
         match self.values.keys().find(|key| !asked.contains(key)) {
@@ -92,6 +112,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::Config;
 
     #[test]
@@ -100,6 +122,10 @@ mod tests {
         assert_eq!(config.bytes("limit", 0), Ok(64 << 20));
         assert_eq!(config.get("rate", 1u64), Ok(5));
         assert_eq!(config.get("other", 7u64), Ok(7));
+        let times = Config::parse("a=200ms,b=2s,c=5m,d=7").unwrap();
+        let ms = |key| times.duration(key, Duration::ZERO).map(|time| time.as_millis());
+        assert_eq!([ms("a"), ms("b"), ms("c"), ms("e")], [Ok(200), Ok(2_000), Ok(300_000), Ok(0)]);
+        assert!(ms("d").unwrap_err().to_string().contains("d=7: expected a time"));
         let left = config.finish().unwrap_err().to_string();
         assert!(left.contains("\"name\"") && left.contains("limit, rate, other"), "{left}");
         assert!(config.get("name", 0u64).unwrap_err().to_string().contains("name=x"));

@@ -10,7 +10,7 @@ use crate::config::Config;
 
 static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
 
-fn runtime() -> Option<&'static Runtime> {
+pub(crate) fn runtime() -> Option<&'static Runtime> {
     // SAFETY: null, or libos's table, which lies in the region for good.
     unsafe { RUNTIME.load(Ordering::Acquire).as_ref() }
 }

@@ -44,6 +44,15 @@ pub mod error;
 #[cfg(feature = "std")]
 pub mod extension;
 pub mod limits;
+#[cfg(all(feature = "std", loom))]
+#[path = "shared/lock.rs"]
+mod lock;
+#[cfg(feature = "std")]
+mod runtime;
+#[cfg(all(feature = "std", not(loom)))]
+pub mod shared;
+#[cfg(feature = "std")]
+mod sync;
 #[cfg(feature = "std")]
 pub mod wire;
 

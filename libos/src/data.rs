@@ -130,7 +130,7 @@ pub struct Process {
     pub comm: [AtomicU8; 16],
 }
 
-/// One thread's place for upcalls. The gate's assembly knows the first six fields by offset.
+/// One thread's place for upcalls. The gate's assembly knows the first seven fields by offset.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Context {
@@ -146,6 +146,8 @@ pub struct Context {
     pub frame: AtomicU64,
     /// Address of this context, for the gate's second look.
     pub this: AtomicU64,
+    /// Address of the row of the handler that was called last, outermost.
+    pub handler: AtomicU64,
     /// Thread that holds the context.
     pub tid: AtomicU32,
     /// Row of the process table.
@@ -266,18 +268,18 @@ impl Common {
     }
 
     /// End context `index` if its claim still is `seen`: count its upcalls for the process and
-    /// make it free. True if this call did it.
-    pub fn end_context(&self, index: usize, seen: Claimed) -> bool {
+    /// make it free. Where its holder died inside an upcall, the address of the handler's row.
+    pub fn end_context(&self, index: usize, seen: Claimed) -> Option<u64> {
         let context = self.context(index);
-        let upcalls = context.sequence.load(Ordering::Acquire) / 2;
+        let sequence = context.sequence.load(Ordering::Acquire);
         let row = context.process.load(Ordering::Relaxed) as usize;
         if !self.claim(index).free(seen) {
-            return false;
+            return None;
         }
         if row < PROCESSES_MAX {
-            self.process(row).upcalls_ended.fetch_add(upcalls, Ordering::Relaxed);
+            self.process(row).upcalls_ended.fetch_add(sequence / 2, Ordering::Relaxed);
         }
-        true
+        (sequence % 2 == 1).then(|| context.handler.load(Ordering::Relaxed))
     }
 
     #[expect(unsafe_code, reason = "the one place that turns an offset into a reference")]

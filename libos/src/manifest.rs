@@ -1,6 +1,6 @@
 //! An extension's manifest, read out of its relocated image without running anything.
 
-use ext_api::abi::{ABI_VERSION, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest};
+use ext_api::abi::{ABI_VERSION, KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest};
 use ext_api::limits::{
     BUDGET_NS_DEFAULT, HANDLER_NAME_LEN_MAX, HANDLERS_MAX, HEAP_LEN_DEFAULT, HUGE_PAGE_LEN,
     NAME_LEN_MAX, SIGNATURE_LEN_MAX,
@@ -30,6 +30,8 @@ pub struct Extension {
     pub heap_len: usize,
     /// CPU time of one upcall in nanoseconds.
     pub budget_ns: u64,
+    /// Goes on after an upcall that ended in the middle.
+    pub kill_safe: bool,
     /// Address of `init`, or 0.
     pub init: u64,
     /// Handlers.
@@ -90,6 +92,7 @@ pub fn read(image: &Image) -> Result<Extension, ImageError> {
         name,
         heap_len: heap_len(heap)?,
         budget_ns,
+        kill_safe: field(core::mem::offset_of!(Manifest, flags))? & KILL_SAFE != 0,
         init,
     })
 }

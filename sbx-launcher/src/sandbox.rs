@@ -347,8 +347,14 @@ impl Sandbox {
 
     /// Note that an upcall of context `index` was ended from outside.
     pub fn note_fault(&self, index: usize, status: Status) {
-        let Some(&row) = self.frames_of(index).first() else { return };
-        if row >= HANDLERS_MAX || status == Status::Restarting {
+        if let Some(&row) = self.frames_of(index).first().filter(|_| status != Status::Restarting) {
+            self.taint_slot_of(row, status);
+        }
+    }
+
+    /// An upcall of the handler in `row` ended in the middle.
+    fn taint_slot_of(&self, row: usize, status: Status) {
+        if row >= HANDLERS_MAX {
             return;
         }
         // SAFETY: a row of the table.
@@ -382,8 +388,13 @@ impl Sandbox {
         let common = self.common();
         for index in 0..CONTEXTS_MAX {
             let seen = common.claim(index).load();
-            if seen.pid == pid {
-                common.end_context(index, seen);
+            if seen.pid != pid {
+                continue;
+            }
+            if let Some(handler) = common.end_context(index, seen) {
+                let first = (self.zones.place.base + HANDLERS_OFFSET) as u64;
+                let row = handler.wrapping_sub(first) as usize / size_of::<HandlerEntry>();
+                self.taint_slot_of(row, Status::Aborted);
             }
         }
         for row in 0..PROCESSES_MAX {

@@ -12,6 +12,8 @@ use syn::{
 /// Makes an inline module an extension: see the crate documentation of `ext-api`.
 ///
 /// `name` is required; `heap` (bytes, with K, M or G) and `budget` (with `ms` or `s`) are not.
+/// `kill_safe` promises that every handler changes nothing but structures of `ext_api::shared`: the
+/// extension is then not restarted when an upcall is killed or ends in a fault.
 #[proc_macro_attribute]
 pub fn extension(args: TokenStream, item: TokenStream) -> TokenStream {
     let args = syn::parse_macro_input!(args as Args);
@@ -23,20 +25,30 @@ struct Args {
     name: LitStr,
     heap: u64,
     budget_ns: u64,
+    kill_safe: bool,
 }
 
 impl Parse for Args {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
-        let (mut name, mut heap, mut budget_ns) = (None, 0, 0);
+        let (mut name, mut heap, mut budget_ns, mut kill_safe) = (None, 0, 0, false);
         while !input.is_empty() {
             let key: Ident = input.parse()?;
+            if key == "kill_safe" {
+                kill_safe = true;
+                if !input.is_empty() {
+                    input.parse::<Token![,]>()?;
+                }
+                continue;
+            }
             input.parse::<Token![=]>()?;
             let value: LitStr = input.parse()?;
             match key.to_string().as_str() {
                 "name" => name = Some(value),
                 "heap" => heap = scaled(&value, &[("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)])?,
                 "budget" => budget_ns = nanoseconds(&value)?,
-                _ => return Err(Error::new(key.span(), "expected name, heap or budget")),
+                _ => {
+                    return Err(Error::new(key.span(), "expected name, heap, budget or kill_safe"));
+                }
             }
             if !input.is_empty() {
                 input.parse::<Token![,]>()?;
@@ -49,7 +61,7 @@ impl Parse for Args {
             let rule = "a name is 1 to 31 ASCII letters, digits and '_'";
             return Err(Error::new(name.span(), rule));
         }
-        Ok(Self { name, heap, budget_ns })
+        Ok(Self { name, heap, budget_ns, kill_safe })
     }
 }
 
@@ -313,17 +325,12 @@ fn init_wrapper(args: &Args, init: Option<&Init>) -> Tokens {
         None => quote! { |_, config| config.finish() },
         Some(Init { name, takes_cx, takes_config, .. }) => {
             let cx = takes_cx.then(|| quote! { cx, });
-            let config = takes_config.then(|| quote! { ::std::mem::take(&mut config) });
-            let finish = if *takes_config {
-                quote! {}
-            } else {
-                quote! { config.finish().map_err(|error| error.to_string())?; }
-            };
+            let argument = takes_config.then(|| quote! { config.clone() });
             quote! {
-                |cx, mut config| -> ::std::result::Result<(), ::std::string::String> {
-                    let _ = (cx, &mut config);
-                    #finish
-                    let state = #name(#cx #config).map_err(|error| error.to_string())?;
+                |cx, config| -> ::std::result::Result<(), ::std::string::String> {
+                    let _ = cx;
+                    let state = #name(#cx #argument).map_err(|error| error.to_string())?;
+                    config.finish().map_err(|error| error.to_string())?;
                     __SBX_STATE
                         .set(state)
                         .map_err(|_| ::std::string::String::from("init ran twice"))
@@ -351,7 +358,7 @@ fn manifest(args: &Args, handlers: &[Handler]) -> Tokens {
     let name = &args.name;
     let symbol = LitStr::new(&format!("SBX_EXTENSION_{}", name.value()), Span::call_site());
     let count = handlers.len();
-    let (heap, budget) = (args.heap, args.budget_ns);
+    let (heap, budget, flags) = (args.heap, args.budget_ns, u64::from(args.kill_safe));
     let rows = handlers.iter().map(|handler| {
         let (name, code) = (handler.name.to_string(), wrapper_name(handler));
         let signature = signature(handler);
@@ -380,7 +387,8 @@ fn manifest(args: &Args, handlers: &[Handler]) -> Tokens {
             init: Some(__sbx_init),
             handlers: &raw const __SBX_HANDLERS as *const ::ext_api::abi::HandlerDecl,
             handler_count: #count,
-            reserved: [0; 4],
+            flags: #flags,
+            reserved: [0; 3],
         };
     }
 }

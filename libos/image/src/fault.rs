@@ -2,13 +2,13 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use ext_api::abi::{Reply, Status};
+use ext_api::abi::{HandlerEntry, Reply, Status};
 use ext_api::limits::{FAULT_TEXT_LEN_MAX, SLOTS_MAX};
 use libos::data::Context;
 
 use crate::context::Frame;
 use crate::text::Line;
-use crate::{arch, context, log, sys, tls};
+use crate::{arch, boot, context, log, sys, tls};
 
 /// End the innermost upcall of this thread with `status`; `text` goes to its caller and the log.
 /// Outside of an upcall there is nobody to tell: the process ends, as if it had called `abort`.
@@ -56,6 +56,15 @@ fn tell(context: &Context, frame: &Frame, status: Status, text: &[u8], slot: Opt
     }
     // SAFETY: the gate got this pointer from the upcall's caller, whose frame is below ours.
     unsafe { answer(frame.reply, text) };
+}
+
+/// A thread ended inside the handler whose row is at `address`.
+pub(crate) fn died_inside(address: u64) {
+    let first = boot::boot().handlers;
+    let index = address.wrapping_sub(first) as usize / size_of::<HandlerEntry>();
+    if let Some(row) = context::handler(index) {
+        taint(row.slot as usize % SLOTS_MAX, Status::Aborted);
+    }
 }
 
 /// The state of the extension in `slot` is in doubt: an upcall ended in the middle.

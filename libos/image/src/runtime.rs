@@ -23,34 +23,44 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     fault_text,
 };
 
-/// Generation of the claim in the high half, index + 1 in the low.
+/// Names an upcall: from the lowest bit, index of the context + 1 (13 bits), generation of its
+/// claim (19 bits), sequence (31 bits). Bit 63 stays clear.
 extern "C" fn owner() -> u64 {
-    let Some(context) = context::current() else { return 0 };
-    let index = context::index_of(context);
-    let claimed = context::common().claim(index).load();
-    u64::from(claimed.generation) << 32 | (index as u64 + 1)
+    context::current().map_or(0, |context| owner_of(context::index_of(context)))
 }
 
+fn owner_of(index: usize) -> u64 {
+    let generation = context::common().claim(index).load().generation;
+    let sequence = context::common().context(index).sequence.load(Relaxed);
+    let generation = u64::from(generation) & ((1 << (32 - INDEX_BITS)) - 1);
+    (sequence & 0x7fff_ffff) << 32 | generation << INDEX_BITS | (index as u64 + 1)
+}
+
+const INDEX_BITS: u32 = 13;
+const _: () = assert!(CONTEXTS_MAX < 1 << INDEX_BITS);
+
 fn index_of_owner(owner: u64) -> Option<usize> {
-    let index = (owner as u32 as usize).checked_sub(1)?;
+    let index = (owner as usize & ((1 << INDEX_BITS) - 1)).checked_sub(1)?;
     (index < CONTEXTS_MAX).then_some(index)
 }
 
 extern "C" fn owner_alive(owner: u64) -> u32 {
     let Some(index) = index_of_owner(owner) else { return 0 };
-    let claimed = context::common().claim(index).load();
-    if claimed.generation != (owner >> 32) as u32 || claimed.pid == 0 {
-        return 0;
-    }
+    let (pid, tid) = owner_thread(index);
     // The claim outlives a killed process until the supervisor sweeps; the kernel knows sooner,
     // unless the dead process has not been waited for yet.
-    u32::from(sys::thread_exists(claimed.pid, claimed.pid))
+    u32::from(owner_of(index) == owner && pid != 0 && sys::thread_exists(pid, tid))
+}
+
+fn owner_thread(index: usize) -> (u32, u32) {
+    let tid = context::common().context(index).tid.load(Relaxed);
+    (context::common().claim(index).load().pid, tid)
 }
 
 extern "C" fn owner_ids(owner: u64) -> u64 {
     let Some(index) = index_of_owner(owner) else { return 0 };
-    let pid = context::common().claim(index).load().pid;
-    u64::from(pid) << 32 | u64::from(context::common().context(index).tid.load(Relaxed))
+    let (pid, tid) = owner_thread(index);
+    u64::from(pid) << 32 | u64::from(tid)
 }
 
 unsafe extern "C" fn sys_futex_wait(word: *const u32, expected: u32, timeout_ns: u64) -> i32 {

@@ -17,7 +17,7 @@ use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
 };
-use crate::{boot, context, signals, sys};
+use crate::{boot, context, fault, signals, sys};
 
 /// What a process knows of itself; private, and zero in a forked child.
 #[derive(Debug, Clone, Copy)]
@@ -221,7 +221,9 @@ fn end_former_contexts(pid: u32) {
     for index in 0..ext_api::limits::CONTEXTS_MAX {
         let seen = common.claim(index).load();
         if seen.pid == pid {
-            common.end_context(index, seen);
+            if let Some(row) = common.end_context(index, seen) {
+                fault::died_inside(row);
+            }
         }
     }
 }

@@ -76,6 +76,7 @@ pub struct Loaded {
     pub life: Life,
     /// How often it was restarted.
     pub restarts: usize,
+    kill_safe: bool,
     recent: Vec<Instant>,
     quarantine: Duration,
     config: String,
@@ -93,6 +94,7 @@ pub struct Loading {
     room: Room,
     handlers: Vec<manifest::Handler>,
     missing: Vec<String>,
+    kill_safe: bool,
     rows: Vec<usize>,
     init_row: usize,
 }
@@ -170,6 +172,7 @@ impl Sandbox {
             room,
             handlers: extension.handlers,
             missing: placed.missing,
+            kill_safe: extension.kill_safe,
             rows,
             init_row,
         };
@@ -269,6 +272,7 @@ impl Sandbox {
             missing: loading.missing,
             life: Life::Live,
             restarts: 0,
+            kill_safe: loading.kill_safe,
             recent: Vec::new(),
             quarantine: QUARANTINE_MIN,
             config: loading.config,
@@ -417,7 +421,8 @@ impl Sandbox {
     }
 
     fn tainted(&self, index: usize) -> bool {
-        let Some(room) = self.loaded[index].room else { return false };
+        let known = &self.loaded[index];
+        let Some(room) = known.room.filter(|_| !known.kill_safe) else { return false };
         let tainted = self.common().trouble(room.slot).tainted.load(Ordering::Relaxed);
         // SAFETY: only the supervisor writes the row.
         let row = unsafe { &*self.extension_row(room.slot) };

@@ -38,6 +38,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Context, window) == 16);
     assert!(core::mem::offset_of!(Context, stack_top) == 24);
     assert!(core::mem::offset_of!(Context, frame) == 32);
+    assert!(core::mem::offset_of!(Context, handler) == 48);
     assert!(core::mem::offset_of!(Boot, cache) == 0);
     assert!(core::mem::offset_of!(Boot, handlers) == 8);
     assert!(core::mem::offset_of!(Boot, stacks) == 16);
@@ -110,6 +111,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "lea r12, [r8 + 1]",
         // The outermost frame lies at one place for good; its other fields were set with it.
         "mov rsp, [r9 + 24]",
+        "mov [r9 + 48], rcx",
         "mov [rsp + 8], rcx",
         "mov [rsp + 16], rbp",
         "mov [rsp + 24], rdx",

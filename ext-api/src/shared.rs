@@ -1,0 +1,27 @@
+//! Structures for the state that an extension shares with all processes.
+//!
+//! A process may be killed between any two instructions of a handler, and an upcall may be ended
+//! by a fault or for its time. The structures here are right all the same: each change becomes
+//! visible by one store, and whatever a dead upcall held is taken over by the next that wants it.
+//! std's locks are not: an extension that holds one when an upcall is ended is restarted.
+//!
+//! | structure | if its holder dies |
+//! |---|---|
+//! | [`Mutex`], [`RwLock`] for writing | [`LockError::Broken`] until [`Mutex::recover`] |
+//! | [`RwLock`] for reading | nothing: the reader is forgotten |
+//! | [`Queue`] | an item that was not yet pushed is lost; one that was not yet popped stays |
+//! | [`Map`] | an entry that was not yet linked is lost, with its memory |
+//! | [`Counter`] | nothing |
+
+mod counter;
+mod lock;
+mod map;
+mod mutex;
+mod queue;
+mod rwlock;
+
+pub use counter::Counter;
+pub use map::{AtomicWord, Map, MapError, MapStats};
+pub use mutex::{Guard, LockError, Mutex};
+pub use queue::{Full, Queue};
+pub use rwlock::{ReadGuard, RwLock, WriteGuard};

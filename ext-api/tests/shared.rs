@@ -1,0 +1,166 @@
+//! The shared structures against plain ones, and between threads.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::thread;
+
+use ext_api::shared::{Counter, Full, LockError, Map, MapError, Mutex, Queue, RwLock};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Insert(Vec<u8>, Vec<u8>),
+    Remove(Vec<u8>),
+    Get(Vec<u8>),
+    Evict(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let key = || vec(0u8..4, 0..4);
+    let step = prop_oneof![
+        4 => (key(), vec(any::<u8>(), 0..300)).prop_map(|(key, value)| Step::Insert(key, value)),
+        1 => key().prop_map(Step::Remove),
+        4 => key().prop_map(Step::Get),
+        1 => any::<u64>().prop_map(Step::Evict),
+    ];
+    vec(step, 0..200)
+}
+
+proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(300))]
+    /// One bucket at first, so that most entries lie in overflow buckets.
+    #[test]
+    fn a_map_is_a_map(steps in steps(), expected in 1usize..40) {
+        let map = Map::new(expected).unwrap();
+        let mut model: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
+        for step in steps {
+            match step {
+                Step::Insert(key, value) => {
+                    let replaced = map.insert(&key, &value, 0, 0).unwrap();
+                    prop_assert_eq!(replaced, model.insert(key, value).is_some());
+                }
+                Step::Remove(key) => {
+                    prop_assert_eq!(map.remove(&key).unwrap(), model.remove(&key).is_some());
+                }
+                Step::Get(key) => {
+                    let got = map.get(&key, || 0, 0, <[u8]>::to_vec).unwrap();
+                    prop_assert_eq!(got.as_ref(), model.get(&key));
+                }
+                Step::Evict(random) => {
+                    let bytes = map.evict(random, 4).unwrap();
+                    prop_assert_eq!(bytes > 0, !model.is_empty());
+                    model.retain(|key, _| map.get(key, || 0, 0, |_| ()).unwrap().is_some());
+                }
+            }
+            prop_assert_eq!(map.stats().entries, model.len() as u64);
+            let bytes: usize = model.iter().map(|(key, value)| 32 + key.len() + value.len()).sum();
+            prop_assert_eq!(map.stats().bytes, bytes as u64);
+        }
+        map.clear().unwrap();
+        prop_assert_eq!((map.stats().entries, map.stats().bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_queue_is_a_queue(pushes in vec(any::<Option<u64>>(), 0..300), capacity in 1usize..20) {
+        let queue = Queue::new(capacity);
+        let mut model = VecDeque::new();
+        for push in pushes {
+            match push {
+                Some(item) if model.len() == capacity => {
+                    prop_assert_eq!(queue.push(item).unwrap(), Err(Full(item)));
+                }
+                Some(item) => {
+                    model.push_back(item);
+                    prop_assert_eq!(queue.push(item).unwrap(), Ok(()));
+                }
+                None => prop_assert_eq!(queue.pop().unwrap(), model.pop_front()),
+            }
+            prop_assert_eq!(queue.len(), model.len());
+        }
+    }
+}
+
+#[test]
+fn an_entry_expires_and_the_oldest_is_evicted() {
+    let map = Map::new(100).unwrap();
+    map.insert(b"short", b"1", 10, 1).unwrap();
+    assert_eq!(map.get(b"short", || 9, 1, |_| ()), Ok(Some(())));
+    assert_eq!(map.get(b"short", || 10, 1, |_| ()), Ok(None));
+    map.clear().unwrap();
+    for index in 0..20u64 {
+        map.insert(&index.to_le_bytes(), b"value", 0, 100 + index).unwrap();
+    }
+    map.insert(b"old", b"value", 0, 5).unwrap();
+    assert!(map.evict(0, usize::MAX).unwrap() > 0);
+    assert_eq!(map.get(b"old", || 0, 0, |_| ()), Ok(None));
+    assert_eq!(map.stats().entries, 20);
+}
+
+#[test]
+fn words_are_kept_and_begin_at_zero() {
+    let map = Map::new(10).unwrap();
+    use std::sync::atomic::Ordering::Relaxed;
+    for len in 0..20 {
+        let key = vec![7; len];
+        let add = |words: &[ext_api::shared::AtomicWord; 2]| words[1].fetch_add(3, Relaxed);
+        assert_eq!(map.words(&key, 0, add), Ok(0));
+        assert_eq!(map.words(&key, 0, add), Ok(3));
+    }
+}
+
+#[test]
+fn threads_lose_nothing() {
+    let shared = Arc::new((Mutex::new(0u64), RwLock::new(0u64), Counter::new(), Queue::new(8)));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for round in 0..2_000u64 {
+                    *shared.0.lock().unwrap() += 1;
+                    *shared.1.write().unwrap() += 1;
+                    assert!(*shared.1.read().unwrap() > 0);
+                    shared.2.add(2);
+                    while shared.3.push(round).unwrap().is_err() {
+                        shared.3.pop().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(*shared.0.lock().unwrap(), 8_000);
+    assert_eq!(*shared.1.read().unwrap(), 8_000);
+    assert_eq!(shared.2.sum(), 16_000);
+}
+
+#[test]
+fn a_panic_breaks_a_lock_until_it_is_recovered() {
+    let mutex = Arc::new(Mutex::new(1));
+    let rwlock = Arc::new(RwLock::new(1));
+    let (ours, theirs) = (mutex.clone(), rwlock.clone());
+    let panicked = thread::spawn(move || {
+        let _held = (ours.lock().unwrap(), theirs.write().unwrap());
+        panic!("on purpose");
+    });
+    assert!(panicked.join().is_err());
+    assert!(matches!(mutex.lock(), Err(LockError::Broken { .. })));
+    assert!(matches!(rwlock.read(), Err(LockError::Broken { .. })));
+    assert!(matches!(rwlock.write(), Err(LockError::Broken { .. })));
+    mutex.recover(|value| *value = 5).unwrap();
+    rwlock.recover(|value| *value = 6).unwrap();
+    assert_eq!((*mutex.lock().unwrap(), *rwlock.read().unwrap()), (5, 6));
+}
+
+#[test]
+fn a_wait_is_bounded() {
+    let mutex = Mutex::new(());
+    let _held = mutex.lock().unwrap();
+    thread::scope(|scope| {
+        let other = scope.spawn(|| mutex.lock_within(1_000_000).map(|_| ()));
+        assert!(matches!(other.join().unwrap(), Err(LockError::TimedOut { .. })));
+    });
+}
+
+#[test]
+fn what_is_too_large_is_refused() {
+    assert!(matches!(Map::new(usize::MAX), Err(MapError::Full)));
+}
