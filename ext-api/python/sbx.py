@@ -11,7 +11,6 @@ Python 3.8 or later; nothing but the standard library.
 
 import ctypes
 import struct
-import threading
 
 _U64 = ctypes.c_uint64
 _ABI_VERSION = 1
@@ -48,6 +47,10 @@ class _Reply(ctypes.Structure):
     ]
 
 
+class _Block(ctypes.Structure):
+    _fields_ = [("handle", _U64), ("words", ctypes.c_void_p), ("reply", ctypes.c_void_p)]
+
+
 def current():
     """The sandbox of this process."""
     with open("/proc/self/maps") as maps:
@@ -61,11 +64,13 @@ class Sandbox:
     """The sandbox whose control zone lies at an address of this process."""
 
     def __init__(self, base):
-        head = struct.unpack("<8sII4QII3Q", ctypes.string_at(base, 80))
+        head = struct.unpack("<8sII4QII8Q", ctypes.string_at(base, 120))
         if head[0] != b"SBXsuper" or head[1] != _ABI_VERSION:
             raise Error("the sandbox has ABI version %d, this module %d" % (head[1], _ABI_VERSION))
-        call, find, release = head[9:12]
-        self._call = ctypes.CFUNCTYPE(ctypes.c_uint32, _U64, ctypes.c_void_p, ctypes.c_void_p)(call)
+        find, release, call = head[10], head[11], head[16]
+        # The interpreter's lock is kept: an upcall takes less time than letting go of it. Argument
+        # types are left open, since converting them costs more than the call.
+        self._call = ctypes.PYFUNCTYPE(ctypes.c_uint32)(call)
         self._find = ctypes.CFUNCTYPE(_U64, ctypes.c_char_p, ctypes.c_size_t)(find)
         self._release = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(release)
         self._table = base + (64 << 10)
@@ -93,21 +98,33 @@ class Sandbox:
         return ctypes.string_at(row + 24 + 64, signature_len).decode()
 
     def _function(self, handle):
+        """A function made for the handler's signature.
+
+        Each call takes a set of words, reply and buffer from a list and puts it back: taking from
+        a list is one step for all threads, so no two ever have the same set, and a forked child
+        has a list of its own.
+        """
         parameters, _, returns = self._signature(handle).partition(")")
         kinds = [p.split(":")[1].strip() for p in parameters[1:].split(",") if ":" in p]
         returns = returns.partition("->")[2].strip()
+        plain = not returns
         for wrapper in ("result<", "option<", "result<"):
             if returns.startswith(wrapper):
                 returns = returns[len(wrapper):-1]
-        gate, release, local = self._call, self._release, threading.local()
-        words_len = sum(2 if kind in ("bytes", "str") else 1 for kind in kinds)
+        fields = []
+        for at, kind in enumerate(kinds):
+            if kind in ("bytes", "str"):
+                fields += [("a%d" % at, ctypes.c_char_p), ("n%d" % at, ctypes.c_size_t)]
+            else:
+                fields.append(("a%d" % at, _WORDS.get(kind, _U64)))
+        words_type = type("Words", (ctypes.Structure,), {"_fields_": fields or [("a", _U64)]})
+        release, pool = self._release, []
 
-        def state():
-            words = (_U64 * max(words_len, 1))()
-            buffer = ctypes.create_string_buffer(_BUFFER_LEN)
+        def make():
+            words, buffer = words_type(), ctypes.create_string_buffer(_BUFFER_LEN)
             reply = _Reply(0, ctypes.addressof(buffer), _BUFFER_LEN, 0, None)
-            local.state = (words, ctypes.addressof(words), reply, ctypes.addressof(reply), buffer)
-            return local.state
+            block = _Block(handle, ctypes.addressof(words), ctypes.addressof(reply))
+            return words, reply, buffer, ctypes.byref(block), block
 
         def take(reply, buffer):
             if reply.spill:
@@ -117,54 +134,90 @@ class Sandbox:
                 return data
             return buffer.raw[: reply.len]
 
-        def fail(status, reply, buffer):
-            text = take(reply, buffer).decode(errors="replace") if status in (2, 32) else ""
+        def failed(status, reply, buffer):
+            text = ""
+            if status == 2 or status >= 32:
+                text = take(reply, buffer).decode(errors="replace")
             reply.len = 0
             if status == 2:
-                raise Failed(text)
+                return Failed(text)
+            name = _STATUS.get(status, "status %d" % status)
             if status < 32:
-                raise Refused("refused with status %d" % status)
-            raise Fault("status %d: %s" % (status, text))
+                return Refused(name)
+            return Fault("%s: %s" % (name, text))
 
-        def function(*args):
-            if len(args) != len(kinds):
-                raise TypeError("the handler takes (%s" % parameters[1:])
-            try:
-                words, words_at, reply, reply_at, buffer = local.state
-            except AttributeError:
-                words, words_at, reply, reply_at, buffer = state()
-            at = 0
-            keep = []
-            for kind, arg in zip(kinds, args):
-                if kind == "u64" or kind == "i64" or kind == "bool":
-                    words[at] = arg & 0xFFFFFFFFFFFFFFFF
-                    at += 1
-                elif kind == "f64":
-                    words[at] = struct.unpack("<Q", struct.pack("<d", arg))[0]
-                    at += 1
-                else:
-                    raw = arg.encode() if isinstance(arg, str) else bytes(arg)
-                    keep.append(raw)
-                    words[at] = ctypes.cast(ctypes.c_char_p(raw), ctypes.c_void_p).value or 0
-                    words[at + 1] = len(raw)
-                    at += 2
-            status = gate(handle, words_at, reply_at)
-            if status == 1:
-                return None
-            if status:
-                fail(status, reply, buffer)
-            if returns == "bytes":
-                return take(reply, buffer)
-            if returns == "str":
-                return take(reply, buffer).decode(errors="replace")
-            if returns == "u64":
-                return reply.word
-            if returns == "i64":
-                return reply.word - (1 << 64) if reply.word >> 63 else reply.word
-            if returns == "bool":
-                return bool(reply.word)
-            if returns == "f64":
-                return struct.unpack("<d", struct.pack("<Q", reply.word))[0]
-            return None
+        source = _source(kinds, returns, plain)
+        names = {
+            "gate": self._call, "pool": pool, "make": make, "take": take, "failed": failed,
+            "state": make(),
+        }
+        exec(source, names)
+        return names["call"]
 
-        return function
+
+_WORDS = {"i64": ctypes.c_int64, "f64": ctypes.c_double, "bool": ctypes.c_uint64}
+
+_STATUS = {
+    16: "stale handle: the extension was unloaded; look the handler up again",
+    17: "every context of the sandbox is in use",
+    18: "too many upcalls within upcalls",
+    19: "a signal handler made an upcall while its thread was inside one",
+    20: "the arguments do not fit the handler's signature",
+    21: "this process is not in the sandbox",
+    22: "the extension failed and is being restarted; try again",
+    23: "the extension failed too often in a row; it is tried again later",
+    32: "the handler panicked",
+    33: "the handler aborted",
+    34: "the handler used a function that the region does not have",
+    35: "the extension's heap is full",
+    36: "the handler did what region code must not do",
+    37: "the handler touched memory that is not its own",
+    38: "the handler ran into an illegal instruction",
+    39: "the handler divided by zero",
+    40: "the handler used up the upcall stack",
+    41: "the upcall used more CPU time than its budget",
+    42: "the upcall slept or stood still for too long",
+}
+
+
+def _source(kinds, returns, plain):
+    """Text of the function for a signature; see Sandbox._function."""
+    lines = ["def call(%s):" % ", ".join("a%d" % at for at in range(len(kinds)))]
+    if plain and not kinds:
+        # Nothing goes in or comes out, so that all threads can have the same set.
+        lines = ["def call(gate=gate, block_at=state[3]):", "    status = gate(block_at)"]
+        lines.append("    if status > 1: raise failed(status, state[1], state[2])")
+        return "\n".join(lines) + "\n"
+    lines += [
+        "    try: state = pool.pop()",
+        "    except IndexError: state = make()",
+        "    words, reply, buffer, block_at, block = state",
+    ]
+    for at, kind in enumerate(kinds):
+        name = "a%d" % at
+        if kind == "str":
+            lines.append("    %s = %s.encode()" % (name, name))
+        if kind == "bytes":
+            lines.append("    if type(%s) is not bytes: %s = bytes(%s)" % (name, name, name))
+        lines.append("    words.%s = %s" % (name, name))
+        if kind in ("bytes", "str"):
+            lines.append("    words.n%d = len(%s)" % (at, name))
+    result = {
+        "bytes": "take(reply, buffer)",
+        "str": "take(reply, buffer).decode(errors='replace')",
+        "u64": "reply.word",
+        "i64": "reply.word - (reply.word >> 63 << 64)",
+        "bool": "reply.word != 0",
+        "f64": "__import__('struct').unpack('<d', reply.word.to_bytes(8, 'little'))[0]",
+    }.get(returns, "None")
+    lines += [
+        "    status = gate(block_at)",
+        "    if status > 1:",
+        "        error = failed(status, reply, buffer)",
+        "        pool.append(state)",
+        "        raise error",
+        "    result = None if status else %s" % result if result != "None" else "    result = None",
+        "    pool.append(state)",
+        "    return result",
+    ]
+    return "\n".join(lines) + "\n"

@@ -214,6 +214,9 @@ pub struct Entry {
     pub exec_stub: u64,
     /// Where the launcher lets a forked child start: joins, then goes back to the program.
     pub fork_stub: u64,
+    /// [`CallFn`] with its arguments in a block (`extern "C" fn(*const [u64; 3]) -> u32`: handle,
+    /// args, reply), for languages to which each argument costs more than the call.
+    pub call_block: u64,
 }
 
 /// One mapping of the region in a participant.

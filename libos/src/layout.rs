@@ -41,12 +41,10 @@ const SLOTS_END: usize = LARGE_OFFSET + LARGE_SLOTS * 2 * LARGE_HALF_LEN;
 
 /// Offset of the first arena.
 pub const ARENAS_OFFSET: usize = 512 << 20;
-/// Arena of libos itself: thread-local blocks, and what its own code allocates.
-pub const LIBOS_ARENA_LEN: usize = 2 << 20;
 
 /// Length of the shared part when nobody asks for another.
 pub const LEN_DEFAULT: usize = 2 << 30;
-/// Smallest shared part: one arena of default size beside the libos's.
+/// Smallest shared part: a few arenas of default size.
 pub const LEN_MIN: usize = 576 << 20;
 /// Largest shared part.
 pub const LEN_MAX: usize = 64 << 30;
@@ -195,7 +193,7 @@ pub fn maps(place: Place) -> impl Iterator<Item = MapRecord> {
 const _: () = assert!(3 + SLOTS_MAX <= MAPS_MAX);
 const _: () = assert!(SLOTS_END <= ARENAS_OFFSET);
 const _: () = assert!(LARGE_OFFSET.is_multiple_of(HUGE_PAGE_LEN));
-const _: () = assert!(LEN_MIN >= ARENAS_OFFSET + LIBOS_ARENA_LEN);
+const _: () = assert!(LEN_MIN > ARENAS_OFFSET);
 const _: () = assert!(CACHE_ENTRIES.is_power_of_two());
 const _: () = assert!(CACHE_ENTRIES * CACHE_ENTRY_LEN <= PROCESS_OFFSET);
 const _: () = assert!(PROCESS_OFFSET < WIPED_LEN && KEPT_OFFSET + KEPT_LEN <= CACHE_AREA_LEN);

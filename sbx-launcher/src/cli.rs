@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use serde_json::Value;
 
 use crate::control::{self, Request};
-use crate::run;
+use crate::{bench, doctor, policy, run};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
 #[derive(Debug, Parser)]
@@ -89,6 +89,35 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure what things cost, beside what else there is.
+    #[command(after_help = "Example: sbx-launcher bench upcall --json
+Benchmarks: upcall (a call), kv (a cache), launch (starting programs).")]
+    Bench {
+        /// upcall, kv or launch.
+        name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Draw a bar chart into this file (SVG).
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
+        /// A little of everything: shows that it runs, not how fast.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// What runs inside the sandbox for `bench`.
+    #[command(hide = true)]
+    BenchInside,
+    /// Say what this machine has, and what is lost without the rest.
+    #[command(after_help = "Example: sbx-launcher doctor")]
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check and show policies.
+    #[command(subcommand)]
+    Policy(Policy),
     /// Show four kinds of programs sharing one extension.
     #[command(after_help = "Example: cargo build --release && target/release/sbx-launcher demo")]
     Demo,
@@ -97,6 +126,22 @@ enum Command {
     Log {
         /// Sandbox.
         name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Policy {
+    /// Say whether a policy file is sound.
+    #[command(after_help = "Example: sbx-launcher policy check my.toml")]
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Print the rules in force: the built-in ones, and those of a file.
+    #[command(after_help = "Example: sbx-launcher policy show my.toml")]
+    Show {
+        /// The file.
+        file: Option<PathBuf>,
     },
 }
 
@@ -156,12 +201,50 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Ext(ext) => extension(ext),
         Command::Call { name, handler, args, json } => call(&name, handler, args, json),
         Command::Ps { name, json } => participants(&name, json),
+        Command::Bench { name, json, plot, quick } => measure(&name, json, plot, quick),
+        Command::BenchInside => Ok(bench::serve()),
+        Command::Doctor { json } => diagnose(json),
+        Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),
         Command::Log { name } => {
             print!("{}", ask(&name, Request::Log)?["text"].as_str().unwrap_or(""));
             Ok(0)
         }
     }
+}
+
+fn measure(name: &str, json: bool, plot: Option<PathBuf>, quick: bool) -> Result<i32> {
+    let rounds = if quick { 3 } else { 7 };
+    let report = bench::run(name, bench::Options { rounds, quick })?;
+    if let Some(file) = plot {
+        std::fs::write(&file, report.svg())
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", report.table());
+    }
+    Ok(0)
+}
+
+fn diagnose(json: bool) -> Result<i32> {
+    let report = doctor::probe();
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", doctor::table(&report));
+    }
+    Ok(0)
+}
+
+fn policy(command: Policy) -> Result<i32> {
+    let text = match command {
+        Policy::Check { file } => policy::check(&file)?,
+        Policy::Show { file } => policy::show_file(file.as_deref())?,
+    };
+    println!("{}", text.trim_end());
+    Ok(0)
 }
 
 fn ask(name: &str, request: Request) -> Result<Value> {

@@ -269,7 +269,9 @@ fn carry_out(
             Ok(Value::Null)
         }
         Request::Place => Ok(json!({ "base": supervisor.sandbox.zones.place.base,
-                                     "len": supervisor.sandbox.zones.place.len })),
+                                     "len": supervisor.sandbox.zones.place.len,
+                                     "supervisor": std::process::id(),
+                                     "zones_kib": supervisor.sandbox.zones.held_kib() })),
         Request::Down => Ok(json!({ "participants": supervisor.alive() })),
         Request::Ps => Ok(json!({ "participants": participants(supervisor) })),
         Request::Unload { name } => {

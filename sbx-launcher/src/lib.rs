@@ -4,6 +4,7 @@
 //! 2. A program is injected before any of its own instructions have run, or not at all.
 //! 3. Filters are installed once per launched command, before its first exec.
 
+pub mod bench;
 pub mod bpf;
 pub mod cli;
 pub mod control;

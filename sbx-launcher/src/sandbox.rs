@@ -17,7 +17,7 @@ use ext_api::limits::{
 use libos::arena::Arena;
 use libos::data::Common;
 use libos::image::{self, Image, ImageError, Imports, NoImports};
-use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET, LIBOS_ARENA_LEN};
+use libos::layout::{self, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 
 use crate::memory;
 use crate::zones::{Zones, random};
@@ -135,6 +135,7 @@ impl Sandbox {
             join: symbol("sbx_join"),
             exec_stub: symbol("sbx_exec_stub"),
             fork_stub: symbol("sbx_fork_stub"),
+            call_block: symbol("sbx_call_block"),
         };
         let imports =
             LibosImports { exports: exports(&image), missing: symbol("sbx_missing_import") };
@@ -177,8 +178,8 @@ impl Sandbox {
             budgets: HashMap::new(),
         };
         sandbox.install(&image, 0);
-        sandbox.make_arena(ARENAS_OFFSET, LIBOS_ARENA_LEN)?;
-        sandbox.publish_extension(&image, 0, "libos", (ARENAS_OFFSET, LIBOS_ARENA_LEN));
+        // No heap: whatever libos allocates, it does for the extension that runs.
+        sandbox.publish_extension(&image, 0, "libos", None);
         sandbox.publish_handler(0, 0, hello, "libos.hello", "()");
         sandbox.write_superblock()?;
         Ok(sandbox)
@@ -256,7 +257,13 @@ impl Sandbox {
         first.cast::<HandlerEntry>().wrapping_add(index)
     }
 
-    fn publish_extension(&self, image: &Image, slot: usize, name: &str, arena: (usize, usize)) {
+    fn publish_extension(
+        &self,
+        image: &Image,
+        slot: usize,
+        name: &str,
+        arena: Option<(usize, usize)>,
+    ) {
         // SAFETY: only the supervisor writes the row; readers check the generation.
         let row = unsafe { &mut *self.extension_row(slot) };
         row.name_len = name.len() as u32;
@@ -266,8 +273,8 @@ impl Sandbox {
         row.eh_frame_hdr = image.eh_frame_hdr;
         row.image = image.start;
         [row.tls_init, row.tls_init_len, row.tls_len, row.tls_align] = image.tls;
-        row.arena = (self.zones.place.base + arena.0) as u64;
-        row.arena_len = arena.1 as u64;
+        let arena = arena.map(|(offset, len)| (self.zones.place.base + offset, len));
+        (row.arena, row.arena_len) = arena.map_or((0, 0), |(at, len)| (at as u64, len as u64));
         row.generation.fetch_add(1, Ordering::Release);
     }
 

@@ -49,6 +49,13 @@ impl Zone {
         self.len == 0
     }
 
+    /// Have the first `len` bytes in pages of 4 KiB: tables and images use little of many places,
+    /// and to clear a huge page for each takes longer than all the rest of a launch.
+    fn small_pages(&self, len: usize) {
+        // SAFETY: the front of our own mapping; advice changes no byte.
+        unsafe { libc::madvise(self.alias.cast(), len.min(self.len), libc::MADV_NOHUGEPAGE) };
+    }
+
     fn map(fd: OwnedFd, len: usize) -> io::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let place = reserve_aligned(len)?;
@@ -88,11 +95,13 @@ impl Zones {
             Ok(fd) => (fd, "tmpfs, huge pages, noexec"),
             Err(_) => (sealed_data(len)?, "memfd, sealed against resizing"),
         };
+        let data = Zone::map(data, len)?;
+        data.small_pages(libos::layout::ARENAS_OFFSET);
         Ok(Self {
             place,
             control: read_only_zone("sbx-control", CONTROL_LEN)?,
             code: read_only_zone("sbx-code", CODE_FILE_LEN)?,
-            data: Zone::map(data, len)?,
+            data,
             backing,
         })
     }
@@ -112,6 +121,14 @@ impl Zones {
         let done =
             unsafe { libc::fallocate(self.data.fd.as_raw_fd(), 0, offset as i64, len as i64) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Memory that the kernel holds for the zones, in KiB.
+    #[must_use]
+    pub fn held_kib(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let held = |fd: i32| std::fs::metadata(format!("/proc/self/fd/{fd}")).map(|m| m.blocks());
+        self.fds().into_iter().filter_map(|fd| held(fd).ok()).sum::<u64>() / 2
     }
 
     /// Give the memory of a range back; it reads as zeros again.

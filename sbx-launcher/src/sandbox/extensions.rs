@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use ext_api::limits::{CONTEXTS_MAX, HUGE_PAGE_LEN, INIT_BUDGET_NS, SLOTS_MAX};
 use libos::image::{self, Image, ImageError};
-use libos::layout::{ARENAS_OFFSET, LIBOS_ARENA_LEN, slot_offset};
+use libos::layout::{ARENAS_OFFSET, slot_offset};
 use libos::manifest;
 
 use super::{Sandbox, SandboxError, global_barrier};
@@ -190,7 +190,7 @@ impl Sandbox {
         let init_row = self.reserve_rows(1)?[0];
         let begun = self.make_arena(room.arena.0, room.arena.1).and_then(|()| {
             self.install(image, room.slot);
-            self.publish_extension(image, room.slot, &extension.name, room.arena);
+            self.publish_extension(image, room.slot, &extension.name, Some(room.arena));
             let code = self.run_init;
             let handle = self.publish_handler(init_row, room.slot, code, "libos.init", "");
             self.budgets.insert(init_row, INIT_BUDGET_NS);
@@ -307,7 +307,7 @@ impl Sandbox {
     fn free_arena(&self, len: usize) -> Result<usize, SandboxError> {
         let mut taken: Vec<_> = self.rooms.iter().map(|room| room.arena).collect();
         taken.sort_unstable();
-        let mut at = ARENAS_OFFSET + LIBOS_ARENA_LEN;
+        let mut at = ARENAS_OFFSET;
         for (start, taken_len) in taken {
             if at + len <= start {
                 break;

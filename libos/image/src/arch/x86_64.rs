@@ -180,6 +180,24 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
     )
 }
 
+/// [`ext_api::abi::Entry::call_block`].
+///
+/// # Safety
+/// As [`sbx_call`], for the three words at `block`.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_call_block(block: *const [u64; 3]) -> u32 {
+    naked_asm!(
+        ".cfi_startproc",
+        "mov rdx, [rdi + 16]",
+        "mov rsi, [rdi + 8]",
+        "mov rdi, [rdi]",
+        "jmp {gate}",
+        ".cfi_endproc",
+        gate = sym sbx_call,
+    )
+}
+
 /// [`sbx_call`] for a thread whose FS base may be 0, so that it has no first word: the first
 /// upcall of a program, before its libc has begun.
 ///

@@ -1,0 +1,109 @@
+//! `sbx-launcher bench`: what we cost beside what else there is, in one run.
+//!
+//! Rows are measured in turns, so that whatever slows the machine slows all of them; each row is
+//! the median of its rounds. What runs in a sandbox is measured by a second process ([`inside`]),
+//! which does one row at a time when it is told to; its peers are measured outside, without our
+//! filter.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+mod inside;
+mod kv;
+mod launch;
+mod peers;
+mod pin;
+mod report;
+mod round_trip;
+mod upcall;
+
+pub use inside::serve;
+pub use report::{Goal, Report, Row};
+
+/// Names of the benchmarks.
+pub const NAMES: [&str; 3] = ["upcall", "kv", "launch"];
+
+/// How to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Rounds per row.
+    pub rounds: usize,
+    /// A fraction of the usual work: to see that it runs, not for figures.
+    pub quick: bool,
+}
+
+/// Why there are no figures.
+#[derive(Debug)]
+pub enum BenchError {
+    /// There is no such benchmark.
+    Unknown(String),
+    /// A file of the release build is missing.
+    NotBuilt(PathBuf),
+    /// What was being done, and the kernel's error.
+    Io(&'static str, io::Error),
+    /// The process in the sandbox said something else than a figure.
+    Inside(String),
+}
+
+impl fmt::Display for BenchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(name) => {
+                write!(f, "no benchmark named {name:?}; there are {}", NAMES.join(", "))
+            }
+            Self::NotBuilt(path) => {
+                write!(f, "{} is missing: run `cargo build --release` first", path.display())
+            }
+            Self::Io(doing, error) => write!(f, "{doing}: {error}"),
+            Self::Inside(said) => write!(f, "the process in the sandbox failed: {said}"),
+        }
+    }
+}
+
+impl std::error::Error for BenchError {}
+
+/// Run the benchmark `name`.
+///
+/// # Errors
+/// [`BenchError`].
+pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
+    match name {
+        "upcall" => upcall::run(options),
+        "kv" => kv::run(options),
+        "launch" => launch::run(options),
+        _ => Err(BenchError::Unknown(name.to_owned())),
+    }
+}
+
+/// A file beside the launcher.
+fn built(name: &str) -> Result<PathBuf, BenchError> {
+    let launcher = std::env::current_exe().map_err(|e| BenchError::Io("finding myself", e))?;
+    let path = launcher.with_file_name(name);
+    if path.is_file() { Ok(path) } else { Err(BenchError::NotBuilt(path)) }
+}
+
+/// One row: its name, its unit, and what measures it once.
+type Measure<'a> = (String, &'static str, Box<dyn FnMut() -> Result<f64, BenchError> + 'a>);
+
+/// Measure all rows in turns.
+fn measure(rounds: usize, mut rows: Vec<Measure<'_>>) -> Result<Vec<Row>, BenchError> {
+    use std::io::IsTerminal;
+    let mut samples = vec![Vec::new(); rows.len()];
+    for round in 0..rounds {
+        for ((name, _, measure), samples) in rows.iter_mut().zip(&mut samples) {
+            if io::stderr().is_terminal() {
+                eprint!("\r\x1b[Kround {} of {rounds}: {name}", round + 1);
+            }
+            samples.push(measure()?);
+        }
+    }
+    if io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
+    Ok(rows
+        .into_iter()
+        .zip(samples)
+        .map(|((name, unit, _), samples)| Row::of(name, unit, samples))
+        .collect())
+}

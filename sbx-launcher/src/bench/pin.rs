@@ -1,0 +1,19 @@
+//! Where to run.
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// Keep a process (0: the calling thread) on one CPU. A machine with fewer runs where it can.
+pub(super) fn pin(pid: i32, cpu: usize) {
+    let mut set = CpuSet::new();
+    if set.set(cpu).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(pid), &set);
+    }
+}
+
+/// Nanoseconds that `work` takes per operation, of which it does `count`.
+pub(super) fn time(count: u64, work: impl FnOnce()) -> f64 {
+    let start = std::time::Instant::now();
+    work();
+    start.elapsed().as_nanos() as f64 / count as f64
+}
