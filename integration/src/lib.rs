@@ -108,8 +108,16 @@ impl Sandbox {
     /// # Panics
     /// It does not load.
     pub fn load_hello(&self) {
-        let image = built("libhello_upcall.so");
-        let ended = launcher(&["ext", "load", &self.name, image.to_str().expect("a UTF-8 path")]);
+        self.load(&built("libhello_upcall.so"));
+    }
+
+    /// Load an image.
+    ///
+    /// # Panics
+    /// It does not load.
+    pub fn load(&self, image: &std::path::Path) {
+        let image = image.to_str().expect("a UTF-8 path");
+        let ended = launcher(&["ext", "load", &self.name, image]);
         assert_eq!(ended.status, 0, "{}", ended.stderr);
     }
 
@@ -153,20 +161,50 @@ pub fn block_all_signals() {
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
 }
 
+/// A file or folder that goes with the value.
+#[derive(Debug)]
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    /// A path that nobody else has.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = (std::process::id(), NEXT.fetch_add(1, Relaxed));
+        Self(std::env::temp_dir().join(format!("sbx-{}-{}-{name}", id.0, id.1)))
+    }
+
+    /// As text.
+    ///
+    /// # Panics
+    /// It is no text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.0.to_str().expect("a UTF-8 path")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0).or_else(|_| std::fs::remove_dir_all(&self.0));
+    }
+}
+
 /// Compile a C program of `integration/programs`; where it is.
 ///
 /// # Panics
 /// The compiler refuses it.
 #[must_use]
-pub fn compile(name: &str, flags: &[&str]) -> PathBuf {
+pub fn compile(compiler: &str, name: &str, flags: &[&str]) -> Scratch {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let to = std::env::temp_dir().join(format!("sbx-{}-{name}", std::process::id()));
-    let ended = run(Command::new("cc")
+    let to = Scratch::new(&format!("{compiler}-{name}"));
+    let ended = run(Command::new(compiler)
         .args(["-O1", "-Wall", "-pthread", "-I"])
         .arg(root.join("../ext-api/c"))
         .args(flags)
         .arg("-o")
-        .arg(&to)
+        .arg(&to.0)
         .arg(root.join("programs").join(format!("{name}.c"))));
     assert_eq!(ended.status, 0, "{}", ended.stderr);
     to

@@ -13,9 +13,7 @@ fn with_faulty(test: &str) -> Sandbox {
 }
 
 fn load_faulty(sandbox: &Sandbox) {
-    let image = built("libfaulty.so");
-    let ended = launcher(&["ext", "load", &sandbox.name, image.to_str().expect("a UTF-8 path")]);
-    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    sandbox.load(&built("libfaulty.so"));
 }
 
 fn caller(sandbox: &Sandbox, what: &str) -> Ended {
@@ -49,17 +47,16 @@ fn every_fault_is_an_error_of_its_caller_and_the_process_goes_on() {
 
 #[test]
 fn a_program_keeps_its_own_signal_handlers_and_stacks() {
-    let program = compile("own_signals", &[]);
-    let native = run(&mut Command::new(&program));
+    let program = compile("cc", "own_signals", &[]);
+    let native = run(&mut Command::new(&program.0));
     assert_eq!(native.status, 128 + 11);
-    let path = program.to_str().expect("a UTF-8 path");
+    let path = program.text();
     let sandbox = with_faulty("own");
     for argv in [vec![path], vec![path, "upcalls"]] {
         let ended = sandbox.run(&argv);
         assert_eq!(ended.stdout, native.stdout, "{}", ended.stderr);
         assert_eq!(ended.status, native.status);
     }
-    let _ = std::fs::remove_file(program);
 }
 
 #[test]
@@ -133,4 +130,29 @@ fn an_extension_is_unloaded_under_an_upcall_and_its_name_is_free_at_once() {
         inside.join().expect("the caller does not panic")
     });
     assert_eq!(inside.stdout, "Restarting\n", "what was inside is told to try again");
+}
+
+#[test]
+fn what_an_extension_must_not_do_is_refused_by_name() {
+    let sandbox = with_faulty("forbidden");
+    let said = |handler: &str| sandbox.call(&[handler]).stderr;
+    assert!(said("faulty.spawn").contains("pthread_create is refused"), "{}", said("faulty.spawn"));
+    assert_eq!(sandbox.call(&["faulty.environment"]).stdout, "0\n");
+    let missing = said("faulty.missing");
+    assert!(missing.contains("MissingImport") && missing.contains("realpath"), "{missing}");
+    count(&sandbox);
+    let command = said("faulty.command");
+    assert!(command.contains("MissingImport") || command.contains("is refused"), "{command}");
+}
+
+#[test]
+fn a_file_belongs_to_the_process_that_opened_it() {
+    let sandbox = with_faulty("files");
+    let program = built("faulty-caller");
+    let ended = sandbox.run(&[program.to_str().expect("a UTF-8 path"), "file"]);
+    assert_eq!(
+        ended.stdout, "Ok(4)\nchild: Bad file descriptor (os error 9)\n",
+        "{}",
+        ended.stderr
+    );
 }

@@ -5,6 +5,7 @@
 //! 128 KiB  state words of the contexts (dense, so that a scan stays within 32 KiB)
 //! 160 KiB  log ring
 //! 240 KiB  Trouble  x SLOTS_MAX
+//! 248 KiB  Marks
 //! 256 KiB  Context  x CONTEXTS_MAX
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! what it can verify with the kernel. Slots and contexts are claimed by one compare-and-swap of
 //! a word that names the claimant, so that what a killed process held can be taken back.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use ext_api::limits::{CONTEXTS_MAX, FAULT_TEXT_LEN_MAX, LOG_LEN, PROCESSES_MAX, SLOTS_MAX};
@@ -21,6 +23,7 @@ use crate::layout::{COMMON_LEN, COMMON_OFFSET, Place};
 const STATES_OFFSET: usize = COMMON_OFFSET + (128 << 10);
 const LOG_OFFSET: usize = COMMON_OFFSET + (160 << 10);
 const TROUBLE_OFFSET: usize = COMMON_OFFSET + (240 << 10);
+const MARKS_OFFSET: usize = COMMON_OFFSET + (248 << 10);
 /// Offset of the first [`Context`] in the region.
 pub const CONTEXTS_OFFSET: usize = COMMON_OFFSET + (256 << 10);
 
@@ -184,6 +187,14 @@ pub struct Trouble {
     pub status: AtomicU32,
 }
 
+/// How far the tables were ever used: whoever searches them need not touch the rest.
+#[derive(Debug)]
+#[repr(C)]
+struct Marks {
+    processes: AtomicU32,
+    contexts: AtomicU32,
+}
+
 /// Bytes of one context.
 pub const CONTEXT_LEN: usize = 1024;
 
@@ -201,7 +212,8 @@ const _: () = assert!(size_of::<Process>() == 128 && PROCESSES_MAX * 128 <= 128 
 const _: () = assert!(size_of::<Context>() <= CONTEXT_LEN);
 const _: () = assert!(CONTEXTS_MAX * 8 <= 32 << 10);
 const _: () = assert!(LOG_OFFSET + size_of::<Log>() <= TROUBLE_OFFSET);
-const _: () = assert!(TROUBLE_OFFSET + SLOTS_MAX * size_of::<Trouble>() <= CONTEXTS_OFFSET);
+const _: () = assert!(TROUBLE_OFFSET + SLOTS_MAX * size_of::<Trouble>() <= MARKS_OFFSET);
+const _: () = assert!(MARKS_OFFSET + size_of::<Marks>() <= CONTEXTS_OFFSET);
 const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= COMMON_OFFSET + COMMON_LEN);
 const _: () = assert!(SLOTS_MAX <= 32, "tls_live is one 32-bit word");
 
@@ -231,6 +243,37 @@ impl Common {
     #[expect(unsafe_code, reason = "the caller vouches for the mapping")]
     pub const unsafe fn at_alias(origin: usize) -> Self {
         Self { origin }
+    }
+
+    /// Rows of the process table that were ever claimed.
+    #[must_use]
+    pub fn rows(&self) -> Range<usize> {
+        0..(self.marks().processes.load(Ordering::Acquire) as usize).min(PROCESSES_MAX)
+    }
+
+    /// Contexts that were ever claimed.
+    #[must_use]
+    pub fn contexts(&self) -> Range<usize> {
+        0..(self.marks().contexts.load(Ordering::Acquire) as usize).min(CONTEXTS_MAX)
+    }
+
+    /// Take row `index` for `pid` if it is free; the new generation.
+    #[must_use]
+    pub fn take_row(&self, index: usize, pid: u32) -> Option<u32> {
+        // Marked first: who dies between the two must be found.
+        self.marks().processes.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        self.process(index).claim.take(pid)
+    }
+
+    /// Take context `index` for `pid` if it is free; the new generation.
+    #[must_use]
+    pub fn take_context(&self, index: usize, pid: u32) -> Option<u32> {
+        self.marks().contexts.fetch_max(index as u32 + 1, Ordering::AcqRel);
+        self.claim(index).take(pid)
+    }
+
+    fn marks(&self) -> &'static Marks {
+        self.get(MARKS_OFFSET)
     }
 
     /// Row `index` of the process table.

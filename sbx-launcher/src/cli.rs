@@ -119,7 +119,7 @@ Benchmarks: upcall (a call), kv (a cache), launch (starting programs).")]
     #[command(subcommand)]
     Policy(Policy),
     /// Show four kinds of programs sharing one extension.
-    #[command(after_help = "Example: cargo build --release && target/release/sbx-launcher demo")]
+    #[command(after_help = "Example: sbx-launcher demo   (after cargo build --release)")]
     Demo,
     /// Print what the extensions of a sandbox wrote and how they failed.
     #[command(after_help = "Example: sbx-launcher log web")]

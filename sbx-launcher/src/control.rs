@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use ext_api::limits::{CONTEXTS_MAX, PROCESSES_MAX};
 use libos::data::Joined;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -286,7 +285,8 @@ fn carry_out(
 /// Rows of `ps`.
 fn participants(supervisor: &Supervisor) -> Vec<Value> {
     let common = supervisor.sandbox.common();
-    (0..PROCESSES_MAX)
+    common
+        .rows()
         .filter_map(|row| {
             let process = common.process(row);
             let claimed = process.claim.load();
@@ -296,7 +296,7 @@ fn participants(supervisor: &Supervisor) -> Vec<Value> {
                 return None;
             }
             let own = |&index: &usize| live && common.claim(index).load().pid == pid;
-            let contexts: Vec<usize> = (0..CONTEXTS_MAX).filter(own).collect();
+            let contexts: Vec<usize> = common.contexts().filter(own).collect();
             let open: u64 = contexts
                 .iter()
                 .map(|&index| common.context(index).sequence.load(Relaxed).div_ceil(2))

@@ -11,9 +11,7 @@ use ext_api::abi::{
     ABI_VERSION, Entry, ExtensionEntry, HandlerEntry, MAPS_MAX, MapRecord, SUPERBLOCK_MAGIC,
     Status, Superblock,
 };
-use ext_api::limits::{
-    BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PROCESSES_MAX, SLOTS_MAX,
-};
+use ext_api::limits::{BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, SLOTS_MAX};
 use libos::arena::Arena;
 use libos::data::Common;
 use libos::image::{self, Image, ImageError, Imports, NoImports};
@@ -393,7 +391,7 @@ impl Sandbox {
     /// Take back what the process `pid` held: it is dead.
     pub fn sweep(&self, pid: u32, status: i32) {
         let common = self.common();
-        for index in 0..CONTEXTS_MAX {
+        for index in common.contexts() {
             let seen = common.claim(index).load();
             if seen.pid != pid {
                 continue;
@@ -404,7 +402,7 @@ impl Sandbox {
                 self.taint_slot_of(row, Status::Aborted);
             }
         }
-        for row in 0..PROCESSES_MAX {
+        for row in common.rows() {
             let process = common.process(row);
             let seen = process.claim.load();
             if seen.pid == pid {

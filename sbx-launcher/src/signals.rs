@@ -7,7 +7,6 @@
 
 use std::io;
 
-use ext_api::limits::CONTEXTS_MAX;
 use libos::data::{Common, Context};
 use libos::layout::{KEPT_OFFSET, PROCESS_OFFSET, Place};
 use libos::signals::Action;
@@ -93,7 +92,8 @@ pub fn sigaltstack(common: Common, [tid, pid]: [i32; 2], [new, old]: [u64; 2]) -
 /// The context of this thread, if the kernel has the context's alternate stack for it.
 fn with_our_stack(common: Common, tid: i32, pid: i32) -> Option<&'static Context> {
     use std::sync::atomic::Ordering::Relaxed;
-    (0..CONTEXTS_MAX)
+    common
+        .contexts()
         .filter(|&index| common.claim(index).load().pid == pid as u32)
         .map(|index| common.context(index))
         .find(|context| {

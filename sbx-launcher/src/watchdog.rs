@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ext_api::abi::Status;
-use ext_api::limits::{CONTEXTS_MAX, STACK_LEN, STUCK_MS};
+use ext_api::limits::{STACK_LEN, STUCK_MS};
 use libos::signals::{STOP, WHY_BUDGET, WHY_RESTART, WHY_STUCK};
 
 use crate::sandbox::Sandbox;
@@ -84,7 +84,7 @@ impl Watchdog {
         let now = Instant::now();
         let mut sum = 0u64;
         self.next = IDLE;
-        for index in 0..CONTEXTS_MAX {
+        for index in common.contexts() {
             if common.claim(index).load().pid == 0 {
                 self.suspects.remove(&index);
                 continue;

@@ -19,11 +19,16 @@ pub mod faulty {
     pub struct State {
         calls: AtomicU64,
         map: Mutex<HashMap<u64, Vec<u8>>>,
+        file: Mutex<Option<std::fs::File>>,
     }
 
     #[init]
     fn init(_cx: &Cx) -> Result<State, String> {
-        Ok(State { calls: AtomicU64::new(0), map: Mutex::new(HashMap::new()) })
+        Ok(State {
+            calls: AtomicU64::new(0),
+            map: Mutex::new(HashMap::new()),
+            file: Mutex::new(None),
+        })
     }
 
     /// Counts its calls since `init`.
@@ -130,6 +135,37 @@ pub mod faulty {
         let Ok(mut map) = state.map.lock() else { return 0 };
         map.insert(key, vec![1; len as usize]);
         map.len() as u64
+    }
+
+    /// Opens a file and keeps it.
+    #[handler]
+    fn open(state: &State, path: &str) -> Result<(), String> {
+        let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+        *state.file.lock().map_err(|error| error.to_string())? = Some(file);
+        Ok(())
+    }
+
+    /// The first bytes of the file that is kept.
+    #[handler]
+    fn read(state: &State) -> Result<u64, String> {
+        use std::os::unix::fs::FileExt;
+        let kept = state.file.lock().map_err(|error| error.to_string())?;
+        let file = kept.as_ref().ok_or("no file is kept")?;
+        file.read_at(&mut [0; 4], 0).map(|len| len as u64).map_err(|error| error.to_string())
+    }
+
+    /// Uses a function that the region does not have.
+    #[handler]
+    fn missing(_state: &State) -> Result<String, String> {
+        std::env::current_exe()
+            .map(|path| path.display().to_string())
+            .map_err(|e| e.to_string())?;
+        std::fs::canonicalize("/").map(|path| path.display().to_string()).map_err(|e| e.to_string())
+    }
+
+    #[handler]
+    fn environment(_state: &State) -> u64 {
+        std::env::vars_os().count() as u64
     }
 
     #[handler]

@@ -28,13 +28,18 @@ fn main() -> ExitCode {
         }
         Some("sleep") => println!("{}", name(client.sleep(60_000))),
         Some("work") => work(&client, 200),
+        Some("file") => file(&client),
+        Some("read") => match client.read() {
+            Ok(len) => println!("child: {len}"),
+            Err(error) => println!("child: {error}"),
+        },
         Some("count") => println!("{:?}", client.count()),
         Some("lock") => {
             println!("{}", name(client.abort_locked()));
             println!("{}", name(until_restarted(|| client.lock())));
         }
         _ => {
-            eprintln!("every | spin | blocked-spin | sleep | work | count | lock");
+            eprintln!("every | spin | blocked-spin | sleep | work | count | lock | file | read");
             return ExitCode::FAILURE;
         }
     }
@@ -81,6 +86,15 @@ fn every(client: &Client) {
         println!("{what}: {}", fault(client));
     }
     println!("then: {}", name(until_restarted(|| client.divide(5))));
+}
+
+/// A file that this process opened, read by it and by another.
+fn file(client: &Client) {
+    let path = "/proc/self/comm";
+    println!("{:?}", client.open(path).and_then(|()| client.read()));
+    let child = std::env::current_exe()
+        .and_then(|program| std::process::Command::new(program).arg("read").status());
+    assert!(child.is_ok_and(|status| status.success()), "the child fails");
 }
 
 /// Innocent upcalls, each well within its budget.

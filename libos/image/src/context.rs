@@ -114,7 +114,8 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
 /// The context that `tid` has already.
 fn of_tid(pid: u32, tid: u32) -> Option<&'static Context> {
     let common = common();
-    (0..CONTEXTS_MAX)
+    common
+        .contexts()
         .filter(|&index| common.claim(index).load().pid == pid)
         .map(|index| common.context(index))
         .find(|context| context.tid.load(Relaxed) == tid)
@@ -126,7 +127,7 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
     let first = own.row * 4;
     for offset in 0..CONTEXTS_MAX {
         let index = (first + offset) % CONTEXTS_MAX;
-        let Some(generation) = common.claim(index).take(own.pid) else {
+        let Some(generation) = common.take_context(index, own.pid) else {
             continue;
         };
         if make_stack(index).is_err() {

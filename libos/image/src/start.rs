@@ -189,7 +189,7 @@ fn join(how: Joined) -> Result<(), Errno> {
 /// The row that this pid has from before an exec, under a new generation.
 fn row_of(pid: u32) -> Option<(usize, u32)> {
     let common = context::common();
-    (0..PROCESSES_MAX).find_map(|row| {
+    common.rows().find_map(|row| {
         let seen = common.process(row).claim.load();
         (seen.pid == pid)
             .then(|| common.process(row).claim.swap(seen, pid))
@@ -201,24 +201,19 @@ fn row_of(pid: u32) -> Option<(usize, u32)> {
 /// A row that nobody has had yet, or else one whose holder has ended.
 fn new_row(pid: u32) -> Option<(usize, u32)> {
     let common = context::common();
-    let take = |fresh: bool| {
-        (0..PROCESSES_MAX).find_map(|row| {
-            let process = common.process(row);
-            if fresh != (process.ended.load(Relaxed) == 0) {
-                return None;
-            }
-            let generation = process.claim.take(pid)?;
-            process.upcalls_ended.store(0, Relaxed);
-            Some((row, generation))
-        })
+    let take = |row| {
+        let generation = common.take_row(row, pid)?;
+        common.process(row).upcalls_ended.store(0, Relaxed);
+        Some((row, generation))
     };
-    take(true).or_else(|| take(false))
+    // A row that has ended stays readable for as long as there are others.
+    (common.rows().end..PROCESSES_MAX).find_map(take).or_else(|| (0..PROCESSES_MAX).find_map(take))
 }
 
 /// What this pid's threads held before an exec is free again: they are gone.
 fn end_former_contexts(pid: u32) {
     let common = context::common();
-    for index in 0..ext_api::limits::CONTEXTS_MAX {
+    for index in common.contexts() {
         let seen = common.claim(index).load();
         if seen.pid == pid {
             if let Some(row) = common.end_context(index, seen) {

@@ -163,7 +163,7 @@ fn redis(socket: &Path) -> Command {
 
 fn memcached(socket: &Path) -> Command {
     let mut command = Command::new("memcached");
-    command.args(["-u", "nobody", "-m", "1024", "-t", "1", "-a", "0777", "-s"]).arg(socket);
+    command.args(["-u", "root", "-m", "1024", "-t", "1", "-a", "0777", "-s"]).arg(socket);
     command
 }
 

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ext_api::limits::{CONTEXTS_MAX, HUGE_PAGE_LEN, INIT_BUDGET_NS, SLOTS_MAX};
+use ext_api::limits::{HUGE_PAGE_LEN, INIT_BUDGET_NS, SLOTS_MAX};
 use libos::image::{self, Image, ImageError};
 use libos::layout::{ARENAS_OFFSET, slot_offset};
 use libos::manifest;
@@ -357,7 +357,8 @@ impl Sandbox {
 
     fn open_upcalls(&self) -> Vec<Open> {
         let common = self.common();
-        (0..CONTEXTS_MAX)
+        common
+            .contexts()
             .filter(|&index| common.claim(index).load().pid != 0)
             .map(|index| (index, common.context(index).sequence.load(Ordering::Acquire)))
             .filter(|(_, sequence)| sequence % 2 == 1)

@@ -1,0 +1,109 @@
+/* Makes upcalls from threads of every kind, as its argument says; prints what they came to.
+ *
+ *     once            one upcall
+ *     short N         N threads, one after the other in each of four lanes, an upcall each
+ *     raw             a thread by clone(2) alone, which shares its parent's FS base
+ *     exec            exec while another thread is inside an upcall
+ *     vfork           an upcall between vfork and exec, in the parent's memory
+ *     stale           an upcall, then another after a line of input
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "sbx.h"
+
+static sbx_t sbx;
+static sbx_handle add, nap;
+
+static uint64_t one(uint64_t n) {
+    uint64_t words[1] = {n};
+    sbx_reply reply = {0};
+    uint32_t status = sbx_call(&sbx, add, words, &reply);
+    if (status != SBX_OK) {
+        printf("status %u\n", status);
+        exit(3);
+    }
+    return reply.word;
+}
+
+static void *one_in_thread(void *unused) {
+    one(1);
+    return unused;
+}
+
+static void *lane(void *count) {
+    for (long left = (long)count; left > 0; left--) {
+        pthread_t id;
+        if (pthread_create(&id, NULL, one_in_thread, NULL)) exit(4);
+        pthread_join(id, NULL);
+    }
+    return NULL;
+}
+
+static int raw_thread(void *done) {
+    for (int i = 0; i < 1000; i++) one(1);
+    __atomic_store_n((int *)done, 1, __ATOMIC_RELEASE);
+    return 0;
+}
+
+static void *sleeper(void *unused) {
+    uint64_t words[1] = {60000};
+    sbx_reply reply = {0};
+    sbx_call(&sbx, nap, words, &reply);
+    return unused;
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "once";
+    pthread_t ids[4];
+    if (sbx_current(&sbx) != 0) return 2;
+    add = sbx_find(&sbx, "hello.add");
+    nap = sbx_find(&sbx, "faulty.sleep");
+    if (!strcmp(what, "once")) {
+        printf("%d\n", one(1) > 0);
+    } else if (!strcmp(what, "short")) {
+        for (int i = 0; i < 4; i++) pthread_create(&ids[i], NULL, lane, (void *)(atol(argv[2]) / 4));
+        for (int i = 0; i < 4; i++) pthread_join(ids[i], NULL);
+        printf("%llu\n", (unsigned long long)one(0));
+    } else if (!strcmp(what, "raw")) {
+        static int done;
+        size_t len = 1 << 20;
+        char *stack = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+        if (clone(raw_thread, stack + len, flags, &done) < 0) return 5;
+        for (int i = 0; i < 1000; i++) one(1);
+        while (!__atomic_load_n(&done, __ATOMIC_ACQUIRE)) usleep(1000);
+        printf("%llu\n", (unsigned long long)one(0));
+    } else if (!strcmp(what, "exec")) {
+        pthread_create(&ids[0], NULL, sleeper, NULL);
+        usleep(100000);
+        execl("/bin/echo", "echo", "after exec", NULL);
+    } else if (!strcmp(what, "vfork")) {
+        int status;
+        one(1);
+        pid_t child = vfork();
+        if (child == 0) {
+            one(1);
+            execl("/bin/true", "true", NULL);
+            _exit(6);
+        }
+        waitpid(child, &status, 0);
+        printf("%d %llu\n", status, (unsigned long long)one(0));
+    } else if (!strcmp(what, "stale")) {
+        char line[8];
+        printf("%d\n", one(1) > 0);
+        fflush(stdout);
+        if (!fgets(line, sizeof line, stdin)) return 7;
+        uint64_t words[1] = {1};
+        sbx_reply reply = {0};
+        printf("status %u\n", sbx_call(&sbx, add, words, &reply));
+    }
+    return 0;
+}

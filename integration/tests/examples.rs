@@ -1,0 +1,125 @@
+//! The examples print what their READMEs say, and the commands what their help says.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use integration::{built, launcher, run};
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The indented blocks of a README: commands, and after the word `prints` what they print.
+fn follow(example: &str) {
+    let readme = std::fs::read_to_string(root().join("examples").join(example).join("README.md"))
+        .expect("every example has a README");
+    let (before, after) = readme.split_once("\nprints\n").expect("it says what it prints");
+    let block = |text: &str| -> String {
+        text.lines()
+            .filter_map(|line| line.strip_prefix("    "))
+            .map(|l| l.to_owned() + "\n")
+            .collect()
+    };
+    let commands = block(before).replace("cargo build --release\n", "");
+    let expected = block(after.split("\n\n").nth(1).unwrap_or(after));
+    let expected = if expected.is_empty() { block(after) } else { expected };
+    // The release build may lie elsewhere than the README thinks.
+    let bin = built("sbx-launcher").parent().expect("a folder").display().to_string();
+    let commands = commands.replace("target/release", &bin);
+    let ended = run(Command::new("sh").args(["-ec", &commands]).current_dir(root()));
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected.as_str()), "{}", ended.stderr);
+}
+
+#[test]
+fn kv_cache() {
+    follow("kv-cache");
+}
+
+#[test]
+fn rate_limit() {
+    follow("rate-limit");
+}
+
+fn goals_and_rows(bench: &str) -> (Vec<Value>, Vec<Value>) {
+    let ended = launcher(&["bench", bench, "--quick", "--json"]);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    assert_eq!(report["bench"], bench);
+    let list = |key: &str| report[key].as_array().cloned().unwrap_or_default();
+    (list("goals"), list("rows"))
+}
+
+#[test]
+fn benchmarks_measure_every_goal() {
+    for (bench, rows_min, goals) in [("upcall", 17, 4), ("launch", 8, 5), ("kv", 11, 4)] {
+        let (found, rows) = goals_and_rows(bench);
+        assert!(rows.len() >= rows_min, "{bench}: {} rows", rows.len());
+        assert_eq!(found.len(), goals, "{bench}");
+        for goal in found {
+            assert!(goal["met"].is_boolean(), "{goal}");
+        }
+        for row in rows {
+            let ordered = row["min"].as_f64() <= row["median"].as_f64()
+                && row["median"].as_f64() <= row["max"].as_f64();
+            assert!(ordered && row["median"].as_f64() >= Some(0.0), "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_benchmark_is_drawn() {
+    let picture = integration::Scratch::new("plot.svg");
+    let ended = launcher(&["bench", "upcall", "--quick", "--plot", picture.text()]);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    assert!(ended.stdout.contains("null upcall, full gate"));
+    let svg = std::fs::read_to_string(&picture.0).expect("a file");
+    assert!(svg.starts_with("<svg") && svg.contains("getppid"));
+    let ended = launcher(&["bench", "upcall", "--quick", "--plot", "/no/such/folder/x.svg"]);
+    assert!(ended.status == 125 && ended.stderr.contains("/no/such/folder/x.svg"));
+    let ended = launcher(&["bench", "nonsense"]);
+    assert!(ended.status == 125 && ended.stderr.contains("there are upcall, kv, launch"));
+}
+
+#[test]
+fn the_doctor_and_the_policy_commands() {
+    let report: Value =
+        serde_json::from_str(&launcher(&["doctor", "--json"]).stdout).expect("JSON");
+    assert!(report["features"].as_array().is_some_and(|features| features.len() > 10));
+    assert!(launcher(&["doctor"]).stdout.contains("mseal"));
+    let shown = launcher(&["policy", "show"]).stdout;
+    assert!(shown.contains("madvise") && shown.contains("io_uring_setup"), "{shown}");
+    let file = integration::Scratch::new("policy.toml");
+    std::fs::write(
+        &file.0,
+        "version = 1\n[[syscall]]\nnames = [\"mkdirr\"]\naction = \"kill\"\nreason = \"r\"\n",
+    )
+    .expect("it can be written");
+    let ended = launcher(&["policy", "check", file.text()]);
+    assert!(ended.status == 125 && ended.stderr.contains("mkdirr"), "{}", ended.stderr);
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for command in [
+        &["run"][..],
+        &["up"],
+        &["down"],
+        &["ls"],
+        &["ext", "load"],
+        &["ext", "unload"],
+        &["ext", "ls"],
+        &["call"],
+        &["ps"],
+        &["bench"],
+        &["doctor"],
+        &["policy", "check"],
+        &["policy", "show"],
+        &["demo"],
+        &["log"],
+    ] {
+        let args: Vec<&str> = command.iter().copied().chain(["--help"]).collect();
+        let ended = launcher(&args);
+        assert!(ended.status == 0 && ended.stdout.contains("Example: sbx-launcher"), "{command:?}");
+    }
+}
