@@ -150,9 +150,7 @@ fn a_file_belongs_to_the_process_that_opened_it() {
     let sandbox = with_faulty("files");
     let program = built("faulty-caller");
     let ended = sandbox.run(&[program.to_str().expect("a UTF-8 path"), "file"]);
-    assert_eq!(
-        ended.stdout, "Ok(4)\nchild: Bad file descriptor (os error 9)\n",
-        "{}",
-        ended.stderr
-    );
+    let expected = "Ok(4)\nchild: bad file descriptor (it belongs to the process that opened it) \
+                    (os error 9)\n";
+    assert_eq!(ended.stdout, expected, "{}", ended.stderr);
 }

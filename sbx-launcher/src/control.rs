@@ -240,8 +240,12 @@ fn reply_with(connection: &OwnedFd, result: Result<Value, String>, fds: &[RawFd]
         Ok(value) => json!({ "ok": value }),
         Err(why) => json!({ "error": why }),
     };
-    // If the peer has gone there is nobody to tell.
-    let _ = send(connection, &text.to_string(), fds);
+    let sent = send(connection, &text.to_string(), fds);
+    if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)) {
+        let text = json!({ "error": "the answer is too long for the control socket" });
+        // If the peer has gone there is nobody to tell.
+        let _ = send(connection, &text.to_string(), &[]);
+    }
 }
 
 /// What a `load` is answered.
@@ -427,7 +431,12 @@ pub fn ask(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
             format!("no sandbox named {name} is up (sbx-launcher ls; sbx-launcher up {name})"),
         )
     })?;
-    send(&connection, &serde_json::to_string(request)?, fds)?;
+    send(&connection, &serde_json::to_string(request)?, fds).map_err(|error| {
+        match error.raw_os_error() {
+            Some(libc::EMSGSIZE) => io::Error::other("the arguments are too long for one request"),
+            _ => error,
+        }
+    })?;
     let (text, _) = receive(&connection)?;
     let mut answer: Value = serde_json::from_str(&text)?;
     match answer.get("error").and_then(Value::as_str) {
@@ -490,6 +499,9 @@ fn peer(connection: &OwnedFd) -> io::Result<libc::ucred> {
 /// # Errors
 /// The kernel's.
 pub fn send(to: &OwnedFd, text: &str, fds: &[RawFd]) -> io::Result<()> {
+    if text.len() > MESSAGE_LEN_MAX {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
     let rights = [ControlMessage::ScmRights(fds)];
     let rights: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };

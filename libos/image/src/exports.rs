@@ -43,6 +43,7 @@ static EXPORTS: &[Export] = exports! {
     "_Unwind_SetIP" => _Unwind_SetIP,
     "_dl_find_object" => unwind::_dl_find_object,
     "dl_iterate_phdr" => unwind::dl_iterate_phdr,
+    "environ" => &raw const threads::ENVIRON,
     "abort" => unwind::abort,
     "__cxa_finalize" => threads::succeed,
     "__cxa_thread_atexit_impl" => threads::succeed,

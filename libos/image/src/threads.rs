@@ -82,6 +82,9 @@ pub(crate) extern "C" fn getspecific(_: u32) -> *mut c_void {
     null_mut()
 }
 
+/// `environ(7)`: no variable.
+pub(crate) static ENVIRON: usize = 0;
+
 /// The environment is empty.
 pub(crate) extern "C" fn getenv(_: *const c_char) -> *const c_char {
     null()
