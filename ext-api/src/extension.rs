@@ -10,6 +10,7 @@ use crate::config::Config;
 
 static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
 
+#[inline]
 pub(crate) fn runtime() -> Option<&'static Runtime> {
     // SAFETY: null, or libos's table, which lies in the region for good.
     unsafe { RUNTIME.load(Ordering::Acquire).as_ref() }
@@ -58,19 +59,31 @@ impl<'a> Out<'a> {
     /// Append bytes. If the heap has no room for a result that is larger than the caller's
     /// buffer, the handler panics, which the caller sees.
     pub fn write(&mut self, bytes: &[u8]) {
-        let len = self.reply.len + bytes.len();
-        let to = if self.reply.spill.is_null() && len <= self.reply.cap {
-            self.reply.buf
-        } else {
-            self.grow(len)
-        };
         if !bytes.is_empty() {
-            // SAFETY: `to` has room for `len` bytes: the caller's buffer or a block just made.
-            let to = unsafe { to.add(self.reply.len) };
-            // SAFETY: as above; neither is the slice that we were given.
+            let to = self.room(bytes.len());
+            // SAFETY: room for as many; neither is the slice that we were given.
             unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+            self.extend(bytes.len());
         }
-        self.reply.len = len;
+    }
+
+    /// Where the next `more` bytes go, as [`Out::write`].
+    fn room(&mut self, more: usize) -> *mut u8 {
+        let len = self.reply.len + more;
+        self.room_for(more).unwrap_or_else(|| self.grow(len).wrapping_add(self.reply.len))
+    }
+
+    /// Where the next `more` bytes go in the caller's buffer, if they fit there.
+    #[inline]
+    pub(crate) fn room_for(&self, more: usize) -> Option<*mut u8> {
+        let fits = self.reply.spill.is_null() && more <= self.reply.cap - self.reply.len;
+        fits.then(|| self.reply.buf.wrapping_add(self.reply.len))
+    }
+
+    /// `more` bytes have been written where [`Out::room_for`] said.
+    #[inline]
+    pub(crate) fn extend(&mut self, more: usize) {
+        self.reply.len += more;
     }
 
     /// A block of the extension's heap for `len` bytes, with what has been written so far.

@@ -35,6 +35,9 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod abi;
+#[cfg(all(feature = "std", not(loom)))]
+#[path = "arch/x86_64.rs"]
+mod arch;
 #[cfg(feature = "std")]
 pub mod client;
 #[cfg(feature = "std")]

@@ -9,6 +9,11 @@ use crate::sync::AtomicU64;
 /// Never 0, and bit 63 is never set. An owner is alive until its upcall has ended.
 pub(crate) type Owner = u64;
 
+/// The part of an [`Owner`] that names the context and its life, whatever the upcall.
+const CONTEXT: u64 = (1 << 32) - 1;
+/// The part of that which is the context's number.
+pub(crate) const CONTEXT_INDEX: u64 = (1 << 13) - 1;
+
 /// The world of a lock; loom's models have one of their own.
 pub(crate) trait World {
     /// The calling upcall.
@@ -29,6 +34,23 @@ pub(crate) trait World {
 #[cfg(not(loom))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Here;
+
+#[cfg(not(loom))]
+impl Here {
+    /// The calling context and its life; None outside of a region.
+    #[inline]
+    pub(crate) fn context(self) -> Option<u64> {
+        let runtime = crate::extension::runtime()?;
+        Some((runtime.owner)() & CONTEXT).filter(|&context| context != 0)
+    }
+
+    /// Does memory stay readable when it has been given back? In a region it does, until the
+    /// extension has left.
+    #[inline]
+    pub(crate) fn keeps_memory(self) -> bool {
+        crate::extension::runtime().is_some()
+    }
+}
 
 #[cfg(not(loom))]
 impl World for Here {
@@ -100,10 +122,4 @@ mod outside {
     pub(super) fn now_ns() -> u64 {
         START.get_or_init(Instant::now).elapsed().as_nanos() as u64
     }
-}
-
-#[cfg(not(loom))]
-/// Which of `count` stripes the calling upcall uses, so that few share a cache line.
-pub(crate) fn stripe(world: &impl World, count: usize) -> usize {
-    world.owner() as usize % count
 }

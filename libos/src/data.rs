@@ -151,6 +151,8 @@ pub struct Context {
     pub this: AtomicU64,
     /// Address of the row of the handler that was called last, outermost.
     pub handler: AtomicU64,
+    /// What names the context and its life in an owner word.
+    pub life: AtomicU64,
     /// Thread that holds the context.
     pub tid: AtomicU32,
     /// Row of the process table.

@@ -92,6 +92,7 @@ impl Lock {
     }
 
     /// Who holds it, or 0.
+    #[inline]
     pub(crate) fn holder(&self) -> Owner {
         self.0.load(Ordering::SeqCst) & !WAITED_FOR
     }

@@ -74,7 +74,7 @@ impl<T: Copy> Queue<T> {
             return Ok(Err(Full(item)));
         }
         // SAFETY: under the lock, and outside of head..tail, so that nobody reads it.
-        unsafe { (*self.cell(tail)).write(item) };
+        unsafe { self.cell(tail).cast::<T>().write(item) };
         self.tail.store(tail + 1, Ordering::Release);
         Ok(Ok(()))
     }
@@ -90,7 +90,7 @@ impl<T: Copy> Queue<T> {
             return Ok(None);
         }
         // SAFETY: within head..tail, so that it was written whole; under the lock.
-        let item = unsafe { (*self.cell(head)).assume_init_read() };
+        let item = unsafe { self.cell(head).cast::<T>().read() };
         self.head.store(head + 1, Ordering::Release);
         Ok(Some(item))
     }

@@ -10,6 +10,9 @@ use faulty::faulty::Client;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Calls a handler that fails and says what came back.
+type Fault = fn(&Client) -> String;
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let client = match Client::attach() {
@@ -71,7 +74,7 @@ fn until_restarted<T>(mut call: impl FnMut() -> Result<T, CallError>) -> Result<
 
 /// Every fault in one process, which goes on after each.
 fn every(client: &Client) {
-    let faults: [(&str, fn(&Client) -> String); 9] = [
+    let faults: [(&str, Fault); 9] = [
         ("read", |c| name(until_restarted(|| c.read_at(16)))),
         ("write", |c| name(until_restarted(|| c.write_at(16)))),
         ("jump", |c| name(until_restarted(|| c.jump_to(0)))),

@@ -19,6 +19,13 @@ use crate::{boot, signals, start, sys};
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
 
+/// Owner words: from the lowest bit, index of the context + 1 (13 bits), generation of its claim
+/// (19 bits), sequence (31 bits). Bit 63 stays clear.
+pub(crate) const INDEX_BITS: u32 = 13;
+const _: () = assert!(CONTEXTS_MAX < 1 << INDEX_BITS);
+/// Index and generation.
+pub(crate) const LIFE: u64 = (1 << 32) - 1;
+
 /// A frame of the gate on an upcall stack; `arch` writes it.
 #[derive(Debug)]
 #[repr(C)]
@@ -142,6 +149,9 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.this.store(core::ptr::from_ref(context) as u64, Relaxed);
         context.process.store(own.row as u32, Relaxed);
         context.process_generation.store(own.generation, Relaxed);
+        context
+            .life
+            .store(u64::from(generation) << INDEX_BITS & LIFE | (index as u64 + 1), Relaxed);
         context.errno.store(0, Relaxed);
         context.tls_live.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);

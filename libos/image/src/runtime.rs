@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use ext_api::abi::{Handle, Runtime};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX};
+use libos::data::Context;
 
 use crate::{context, fault, heap, sys, time};
 
@@ -23,24 +24,17 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     fault_text,
 };
 
-/// Names an upcall: from the lowest bit, index of the context + 1 (13 bits), generation of its
-/// claim (19 bits), sequence (31 bits). Bit 63 stays clear.
+/// Names the upcall that the calling thread is in; 0 outside of one.
 extern "C" fn owner() -> u64 {
-    context::current().map_or(0, |context| owner_of(context::index_of(context)))
+    context::current().map_or(0, owner_of)
 }
 
-fn owner_of(index: usize) -> u64 {
-    let generation = context::common().claim(index).load().generation;
-    let sequence = context::common().context(index).sequence.load(Relaxed);
-    let generation = u64::from(generation) & ((1 << (32 - INDEX_BITS)) - 1);
-    (sequence & 0x7fff_ffff) << 32 | generation << INDEX_BITS | (index as u64 + 1)
+fn owner_of(context: &Context) -> u64 {
+    (context.sequence.load(Relaxed) & 0x7fff_ffff) << 32 | context.life.load(Relaxed)
 }
-
-const INDEX_BITS: u32 = 13;
-const _: () = assert!(CONTEXTS_MAX < 1 << INDEX_BITS);
 
 fn index_of_owner(owner: u64) -> Option<usize> {
-    let index = (owner as usize & ((1 << INDEX_BITS) - 1)).checked_sub(1)?;
+    let index = (owner as usize & ((1 << context::INDEX_BITS) - 1)).checked_sub(1)?;
     (index < CONTEXTS_MAX).then_some(index)
 }
 
@@ -49,7 +43,11 @@ extern "C" fn owner_alive(owner: u64) -> u32 {
     let (pid, tid) = owner_thread(index);
     // The claim outlives a killed process until the supervisor sweeps; the kernel knows sooner,
     // unless the dead process has not been waited for yet.
-    u32::from(owner_of(index) == owner && pid != 0 && sys::thread_exists(pid, tid))
+    u32::from(
+        owner_of(context::common().context(index)) == owner
+            && pid != 0
+            && sys::thread_exists(pid, tid),
+    )
 }
 
 fn owner_thread(index: usize) -> (u32, u32) {

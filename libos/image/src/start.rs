@@ -215,10 +215,10 @@ fn end_former_contexts(pid: u32) {
     let common = context::common();
     for index in common.contexts() {
         let seen = common.claim(index).load();
-        if seen.pid == pid {
-            if let Some(row) = common.end_context(index, seen) {
-                fault::died_inside(row);
-            }
+        if seen.pid == pid
+            && let Some(row) = common.end_context(index, seen)
+        {
+            fault::died_inside(row);
         }
     }
 }

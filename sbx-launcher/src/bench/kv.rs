@@ -39,11 +39,10 @@ pub(super) fn value_of(key: u64) -> [u8; VALUE_LEN] {
     value
 }
 
+/// The sum of a value's words: [`value_of`] makes that of a key `key` more than that of key 0.
 pub(super) fn checksum(value: &[u8]) -> u64 {
-    let words = value.chunks_exact(8);
-    words.fold(0, |sum, word| {
-        sum.wrapping_mul(31).wrapping_add(u64::from_le_bytes(word.try_into().unwrap_or([0; 8])))
-    })
+    let (words, _) = value.as_chunks::<8>();
+    words.iter().fold(0, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)))
 }
 
 fn text_key(key: u64) -> [u8; 16] {
@@ -52,10 +51,12 @@ fn text_key(key: u64) -> [u8; 16] {
     text
 }
 
-/// Keys as text, made before the clock runs.
-fn random_keys(count: u64, keys: u64, seed: u64) -> Vec<[u8; 16]> {
+/// Random keys, and as text: made before the clock runs.
+fn random_keys(count: u64, keys: u64, seed: u64) -> (Vec<u64>, Vec<[u8; 16]>) {
     let mut random = Random(Random::new().0 ^ seed);
-    (0..count.min(1 << 20)).map(|_| text_key(random.next() % keys)).collect()
+    let keys: Vec<u64> = (0..count).map(|_| random.next() % keys).collect();
+    let texts = keys.iter().map(|&key| text_key(key)).collect();
+    (keys, texts)
 }
 
 /// The process in the sandbox: `fill`, or `get`, `set`, `get2` with the number of keys behind.
@@ -86,11 +87,11 @@ fn put_raw(sandbox: &Sandbox, put: Handle, key: &[u8], value: &[u8]) -> Result<(
 
 /// Nanoseconds per random GET, each value copied out and added up.
 fn gets(sandbox: &Sandbox, get: Handle, count: u64, keys: u64, seed: u64) -> Result<f64, String> {
-    let texts = random_keys(count, keys, seed);
+    let (numbers, texts) = random_keys(count, keys, seed);
     let mut buffer = [0u8; 256];
     let (mut sum, mut missing) = (0u64, 0u64);
     let ns = time(count, || {
-        for key in texts.iter().cycle().take(count as usize) {
+        for key in &texts {
             let mut reply = Reply { buf: buffer.as_mut_ptr(), cap: 256, ..Reply::empty() };
             let words = [key.as_ptr() as u64, key.len() as u64];
             // SAFETY: `kv.get` takes one byte string, and the reply's buffer is ours.
@@ -99,17 +100,21 @@ fn gets(sandbox: &Sandbox, get: Handle, count: u64, keys: u64, seed: u64) -> Res
             sum = sum.wrapping_add(checksum(&buffer[..VALUE_LEN]));
         }
     });
-    std::hint::black_box(sum);
-    if missing == 0 { Ok(ns) } else { Err(format!("{missing} of {count} keys were missing")) }
+    let expected =
+        numbers.iter().fold(0u64, |sum, &key| sum.wrapping_add(checksum(&value_of(key))));
+    match (missing, sum == expected) {
+        (0, true) => Ok(ns),
+        (0, false) => Err("the values' checksum is wrong".into()),
+        _ => Err(format!("{missing} of {count} keys were missing")),
+    }
 }
 
 fn sets(sandbox: &Sandbox, put: Handle, count: u64, keys: u64) -> Result<f64, String> {
-    let texts = random_keys(count, keys, 0);
-    let value = value_of(7);
+    let (numbers, texts) = random_keys(count, keys, 0);
     let mut result = Ok(());
     let ns = time(count, || {
-        for key in texts.iter().cycle().take(count as usize) {
-            if let Err(error) = put_raw(sandbox, put, key, &value) {
+        for (key, text) in numbers.iter().zip(&texts) {
+            if let Err(error) = put_raw(sandbox, put, text, &value_of(*key)) {
                 result = Err(error);
             }
         }

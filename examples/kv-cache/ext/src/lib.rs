@@ -15,31 +15,24 @@ pub mod kv {
     const SAMPLE: usize = 12;
     /// Attempts to make room for one entry.
     const EVICTIONS_MAX: usize = 4096;
-    /// Steps that the age of entries is told apart by.
-    const AGES: u64 = 256;
 
     /// What all processes share.
     #[derive(Debug)]
     pub struct Cache {
         map: Map,
         limit: u64,
-        /// Counts what is stored: the cache's own clock, since a real one costs more than a hit.
-        clock: AtomicU64,
-        step: u64,
+        /// Where the next search for an entry to evict begins.
+        hand: AtomicU64,
         hits: Counter,
         misses: Counter,
         evictions: Counter,
     }
 
     impl Cache {
-        fn stamp(&self) -> u64 {
-            self.clock.load(Ordering::Relaxed) / self.step
-        }
-
         /// Take out what was used longest ago; false if there is nothing.
-        fn evict(&self, turn: usize) -> Result<bool, String> {
-            let clock = self.clock.load(Ordering::Relaxed).wrapping_add(turn as u64);
-            let random = clock.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+        fn evict(&self) -> Result<bool, String> {
+            let turn = self.hand.fetch_add(1, Ordering::Relaxed);
+            let random = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
             let bytes = self.map.evict(random, SAMPLE).map_err(|error| error.to_string())?;
             self.evictions.add(u64::from(bytes > 0));
             Ok(bytes > 0)
@@ -56,8 +49,7 @@ pub mod kv {
         Ok(Cache {
             map,
             limit,
-            clock: AtomicU64::new(1),
-            step: (entries as u64 / AGES).max(1),
+            hand: AtomicU64::new(1),
             hits: Counter::new(),
             misses: Counter::new(),
             evictions: Counter::new(),
@@ -67,17 +59,11 @@ pub mod kv {
     /// The value of `key`.
     #[handler]
     fn get(cache: &Cache, key: &[u8], out: &mut Out<'_>) -> Option<()> {
-        let found = cache.map.get(key, Cx::now_ns, cache.stamp(), |value| out.write(value));
-        match found {
-            Ok(Some(())) => {
-                cache.hits.add(1);
-                Some(())
-            }
-            _ => {
-                cache.misses.add(1);
-                None
-            }
-        }
+        // A bucket that cannot be had is a miss: a cache may forget.
+        let found = cache.map.copy(key, Cx::now_ns, out).unwrap_or(false);
+        let count = if found { &cache.hits } else { &cache.misses };
+        count.add(1);
+        found.then_some(())
     }
 
     /// Keep `value` for `ttl_ms` milliseconds, or for as long as there is room if that is 0.
@@ -91,18 +77,17 @@ pub mod kv {
             0 => 0,
             ms => Cx::now_ns().saturating_add(ms.saturating_mul(1_000_000)),
         };
-        cache.clock.fetch_add(1, Ordering::Relaxed);
         let mut turn = 0;
         while cache.map.stats().bytes + len > cache.limit
             && turn < EVICTIONS_MAX
-            && cache.evict(turn)?
+            && cache.evict()?
         {
             turn += 1;
         }
         loop {
-            match cache.map.insert(key, value, expires, cache.stamp()) {
+            match cache.map.insert(key, value, expires) {
                 Ok(_) => return Ok(()),
-                Err(MapError::Full) if turn < EVICTIONS_MAX && cache.evict(turn)? => turn += 1,
+                Err(MapError::Full) if turn < EVICTIONS_MAX && cache.evict()? => turn += 1,
                 Err(error) => return Err(error.to_string()),
             }
         }

@@ -70,7 +70,7 @@ pub mod limit {
                     let random = now_ms.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(turn);
                     self.buckets.evict(random >> 20, SAMPLE).map_err(|error| error.to_string())?;
                 }
-                match self.buckets.words(key, now_ms, change) {
+                match self.buckets.words(key, change) {
                     Err(MapError::Full) => {
                         self.buckets.evict(now_ms + turn, SAMPLE).map_err(|e| e.to_string())?;
                     }
