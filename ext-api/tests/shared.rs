@@ -16,9 +16,9 @@ enum Step {
     Evict(u64),
 }
 
-/// Header, key in whole words and value in whole blocks.
+/// Front, key and value in whole words.
 fn entry_len(key: &[u8], value: &[u8]) -> usize {
-    16 + key.len().next_multiple_of(8) + value.len().next_multiple_of(16)
+    8 + key.len().next_multiple_of(8) + value.len().next_multiple_of(8)
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {

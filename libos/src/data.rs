@@ -294,6 +294,7 @@ impl Common {
 
     /// Context `index`.
     #[must_use]
+    #[inline]
     pub fn context(&self, index: usize) -> &'static Context {
         assert!(index < CONTEXTS_MAX);
         self.get(CONTEXTS_OFFSET + index * CONTEXT_LEN)
@@ -328,6 +329,7 @@ impl Common {
     }
 
     #[expect(unsafe_code, reason = "the one place that turns an offset into a reference")]
+    #[inline]
     fn get<T>(&self, offset: usize) -> &'static T {
         // SAFETY: the mapping is there (contract of the constructors), offsets are those of the
         // map above, aligned for `T` by its assertions, and every field of `T` is an atomic, so

@@ -18,18 +18,17 @@ pub(crate) fn add_own(word: &AtomicU64, n: u64) {
     word.fetch_add(n, core::sync::atomic::Ordering::Relaxed);
 }
 
-/// Copy whole blocks of 16 bytes that others may change meanwhile: whatever is there is copied, in
-/// any order. Instructions of our own, because a compiler may take it that nobody writes what it
-/// reads.
+/// Copy words that others may change meanwhile: whatever is there is copied, in any order.
+/// Instructions of our own, because a compiler may take it that nobody writes what it reads.
 ///
 /// # Safety
-/// `blocks` times 16 bytes can be read at `from` and written at `to`, where nobody else reads or
-/// writes.
+/// `words` of them can be read at `from` and written at `to`, where nobody else reads or writes.
 #[inline]
-pub(crate) unsafe fn copy_racing(mut from: *const u8, mut to: *mut u8, blocks: usize) {
+pub(crate) unsafe fn copy_racing(mut from: *const AtomicU64, to: *mut u8, words: usize) {
+    let mut to = to.cast::<u64>();
     #[cfg(not(miri))]
-    for _ in 0..blocks / 4 {
-        // SAFETY: by contract there are four blocks more.
+    for _ in 0..words / 8 {
+        // SAFETY: by contract there are eight words more.
         unsafe {
             core::arch::asm!(
                 "movdqu {0}, [{from}]",
@@ -45,11 +44,11 @@ pub(crate) unsafe fn copy_racing(mut from: *const u8, mut to: *mut u8, blocks: u
                 options(nostack, preserves_flags),
             );
         }
-        (from, to) = (from.wrapping_add(64), to.wrapping_add(64));
+        (from, to) = (from.wrapping_add(8), to.wrapping_add(8));
     }
     #[cfg(not(miri))]
-    for _ in 0..blocks % 4 {
-        // SAFETY: by contract there is one block more.
+    for _ in 0..words % 8 / 2 {
+        // SAFETY: by contract there are two words more.
         unsafe {
             core::arch::asm!(
                 "movdqu {0}, [{from}]",
@@ -58,15 +57,13 @@ pub(crate) unsafe fn copy_racing(mut from: *const u8, mut to: *mut u8, blocks: u
                 options(nostack, preserves_flags),
             );
         }
-        (from, to) = (from.wrapping_add(16), to.wrapping_add(16));
+        (from, to) = (from.wrapping_add(2), to.wrapping_add(2));
     }
-    #[cfg(miri)]
-    for _ in 0..blocks * 2 {
-        // SAFETY: by contract there is one word more, and blocks are made of aligned words.
-        let word =
-            unsafe { &*from.cast::<AtomicU64>() }.load(core::sync::atomic::Ordering::Relaxed);
+    for _ in 0..if cfg!(miri) { words } else { words % 2 } {
+        // SAFETY: by contract there is one word more.
+        let word = unsafe { &*from }.load(core::sync::atomic::Ordering::Relaxed);
         // SAFETY: as above.
-        unsafe { to.cast::<u64>().write_unaligned(word) };
-        (from, to) = (from.wrapping_add(8), to.wrapping_add(8));
+        unsafe { to.write_unaligned(word) };
+        (from, to) = (from.wrapping_add(1), to.wrapping_add(1));
     }
 }

@@ -1,10 +1,10 @@
 //! A hash map of byte strings, made for caches.
 //!
 //! ```text
-//!  buckets: one cache line each                      entry: one block of the heap
-//!  ┌──────┬─────────┬──────┬─────────────────┬─────┐      ┌─────────────────┬─────┬───────┐
-//!  │ lock │ version │ next │ tag age address │ ... │ ───► │ expiry, lengths │ key │ value │
-//!  └──────┴─────────┴──┬───┴─────────────────┴─────┘      └─────────────────┴─────┴───────┘
+//!  buckets: one cache line each                           entry: one block of the heap
+//!  ┌──────┬─────────┬──────┬─────────────────┬─────┐      ┌───────┬─────┬───────┬────────┐
+//!  │ lock │ version │ next │ tag age address │ ... │ ───► │ front │ key │ value │ expiry │
+//!  └──────┴─────────┴──┬───┴─────────────────┴─────┘      └───────┴─────┴───────┴────────┘
 //!                      └─► overflow bucket, never given back
 //! ```
 //!
@@ -45,8 +45,6 @@ const TAG_SHIFT: u32 = 56;
 const TAG: u64 = 0xff << TAG_SHIFT;
 /// Set in every tag, so that a link that leads nowhere has none.
 const TAG_SET: u64 = 1 << 63;
-/// Values are copied by blocks.
-const BLOCK_LEN: usize = 16;
 /// Buckets per entry that is expected: three of five links in use at most.
 const ENTRIES_PER_BUCKET: usize = 3;
 /// Steps of age in which as many entries are made as are expected. Ages wrap after four times as
@@ -60,6 +58,8 @@ const AGE_SLACK: u8 = 2;
 pub enum MapError {
     /// The heap has no room for it.
     Full,
+    /// A key of 16 MiB or more, or a value of 4 GiB or more.
+    TooLong,
     /// Its bucket could not be had.
     Lock(LockError),
 }
@@ -68,6 +68,7 @@ impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => f.write_str("the extension's heap is full"),
+            Self::TooLong => f.write_str("a key must be below 16 MiB, a value below 4 GiB"),
             Self::Lock(error) => error.fmt(f),
         }
     }
@@ -100,17 +101,52 @@ struct Bucket {
     links: [AtomicU64; LINKS],
 }
 
-/// Front of an entry; key and value follow, filled up to whole words (by zeros) and whole blocks.
+/// Front of an entry. Key and value follow, each filled up by zeros to whole words, and then the
+/// time when it expires, if it does.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(transparent)]
 struct Entry {
-    /// When it stops to count, in the caller's clock; 0 never.
-    expires: AtomicU64,
-    /// Length of the key in the low half, of the value in the high half.
-    lens: AtomicU64,
+    head: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Entry>() == 16);
+/// What the front of an entry says: from the lowest bit, length of the value (32 bits), length of
+/// the key (24 bits), nothing (7 bits), whether it expires.
+#[derive(Debug, Clone, Copy)]
+struct Head(u64);
+
+impl Head {
+    const EXPIRES: u64 = 1 << 63;
+
+    fn new(key: &[u8], value: &[u8], expires: u64) -> Option<Self> {
+        let key_len = u64::try_from(key.len()).ok().filter(|&len| len < 1 << 24)?;
+        let value_len = u64::from(u32::try_from(value.len()).ok()?);
+        Some(Self(value_len | key_len << 32 | if expires == 0 { 0 } else { Self::EXPIRES }))
+    }
+
+    const fn value_len(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    const fn key_len(self) -> usize {
+        (self.0 >> 32) as usize & 0xff_ffff
+    }
+
+    const fn expires(self) -> bool {
+        self.0 & Self::EXPIRES != 0
+    }
+
+    /// Where the words of the value begin, in words behind the front.
+    const fn value_at(self) -> usize {
+        self.key_len().div_ceil(8)
+    }
+
+    /// Where the value ends and the time to expire is, in words behind the front.
+    const fn expiry_at(self) -> usize {
+        self.value_at() + self.value_len().div_ceil(8)
+    }
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Entry>() == 8);
 
 /// Counts entries made and evicted: the clock of ages.
 #[derive(Debug)]
@@ -185,7 +221,7 @@ impl Map {
         let bucket = self.lock(hash)?;
         let Some(link) = bucket.find(hash, key) else { return Ok(None) };
         let entry = bucket.entry(link);
-        if entry.has_expired(now) {
+        if entry.expires().is_some_and(|expires| now() >= expires) {
             return Ok(None);
         }
         touch(link, link.load(Ordering::Relaxed), self.age());
@@ -243,30 +279,31 @@ impl Map {
         if matching == 0 {
             return (bucket.next.load(Ordering::Relaxed) == 0 && unchanged()).then_some(false);
         }
-        let at = place_of(matching);
-        // SAFETY: an entry, or what was one a moment ago: readable, and 8-aligned.
-        let entry = unsafe { &*((words[at] & ADDRESS) as *const Entry) };
-        let (key_len, value_len) = entry.lens();
-        let expires = entry.expires.load(Ordering::Relaxed);
-        // If nothing has changed by now, they are the lengths of an entry that there was, so that
-        // its bytes are readable whatever becomes of it.
-        if key_len != key.len() || !unchanged() || !is_same(key, entry.words()) {
+        let link = &bucket.links[place_of(matching)];
+        let word = link.load(Ordering::Acquire);
+        // SAFETY: null, or an entry, or what was one a moment ago: readable, and 8-aligned.
+        let entry = unsafe { ((word & ADDRESS) as *const Entry).as_ref() }?;
+        let head = entry.head();
+        // If nothing has changed by now, it is the front of an entry that there was, so that its
+        // bytes are readable whatever becomes of it.
+        if head.key_len() != key.len() || !unchanged() || !is_same(key, entry.words()) {
             return None;
         }
-        let blocks = value_len.div_ceil(BLOCK_LEN);
-        let to = out.room_for(blocks * BLOCK_LEN)?;
-        if expires != 0 && now() >= expires {
+        if head.expires() && now() >= entry.word(head.expiry_at()).load(Ordering::Relaxed) {
             return unchanged().then_some(false);
         }
+        let value_len = head.value_len();
+        let len = value_len.div_ceil(8);
+        let to = out.room_for(len * 8)?;
         // By the key that was asked for: its length need not be waited for.
-        let from = entry.words().wrapping_add(key.len().div_ceil(8)).cast();
-        // SAFETY: room for as many, and `from` has them: values are filled up to whole blocks.
-        unsafe { copy_racing(from, to, blocks) };
+        let from = entry.words().wrapping_add(key.len().div_ceil(8));
+        // SAFETY: room for as many words, and `from` has them.
+        unsafe { copy_racing(from, to, len) };
         if !unchanged() {
             return None;
         }
         out.extend(value_len);
-        touch(&bucket.links[at], words[at], self.age());
+        touch(link, word, self.age());
         Some(true)
     }
 
@@ -276,7 +313,7 @@ impl Map {
     /// No room, or the bucket could not be had; the former value stays.
     pub fn insert(&self, key: &[u8], value: &[u8], expires: u64) -> Result<bool, MapError> {
         let hash = self.hash(key);
-        let entry = Entry::make(key, value, expires).ok_or(MapError::Full)?;
+        let entry = Entry::make(key, value, expires)?;
         let bucket = match self.lock_to_change(hash) {
             Ok(bucket) => bucket,
             Err(error) => {
@@ -326,7 +363,7 @@ impl Map {
             Some(link) => link,
             None => {
                 let link = bucket.vacant().ok_or(MapError::Full)?;
-                let entry = Entry::make(key, &vec![0; N * 8], 0).ok_or(MapError::Full)?;
+                let entry = Entry::make(key, &vec![0; N * 8], 0)?;
                 self.count_in(&entry);
                 link.store(entry.link(hash, self.age()), Ordering::Release);
                 self.clock.0.fetch_add(1, Ordering::Relaxed);
@@ -335,11 +372,11 @@ impl Map {
         };
         touch(link, link.load(Ordering::Relaxed), self.age());
         let entry = bucket.entry(link);
-        let (key_len, value_len) = entry.lens();
-        if value_len < N * 8 {
+        let head = entry.head();
+        if head.value_len() < N * 8 {
             return Err(MapError::Full);
         }
-        let words = entry.words().wrapping_add(key_len.div_ceil(8)).cast::<[AtomicWord; N]>();
+        let words = entry.words().wrapping_add(head.value_at()).cast::<[AtomicWord; N]>();
         // SAFETY: aligned, long enough, in memory that is only ever reached through the map, and
         // atomics may change behind a shared reference.
         Ok(change(unsafe { &*words }))
@@ -602,80 +639,82 @@ fn is_same(key: &[u8], words: *const AtomicU64) -> bool {
         // SAFETY: within the words of a key of this length, as the caller has checked.
         unsafe { &*words.wrapping_add(at) }.load(Ordering::Relaxed)
     };
-    // Differences are added up instead of branched upon: there seldom is one.
-    let mut differs = 0;
     for (at, chunk) in chunks.iter().enumerate() {
-        differs |= word_at(at) ^ u64::from_le_bytes(*chunk);
+        if word_at(at) != u64::from_le_bytes(*chunk) {
+            return false;
+        }
     }
-    if !rest.is_empty() {
-        let last = rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        differs |= word_at(chunks.len()) ^ last;
-    }
-    differs == 0
+    let last = rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    rest.is_empty() || word_at(chunks.len()) == last
 }
 
 impl Entry {
-    /// Write a new entry; None if there is no room.
-    fn make(key: &[u8], value: &[u8], expires: u64) -> Option<Owned> {
-        let key_len = u32::try_from(key.len()).ok()?;
-        let lens = u64::from(u32::try_from(value.len()).ok()?) << 32 | u64::from(key_len);
-        let entry = Self { expires: AtomicU64::new(expires), lens: AtomicU64::new(lens) };
-        // SAFETY: at least a header long.
-        let block = unsafe { alloc(entry.layout()?) };
-        let at = NonNull::new(block.cast::<Self>())?;
-        // SAFETY: room for a header, aligned for it.
+    /// Write a new entry.
+    fn make(key: &[u8], value: &[u8], expires: u64) -> Result<Owned, MapError> {
+        let head = Head::new(key, value, expires).ok_or(MapError::TooLong)?;
+        let entry = Self { head: AtomicU64::new(head.0) };
+        let layout = entry.layout().ok_or(MapError::TooLong)?;
+        // SAFETY: at least a front long.
+        let block = unsafe { alloc(layout) };
+        let at = NonNull::new(block.cast::<Self>()).ok_or(MapError::Full)?;
+        // SAFETY: room for a front, aligned for it.
         unsafe { at.write(entry) };
-        // SAFETY: the key follows the header.
+        // SAFETY: the key follows the front.
         let mut words = unsafe { at.add(1) }.cast::<u64>();
-        for bytes in [key, value] {
+        for bytes in [key, value, &expires.to_le_bytes()[..if head.expires() { 8 } else { 0 }]] {
             if !bytes.len().is_multiple_of(8) {
-                // SAFETY: the layout has room for whole words of both.
+                // SAFETY: the layout has room for whole words of each.
                 unsafe { words.as_ptr().wrapping_add(bytes.len() / 8).write(0) };
             }
+            let from = NonNull::from(bytes).cast::<u8>();
             // SAFETY: as above.
-            unsafe {
-                words
-                    .cast::<u8>()
-                    .copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len())
-            };
+            unsafe { words.cast::<u8>().copy_from_nonoverlapping(from, bytes.len()) };
             // SAFETY: as above.
             words = unsafe { words.add(bytes.len().div_ceil(8)) };
         }
-        Some(Owned(at))
+        Ok(Owned(at))
     }
 
-    /// Lengths of key and value.
-    fn lens(&self) -> (usize, usize) {
-        let lens = self.lens.load(Ordering::Relaxed);
-        (lens as u32 as usize, (lens >> 32) as usize)
+    #[inline]
+    fn head(&self) -> Head {
+        Head(self.head.load(Ordering::Relaxed))
     }
 
     fn layout(&self) -> Option<Layout> {
-        let (key_len, value_len) = self.lens();
-        let len = key_len.next_multiple_of(8) + value_len.next_multiple_of(BLOCK_LEN);
-        Layout::from_size_align(size_of::<Self>() + len, align_of::<Self>()).ok()
+        let head = self.head();
+        let words = 1 + head.expiry_at() + usize::from(head.expires());
+        Layout::array::<u64>(words).ok()
     }
 
-    /// Key and value.
+    /// Key, value and expiry.
+    #[inline]
     fn words(&self) -> *const AtomicU64 {
         core::ptr::from_ref(self).wrapping_add(1).cast()
     }
 
-    fn has_expired(&self, now: impl FnOnce() -> u64) -> bool {
-        let expires = self.expires.load(Ordering::Relaxed);
-        expires != 0 && now() >= expires
+    /// One of [`Entry::words`].
+    #[inline]
+    fn word(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: callers stay within the entry, which its front has told them the length of.
+        unsafe { &*self.words().wrapping_add(at) }
+    }
+
+    /// When it expires, in the caller's clock.
+    fn expires(&self) -> Option<u64> {
+        let head = self.head();
+        head.expires().then(|| self.word(head.expiry_at()).load(Ordering::Relaxed))
     }
 
     fn key(&self) -> &[u8] {
         // SAFETY: written whole by `make`, and never changed.
-        unsafe { core::slice::from_raw_parts(self.words().cast(), self.lens().0) }
+        unsafe { core::slice::from_raw_parts(self.words().cast(), self.head().key_len()) }
     }
 
     fn value(&self) -> &[u8] {
-        let (key_len, value_len) = self.lens();
-        let at = self.words().wrapping_add(key_len.div_ceil(8)).cast();
+        let head = self.head();
+        let at = self.words().wrapping_add(head.value_at()).cast();
         // SAFETY: as the key.
-        unsafe { core::slice::from_raw_parts(at, value_len) }
+        unsafe { core::slice::from_raw_parts(at, head.value_len()) }
     }
 }
 
