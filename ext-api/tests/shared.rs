@@ -16,11 +16,6 @@ enum Step {
     Evict(u64),
 }
 
-/// Front, key and value in whole words.
-fn entry_len(key: &[u8], value: &[u8]) -> usize {
-    8 + key.len().next_multiple_of(8) + value.len().next_multiple_of(8)
-}
-
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let key = || vec(0u8..4, 0..4);
     let step = prop_oneof![
@@ -59,8 +54,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(map.stats().entries, model.len() as u64);
-            let bytes: usize = model.iter().map(|(key, value)| entry_len(key, value)).sum();
-            prop_assert_eq!(map.stats().bytes, bytes as u64);
+            let bytes: u64 = model.iter().map(|(key, value)| Map::entry_len(key, value)).sum();
+            prop_assert_eq!(map.stats().bytes, bytes);
         }
         map.clear().unwrap();
         prop_assert_eq!((map.stats().entries, map.stats().bytes), (0, 0));

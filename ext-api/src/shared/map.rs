@@ -87,7 +87,7 @@ impl From<LockError> for MapError {
 pub struct MapStats {
     /// Entries.
     pub entries: u64,
-    /// Bytes of entries: keys, values and headers.
+    /// Bytes of entries: keys and values in whole words, and 8 or 16 more each.
     pub bytes: u64,
 }
 
@@ -192,6 +192,13 @@ impl Map {
             entries: Counter::new(),
             bytes: Counter::new(),
         })
+    }
+
+    /// Bytes that an entry takes which does not expire.
+    #[must_use]
+    pub const fn entry_len(key: &[u8], value: &[u8]) -> u64 {
+        (size_of::<Entry>() + key.len().next_multiple_of(8) + value.len().next_multiple_of(8))
+            as u64
     }
 
     /// Entries and bytes.

@@ -69,7 +69,7 @@ pub mod kv {
     /// Keep `value` for `ttl_ms` milliseconds, or for as long as there is room if that is 0.
     #[handler]
     fn put(cache: &Cache, key: &[u8], value: &[u8], ttl_ms: u64) -> Result<(), String> {
-        let len = (key.len() + value.len() + 32) as u64;
+        let len = Map::entry_len(key, value);
         if len > cache.limit {
             return Err(format!("{len} bytes are more than the cache's limit, {}", cache.limit));
         }
