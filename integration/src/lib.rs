@@ -13,6 +13,12 @@ use serde_json::Value;
 /// Longest that any program of the tests may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// True if the long suites are to run whole: `integration/test.sh --full`.
+#[must_use]
+pub fn full() -> bool {
+    std::env::var_os("SBX_TEST_FULL").is_some()
+}
+
 /// A file of the release build.
 ///
 /// # Panics
@@ -40,7 +46,7 @@ pub struct Ended {
 /// Run a program to its end.
 ///
 /// # Panics
-/// It cannot be started, or takes longer than [`PATIENCE`].
+/// It cannot be started, or takes longer than [`PATIENCE`] (twenty times as long if [`full`]).
 #[must_use]
 pub fn run(command: &mut Command) -> Ended {
     use std::os::unix::process::ExitStatusExt;
@@ -59,14 +65,15 @@ pub fn run(command: &mut Command) -> Ended {
     };
     let stdout = reader(Box::new(child.stdout.take().expect("piped")));
     let stderr = reader(Box::new(child.stderr.take().expect("piped")));
+    let patience = if full() { PATIENCE * 20 } else { PATIENCE };
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             break status;
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > patience {
             let _ = child.kill();
-            panic!("{command:?} did not end within {PATIENCE:?}");
+            panic!("{command:?} did not end within {patience:?}");
         }
         thread::sleep(Duration::from_millis(2));
     };
@@ -137,21 +144,57 @@ impl Sandbox {
         launcher(&all)
     }
 
+    /// What a command of the launcher prints about it, as JSON.
+    ///
+    /// # Panics
+    /// It prints no JSON.
+    #[must_use]
+    pub fn json(&self, command: &[&str]) -> Value {
+        let mut args = command.to_vec();
+        args.extend([self.name.as_str(), "--json"]);
+        serde_json::from_str(&launcher(&args).stdout).expect("--json prints JSON")
+    }
+
     /// The rows of `ps --json`.
     ///
     /// # Panics
     /// It prints no JSON.
     #[must_use]
     pub fn participants(&self) -> Vec<Value> {
-        let ended = launcher(&["ps", &self.name, "--json"]);
-        let value: Value = serde_json::from_str(&ended.stdout).expect("ps --json prints JSON");
-        value["participants"].as_array().cloned().unwrap_or_default()
+        self.json(&["ps"])["participants"].as_array().cloned().unwrap_or_default()
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
         let _ = launcher(&["down", &self.name]);
+    }
+}
+
+/// Numbers that look random and are the same for the same seed (splitmix64).
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Those of this seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next one.
+    #[must_use]
+    pub const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// The next one, below `bound`.
+    #[must_use]
+    pub const fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
     }
 }
 

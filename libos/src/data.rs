@@ -149,8 +149,9 @@ pub struct Context {
     pub frame: AtomicU64,
     /// Address of this context, for the gate's second look.
     pub this: AtomicU64,
-    /// Address of the row of the handler that was called last, outermost.
-    pub handler: AtomicU64,
+    /// Address of the code that was called last, outermost: says whose code it is even when the
+    /// handler has been given other code since.
+    pub code: AtomicU64,
     /// What names the context and its life in an owner word.
     pub life: AtomicU64,
     /// Thread that holds the context.
@@ -208,6 +209,16 @@ pub struct Log {
     pub written: AtomicU64,
     /// The ring.
     pub bytes: [AtomicU8; LOG_LEN],
+}
+
+impl Log {
+    /// Append bytes. A writer never waits, so that text of two may interleave.
+    pub fn append(&self, bytes: &[u8]) {
+        let at = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed) as usize;
+        for (offset, byte) in bytes.iter().enumerate().skip(bytes.len().saturating_sub(LOG_LEN)) {
+            self.bytes[(at + offset) % LOG_LEN].store(*byte, Ordering::Relaxed);
+        }
+    }
 }
 
 const _: () = assert!(size_of::<Process>() == 128 && PROCESSES_MAX * 128 <= 128 << 10);
@@ -314,7 +325,7 @@ impl Common {
     }
 
     /// End context `index` if its claim still is `seen`: count its upcalls for the process and
-    /// make it free. Where its holder died inside an upcall, the address of the handler's row.
+    /// make it free. Where its holder died inside an upcall, the address of the code.
     pub fn end_context(&self, index: usize, seen: Claimed) -> Option<u64> {
         let context = self.context(index);
         let sequence = context.sequence.load(Ordering::Acquire);
@@ -325,7 +336,7 @@ impl Common {
         if row < PROCESSES_MAX {
             self.process(row).upcalls_ended.fetch_add(sequence / 2, Ordering::Relaxed);
         }
-        (sequence % 2 == 1).then(|| context.handler.load(Ordering::Relaxed))
+        (sequence % 2 == 1).then(|| context.code.load(Ordering::Relaxed))
     }
 
     #[expect(unsafe_code, reason = "the one place that turns an offset into a reference")]

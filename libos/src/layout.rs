@@ -135,6 +135,20 @@ impl Place {
         self.base + offset..self.base + offset + half
     }
 
+    /// The slot that `address` lies in.
+    #[must_use]
+    #[inline]
+    pub const fn slot_of(&self, address: usize) -> Option<usize> {
+        let offset = address.wrapping_sub(self.base);
+        if offset < SLOTS_OFFSET || offset >= SLOTS_END {
+            None
+        } else if offset < LARGE_OFFSET {
+            Some((offset - SLOTS_OFFSET) / SMALL_LEN)
+        } else {
+            Some(SMALL_SLOTS + (offset - LARGE_OFFSET) / (2 * LARGE_HALF_LEN))
+        }
+    }
+
     /// Data half of slot `slot`.
     #[must_use]
     pub const fn data_half(&self, slot: usize) -> Range<usize> {

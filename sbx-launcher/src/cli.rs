@@ -298,7 +298,17 @@ fn extension(ext: Ext) -> Result<i32> {
             }
             for ext in answer["extensions"].as_array().into_iter().flatten() {
                 let text = |key: &str| ext[key].as_str().unwrap_or("").to_owned();
-                println!("{}  slot {}  {}", text("name"), ext["slot"], text("file"));
+                let mib = |key: &str| ext[key].as_f64().unwrap_or(0.0) / f64::from(1 << 20);
+                println!(
+                    "{}  {}  slot {}  heap {:.1} of {} MiB  {} restarts  {}",
+                    text("name"),
+                    text("state"),
+                    ext["slot"],
+                    mib("heap_used"),
+                    mib("heap"),
+                    ext["restarts"],
+                    text("file")
+                );
                 for handler in ext["handlers"].as_array().into_iter().flatten() {
                     let text = |key: &str| handler[key].as_str().unwrap_or("").to_owned();
                     println!("  {}{}", text("name"), text("signature"));
@@ -349,5 +359,11 @@ fn participants(name: &str, json: bool) -> Result<i32> {
             number("upcalls")
         );
     }
+    let uses = answer["uses"].as_array().into_iter().flatten();
+    let uses: Vec<String> = uses
+        .map(|of| format!("{} of {} {}", of["used"], of["limit"], of["of"].as_str().unwrap_or("")))
+        .collect();
+    println!("in use: {}", uses.join(", "));
+    println!("ended: {}, of which {} inside an upcall", answer["ended"], answer["ended_inside"]);
     Ok(0)
 }

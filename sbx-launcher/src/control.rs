@@ -276,7 +276,10 @@ fn carry_out(
                                      "supervisor": std::process::id(),
                                      "zones_kib": supervisor.sandbox.zones.held_kib() })),
         Request::Down => Ok(json!({ "participants": supervisor.alive() })),
-        Request::Ps => Ok(json!({ "participants": participants(supervisor) })),
+        Request::Ps => Ok(json!({ "participants": participants(supervisor),
+                                  "uses": uses(supervisor),
+                                  "ended": supervisor.sandbox.ended.processes,
+                                  "ended_inside": supervisor.sandbox.ended.inside })),
         Request::Unload { name } => {
             supervisor.sandbox.unload(name).map(|()| Value::Null).map_err(text)
         }
@@ -327,6 +330,11 @@ fn participants(supervisor: &Supervisor) -> Vec<Value> {
         .collect()
 }
 
+fn uses(supervisor: &Supervisor) -> Vec<Value> {
+    let uses = supervisor.sandbox.uses().into_iter();
+    uses.map(|(what, used, limit)| json!({ "of": what, "used": used, "limit": limit })).collect()
+}
+
 fn extensions(supervisor: &Supervisor) -> Value {
     let sandbox = &supervisor.sandbox;
     let rows: Vec<Value> = sandbox
@@ -343,7 +351,10 @@ fn extensions(supervisor: &Supervisor) -> Value {
                 .collect();
             let slot = ext.room.map(|room| room.slot);
             let faults = slot.map(|slot| sandbox.common().trouble(slot).faults.load(Relaxed));
+            let heap = ext.room.map(|room| room.arena);
+            let used = heap.and_then(|(offset, _)| sandbox.heap_used(offset));
             json!({ "name": ext.name, "file": ext.file, "slot": slot, "missing": ext.missing,
+                    "heap": heap.map(|(_, len)| len), "heap_used": used,
                     "state": match ext.life {
                         Life::Live => "live",
                         Life::Restarting => "restarting",

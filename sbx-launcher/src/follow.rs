@@ -47,8 +47,9 @@ enum Expected {
 /// What happened that the supervisor should know.
 #[derive(Debug)]
 pub enum Followed {
-    /// A process is, or soon will be, a participant: watch it.
-    Started(u32),
+    /// A process is, or soon will be, a participant: watch it. Its pidfd was made while it was
+    /// stopped: once it runs it may be gone before anybody looks.
+    Started(u32, OwnedFd),
     /// Something that an operator wants to read.
     Note(String),
 }
@@ -188,7 +189,7 @@ impl Follower {
             let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
             return;
         };
-        events.push(Followed::Started(pid as u32));
+        start_watch(pid, events);
         if let Err(error) = self.inject(pid, fds) {
             events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
         }
@@ -246,14 +247,16 @@ impl Follower {
     fn fork_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
         let expected = self.seized.remove(&pid);
         let child = event_message(pid).map(|child| child as i32);
-        let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
         let (Some(child), Some(Expected::Fork { participant, .. })) = (child, expected) else {
+            let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
             return;
         };
         if participant {
-            events.push(Followed::Started(child as u32));
+            start_watch(child, events);
             self.seized.insert(child, Expected::Child);
         }
+        // Not before the child is watched: its parent may kill and reap it.
+        let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
         if let Some(at) = self.early.iter().position(|&early| early == child) {
             self.early.swap_remove(at);
             self.first_stop(child);
@@ -305,6 +308,17 @@ impl Follower {
             }
         }
     }
+}
+
+/// Watch a process that is stopped by us, so that it cannot be gone.
+fn start_watch(pid: i32, events: &mut Vec<Followed>) {
+    events.push(match pidfd(pid as u32) {
+        Some(fd) => Followed::Started(pid as u32, fd),
+        None => Followed::Note(format!(
+            "pid {pid} cannot be watched ({}); what it holds when it ends is not taken back",
+            io::Error::last_os_error()
+        )),
+    });
 }
 
 /// What a failed mapping at the region's address means.

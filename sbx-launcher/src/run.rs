@@ -83,10 +83,20 @@ pub fn in_named_sandbox(
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
             break;
         }
-        // SAFETY: stops ourselves with the command, until the shell continues both.
-        unsafe { libc::raise(libc::SIGSTOP) };
+        if is_job_control(status) {
+            // SAFETY: stops ourselves with the command, until the shell continues both.
+            unsafe { libc::raise(libc::SIGSTOP) };
+        }
     }
     Ok(exit_status(status))
+}
+
+/// True if the terminal stopped the command: whoever it was that stopped it with SIGSTOP stopped it
+/// alone, and will continue it alone.
+#[must_use]
+pub const fn is_job_control(status: i32) -> bool {
+    libc::WIFSTOPPED(status)
+        && matches!(libc::WSTOPSIG(status), libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)
 }
 
 /// The shell's convention: the status, or 128 and the signal.

@@ -11,11 +11,13 @@ use ext_api::abi::{
     ABI_VERSION, Entry, ExtensionEntry, HandlerEntry, MAPS_MAX, MapRecord, SUPERBLOCK_MAGIC,
     Status, Superblock,
 };
-use ext_api::limits::{BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, SLOTS_MAX};
+use ext_api::limits::{
+    BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PROCESSES_MAX, SLOTS_MAX,
+};
 use libos::arena::Arena;
 use libos::data::Common;
 use libos::image::{self, Image, ImageError, Imports, NoImports};
-use libos::layout::{self, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
+use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 
 use crate::memory;
 use crate::zones::{Zones, random};
@@ -93,9 +95,29 @@ pub struct Sandbox {
     /// Rooms that are taken.
     rooms: Vec<Room>,
     retired: Vec<Retired>,
+    /// Participants that are no more.
+    pub ended: Ended,
     /// Rows of the handler table that are taken, and their handlers' CPU time.
     rows: BTreeSet<usize>,
     budgets: HashMap<usize, u64>,
+}
+
+/// An upcall that is open, as its frame says.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenFrame {
+    /// Row of the handler table.
+    pub row: usize,
+    /// Slot of the code that runs, which may be another than the row's by now.
+    pub slot: usize,
+}
+
+/// How many participants have ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ended {
+    /// All.
+    pub processes: u64,
+    /// Those of them that were killed inside an upcall.
+    pub inside: u64,
 }
 
 /// Addresses of the gate.
@@ -172,6 +194,7 @@ impl Sandbox {
             starting: Vec::new(),
             rooms: Vec::new(),
             retired: Vec::new(),
+            ended: Ended::default(),
             rows: BTreeSet::new(),
             budgets: HashMap::new(),
         };
@@ -241,6 +264,34 @@ impl Sandbox {
         // SAFETY: as above.
         let arena = unsafe { Arena::format(base, len) };
         arena.map(|_| ()).ok_or_else(|| SandboxError::Refused(format!("a heap of {len} bytes")))
+    }
+
+    /// Bytes used of the heap at `offset`, as the heap says.
+    #[must_use]
+    pub fn heap_used(&self, offset: usize) -> Option<usize> {
+        let base = self.zones.data.alias().wrapping_add(offset);
+        // SAFETY: within the data zone's alias.
+        unsafe { Arena::at(base) }.ok().map(|arena| arena.used())
+    }
+
+    /// How much is used of what is limited: its name, the use, the limit.
+    #[must_use]
+    pub fn uses(&self) -> [(&'static str, u64, u64); 5] {
+        let common = self.common();
+        let claimed = |range: Range<usize>, is: &dyn Fn(usize) -> bool| {
+            range.filter(|&index| is(index)).count() as u64
+        };
+        let processes = claimed(common.rows(), &|row| common.process(row).claim.load().pid != 0);
+        let contexts = claimed(common.contexts(), &|index| common.claim(index).load().pid != 0);
+        let heaps: usize = self.rooms.iter().map(|room| room.arena.1).sum();
+        let room_for_heaps = self.zones.place.len - ARENAS_OFFSET;
+        [
+            ("participants", processes, PROCESSES_MAX as u64),
+            ("contexts", contexts, CONTEXTS_MAX as u64),
+            ("slots", self.rooms.len() as u64 + 1, SLOTS_MAX as u64),
+            ("handlers", self.rows.len() as u64, HANDLERS_MAX as u64),
+            ("heap MiB", (heaps >> 20) as u64, (room_for_heaps >> 20) as u64),
+        ]
     }
 
     fn extension_row(&self, slot: usize) -> *mut ExtensionEntry {
@@ -332,38 +383,40 @@ impl Sandbox {
         self.budgets.get(&row).copied().unwrap_or(BUDGET_NS_DEFAULT)
     }
 
-    /// Rows of the handlers that context `index` is inside of, innermost first.
+    /// The handlers that context `index` is inside of, innermost first.
     #[must_use]
-    pub fn frames_of(&self, index: usize) -> Vec<usize> {
+    pub fn frames_of(&self, index: usize) -> Vec<OpenFrame> {
         let context = self.common().context(index);
         let tid = context.tid.load(Ordering::Relaxed) as i32;
         let first = (self.zones.place.base + HANDLERS_OFFSET) as u64;
-        let mut rows = Vec::new();
+        let mut frames = Vec::new();
         let mut at = context.frame.load(Ordering::Relaxed);
-        while at != 0 && rows.len() < NESTING_MAX {
-            // A frame begins with the next outer one, then the handler's row.
-            let Ok([outer, row]) = memory::read_words::<2>(tid, at) else { break };
-            let offset = row.wrapping_sub(first) as usize;
-            rows.push(offset / size_of::<HandlerEntry>());
+        while at != 0 && frames.len() < NESTING_MAX {
+            // The next outer one, the handler's row; last the code, unless it is the outermost.
+            let Ok([outer, row, _, _, _, code]) = memory::read_words::<6>(tid, at) else { break };
+            let row = row.wrapping_sub(first) as usize / size_of::<HandlerEntry>();
+            let code = if outer == 0 { context.code.load(Ordering::Relaxed) } else { code };
+            frames.push(OpenFrame { row, slot: self.slot_of(code) });
             at = outer;
         }
-        rows
+        frames
+    }
+
+    /// The slot that holds `code`; 0 for libos's own.
+    fn slot_of(&self, code: u64) -> usize {
+        self.zones.place.slot_of(code as usize).unwrap_or(0)
     }
 
     /// Note that an upcall of context `index` was ended from outside.
     pub fn note_fault(&self, index: usize, status: Status) {
-        if let Some(&row) = self.frames_of(index).first().filter(|_| status != Status::Restarting) {
-            self.taint_slot_of(row, status);
+        let frames = self.frames_of(index);
+        if let Some(frame) = frames.first().filter(|_| status != Status::Restarting) {
+            self.taint(frame.slot, status);
         }
     }
 
-    /// An upcall of the handler in `row` ended in the middle.
-    fn taint_slot_of(&self, row: usize, status: Status) {
-        if row >= HANDLERS_MAX {
-            return;
-        }
-        // SAFETY: a row of the table.
-        let slot = unsafe { &*self.handler_row(row) }.slot as usize % SLOTS_MAX;
+    /// An upcall of code in `slot` ended in the middle.
+    fn taint(&self, slot: usize, status: Status) {
         let trouble = self.common().trouble(slot);
         trouble.faults.fetch_add(1, Ordering::Relaxed);
         trouble.status.store(status as u32, Ordering::Relaxed);
@@ -389,19 +442,20 @@ impl Sandbox {
     }
 
     /// Take back what the process `pid` held: it is dead.
-    pub fn sweep(&self, pid: u32, status: i32) {
+    pub fn sweep(&mut self, pid: u32, status: i32) {
         let common = self.common();
+        let mut inside = false;
         for index in common.contexts() {
             let seen = common.claim(index).load();
             if seen.pid != pid {
                 continue;
             }
-            if let Some(handler) = common.end_context(index, seen) {
-                let first = (self.zones.place.base + HANDLERS_OFFSET) as u64;
-                let row = handler.wrapping_sub(first) as usize / size_of::<HandlerEntry>();
-                self.taint_slot_of(row, Status::Aborted);
+            if let Some(code) = common.end_context(index, seen) {
+                self.taint(self.slot_of(code), Status::Aborted);
+                inside = true;
             }
         }
+        self.ended.inside += u64::from(inside);
         for row in common.rows() {
             let process = common.process(row);
             let seen = process.claim.load();
@@ -410,6 +464,7 @@ impl Sandbox {
                 process.ended_pid.store(pid, Ordering::Relaxed);
                 process.ended.store(seen.generation, Ordering::Release);
                 process.claim.free(seen);
+                self.ended.processes += 1;
             }
         }
     }

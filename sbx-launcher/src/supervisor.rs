@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::{self, Server};
 use crate::follow::{Followed, Follower, pidfd, take_turns};
+use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::watchdog::Watchdog;
@@ -260,12 +261,13 @@ impl Supervisor {
     fn note(&mut self, events: Vec<Followed>) {
         for event in events {
             match event {
-                Followed::Started(pid) => {
-                    if let Some(fd) = pidfd(pid) {
-                        self.watched.insert(pid, fd);
-                    }
+                Followed::Started(pid, fd) => {
+                    self.watched.insert(pid, fd);
                 }
-                Followed::Note(text) => eprintln!("sbx: {text}"),
+                Followed::Note(text) => {
+                    self.sandbox.common().log().append(format!("sbx: {text}\n").as_bytes());
+                    eprintln!("sbx: {text}");
+                }
             }
         }
     }
@@ -319,7 +321,7 @@ impl Supervisor {
                 self.command = None;
                 self.ended(pid as u32);
                 end = Some(End::Command(status));
-            } else if libc::WIFSTOPPED(status) && !traced {
+            } else if is_job_control(status) && !traced {
                 // The command was stopped by job control: so is its launcher.
                 // SAFETY: stops ourselves until the shell continues the group.
                 unsafe { libc::raise(libc::SIGSTOP) };

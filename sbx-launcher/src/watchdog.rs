@@ -136,8 +136,8 @@ impl Suspect {
         }
         self.looked = now;
         self.cpu = Some([first, cpu]);
-        let rows = sandbox.frames_of(index);
-        let budget = rows.first().map_or(0, |&row| sandbox.budget_of(row));
+        let frames = sandbox.frames_of(index);
+        let budget = frames.first().map_or(0, |frame| sandbox.budget_of(frame.row));
         let used = cpu.saturating_sub(first);
         let why = self.verdict.or(if used > budget {
             Some(WHY_BUDGET)

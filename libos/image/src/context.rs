@@ -9,7 +9,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
 
 use ext_api::abi::{HandlerEntry, Status};
-use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, STACK_LEN};
+use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context};
 use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, WINDOW_BELOW};
 
@@ -35,6 +35,18 @@ pub(crate) struct Frame {
     pub(crate) saved_stack: usize,
     pub(crate) reply: *mut ext_api::abi::Reply,
     pub(crate) depth: u64,
+    /// The code that was called; of an outermost frame it is in the context instead.
+    code: u64,
+}
+
+/// The slot whose code runs in the innermost upcall of `context`, which is that of `frame`. What
+/// libos runs itself (`init`), it runs for the slot of the handler's row.
+pub(crate) fn slot_of(context: &Context, frame: &Frame) -> usize {
+    let outermost = frame.previous.is_null();
+    let code = if outermost { context.code.load(Relaxed) } else { frame.code };
+    // SAFETY: a frame's handler is a row of the handler table.
+    let row = || unsafe { (*frame.handler).slot } as usize % SLOTS_MAX;
+    boot::place().slot_of(code as usize).filter(|&slot| slot != 0).unwrap_or_else(row)
 }
 
 /// The common area of this region.
@@ -184,6 +196,7 @@ fn outermost_frame(index: usize) -> usize {
         saved_stack: 0,
         reply: core::ptr::null_mut(),
         depth: 1,
+        code: 0,
     };
     // SAFETY: the top of a stack that was just made for a context of this thread.
     unsafe { (at as *mut Frame).write(frame) };

@@ -2,8 +2,8 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use ext_api::abi::{HandlerEntry, Reply, Status};
-use ext_api::limits::{FAULT_TEXT_LEN_MAX, SLOTS_MAX};
+use ext_api::abi::{Reply, Status};
+use ext_api::limits::FAULT_TEXT_LEN_MAX;
 use libos::data::Context;
 
 use crate::context::Frame;
@@ -52,18 +52,16 @@ fn tell(context: &Context, frame: &Frame, status: Status, text: &[u8], slot: Opt
     keep(context, text);
     log::line(b"fault", line.bytes());
     if status != Status::Restarting {
-        taint(slot.or(handler.map(|row| row.slot as usize % SLOTS_MAX)).unwrap_or(0), status);
+        taint(slot.unwrap_or_else(|| context::slot_of(context, frame)), status);
     }
     // SAFETY: the gate got this pointer from the upcall's caller, whose frame is below ours.
     unsafe { answer(frame.reply, text) };
 }
 
-/// A thread ended inside the handler whose row is at `address`.
+/// A thread ended inside an upcall whose code is at `address`.
 pub(crate) fn died_inside(address: u64) {
-    let first = boot::boot().handlers;
-    let index = address.wrapping_sub(first) as usize / size_of::<HandlerEntry>();
-    if let Some(row) = context::handler(index) {
-        taint(row.slot as usize % SLOTS_MAX, Status::Aborted);
+    if let Some(slot) = boot::place().slot_of(address as usize) {
+        taint(slot, Status::Aborted);
     }
 }
 

@@ -39,9 +39,8 @@ fn arena_of_slot(slot: usize) -> Option<Arena> {
 
 /// The slot whose handler runs on this thread.
 fn current_slot() -> usize {
-    let frame = context::current().and_then(context::frame);
-    // SAFETY: a frame's handler is a row of the handler table.
-    frame.map_or(0, |frame| unsafe { (*frame.handler).slot } as usize)
+    let open = context::current().and_then(|context| Some((context, context::frame(context)?)));
+    open.map_or(0, |(context, frame)| context::slot_of(context, frame))
 }
 
 /// The arena that `block` lies in: that of the running extension, or any.

@@ -1,19 +1,11 @@
 //! The log ring: what extensions print and how they fail. Best effort by design: a writer never
 //! waits, and text of two writers may interleave by lines.
 
-use core::sync::atomic::Ordering::Relaxed;
-
-use ext_api::limits::LOG_LEN;
-
 use crate::context;
 
 /// Append bytes as they are.
 pub(crate) fn append(bytes: &[u8]) {
-    let log = context::common().log();
-    let at = log.written.fetch_add(bytes.len() as u64, Relaxed) as usize;
-    for (offset, byte) in bytes.iter().enumerate().skip(bytes.len().saturating_sub(LOG_LEN)) {
-        log.bytes[(at + offset) % LOG_LEN].store(*byte, Relaxed);
-    }
+    context::common().log().append(bytes);
 }
 
 /// Append `kind: text` as one line.

@@ -23,7 +23,7 @@ use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET};
 use libos::signals::{Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_RESTART};
 
 use crate::arch::{self, Jump, Registers};
-use crate::{boot, context, fault, sys, text, unwind};
+use crate::{boot, context, fault, sys, text};
 
 const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
@@ -237,7 +237,7 @@ fn end_upcall(
             }
         }
     }
-    let slot = unwind::slot_of(user.regs.rip as usize).filter(|&slot| slot != 0);
+    let slot = boot::place().slot_of(user.regs.rip as usize).filter(|&slot| slot != 0);
     fault::report(context, status, line.bytes(), slot);
     arch::redirect(&mut user.regs, context, status);
 }

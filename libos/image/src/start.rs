@@ -216,9 +216,9 @@ fn end_former_contexts(pid: u32) {
     for index in common.contexts() {
         let seen = common.claim(index).load();
         if seen.pid == pid
-            && let Some(row) = common.end_context(index, seen)
+            && let Some(code) = common.end_context(index, seen)
         {
-            fault::died_inside(row);
+            fault::died_inside(code);
         }
     }
 }

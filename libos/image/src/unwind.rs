@@ -6,7 +6,6 @@ use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering::Acquire;
 
 use ext_api::abi::Status;
-use libos::layout::{SLOTS_OFFSET, slot_offset};
 
 use crate::{boot, fault, tls};
 
@@ -28,7 +27,7 @@ pub struct FoundObject {
 /// `found` is writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn _dl_find_object(address: *const c_void, found: *mut FoundObject) -> c_int {
-    let Some(slot) = slot_of(address as usize) else { return -1 };
+    let Some(slot) = boot::place().slot_of(address as usize) else { return -1 };
     let Some(image) = tls::extension(slot) else { return -1 };
     let live = image.generation.load(Acquire) % 2 == 1;
     if !live || image.eh_frame_hdr == 0 {
@@ -45,19 +44,6 @@ pub unsafe extern "C" fn _dl_find_object(address: *const c_void, found: *mut Fou
     // SAFETY: by contract.
     unsafe { found.write(object) };
     0
-}
-
-/// The slot whose code half holds `address`.
-pub(crate) fn slot_of(address: usize) -> Option<usize> {
-    let base = boot::place().base;
-    let offset = address.checked_sub(base)?;
-    if offset < SLOTS_OFFSET {
-        return None;
-    }
-    (0..ext_api::limits::SLOTS_MAX).find(|&slot| {
-        let (start, half) = slot_offset(slot);
-        (start..start + half).contains(&offset)
-    })
 }
 
 /// `dl_iterate_phdr(3)`: nothing to iterate; the unwinder uses [`_dl_find_object`].

@@ -37,7 +37,8 @@ const GRACE: Duration = Duration::from_millis(20);
 pub struct Room {
     /// Its slot.
     pub slot: usize,
-    arena: (usize, usize),
+    /// Offset and length of its heap.
+    pub arena: (usize, usize),
 }
 
 /// How an extension is.
@@ -111,8 +112,6 @@ pub struct Retired {
     room: Room,
     /// All upcalls that were open then: each may have been about to enter.
     open: Vec<Open>,
-    /// Those known to be inside.
-    inside: Vec<Open>,
     since: Instant,
 }
 
@@ -332,11 +331,10 @@ impl Sandbox {
         let index = self.index_of(name)?;
         let known = self.loaded.remove(index);
         let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
-        let inside = self.inside(&rows);
         rows.iter().for_each(|&row| self.withdraw(row));
         self.names.retain(|known| known != name);
         if let Some(room) = known.room {
-            self.retire(room, inside);
+            self.retire(room);
         }
         Ok(())
     }
@@ -349,10 +347,10 @@ impl Sandbox {
     }
 
     /// Nobody can be on the way into `room` but those inside an upcall now.
-    fn retire(&mut self, room: Room, inside: Vec<Open>) {
+    fn retire(&mut self, room: Room) {
         global_barrier();
         let open = self.open_upcalls();
-        self.retired.push(Retired { room, open, inside, since: Instant::now() });
+        self.retired.push(Retired { room, open, since: Instant::now() });
     }
 
     fn open_upcalls(&self) -> Vec<Open> {
@@ -371,11 +369,10 @@ impl Sandbox {
             && common.context(index).sequence.load(Ordering::Acquire) == sequence
     }
 
-    /// Open upcalls that run, or wait within, a handler of `rows`.
-    fn inside(&self, rows: &[usize]) -> Vec<Open> {
-        let open = self.open_upcalls().into_iter();
-        open.filter(|&(index, _)| self.frames_of(index).iter().any(|row| rows.contains(row)))
-            .collect()
+    /// Those of `open` that run, or wait within, code of `slot`.
+    fn inside(&self, open: &[Open], slot: usize) -> Vec<Open> {
+        let inside = |index| self.frames_of(index).iter().any(|frame| frame.slot == slot);
+        open.iter().copied().filter(|&(index, _)| inside(index)).collect()
     }
 
     /// Taint what has failed, restart what can be, clear the rooms that all have left. What it
@@ -383,20 +380,19 @@ impl Sandbox {
     pub fn look_after_extensions(&mut self) -> (Vec<Begun>, Vec<Open>) {
         for index in 0..self.loaded.len() {
             if self.tainted(index) {
-                self.taint(index);
+                self.send_away(index);
             }
         }
         let mut retired = std::mem::take(&mut self.retired);
         retired.retain_mut(|old| {
             old.open.retain(|&open| self.still_open(open));
-            old.inside.retain(|&open| self.still_open(open));
             if old.open.is_empty() {
                 self.clear(old.room);
             }
             !old.open.is_empty()
         });
         let late = retired.iter().filter(|old| old.since.elapsed() > GRACE);
-        let stop = late.flat_map(|old| old.inside.iter().copied()).collect();
+        let stop = late.flat_map(|old| self.inside(&old.open, old.room.slot)).collect();
         self.retired = retired;
         let waiting: Vec<String> = self
             .loaded
@@ -431,7 +427,7 @@ impl Sandbox {
     }
 
     /// Its state can no longer be trusted: send callers away and leave the room.
-    fn taint(&mut self, index: usize) {
+    fn send_away(&mut self, index: usize) {
         let now = Instant::now();
         let known = &mut self.loaded[index];
         known.recent.retain(|when| now.duration_since(*when) < RESTARTS_WITHIN);
@@ -444,12 +440,11 @@ impl Sandbox {
         let room = known.room.take();
         let name = known.name.clone();
         let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
-        let inside = self.inside(&rows);
         for row in rows {
             self.repoint(row, 0, self.restarting);
         }
         if let Some(room) = room {
-            self.retire(room, inside);
+            self.retire(room);
         }
         if too_often {
             self.quarantine(&name);

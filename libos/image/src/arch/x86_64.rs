@@ -38,7 +38,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Context, window) == 16);
     assert!(core::mem::offset_of!(Context, stack_top) == 24);
     assert!(core::mem::offset_of!(Context, frame) == 32);
-    assert!(core::mem::offset_of!(Context, handler) == 48);
+    assert!(core::mem::offset_of!(Context, code) == 48);
     assert!(core::mem::offset_of!(Boot, cache) == 0);
     assert!(core::mem::offset_of!(Boot, handlers) == 8);
     assert!(core::mem::offset_of!(Boot, stacks) == 16);
@@ -111,7 +111,8 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "lea r12, [r8 + 1]",
         // The outermost frame lies at one place for good; its other fields were set with it.
         "mov rsp, [r9 + 24]",
-        "mov [r9 + 48], rcx",
+        "mov rax, [rcx + 8]",
+        "mov [r9 + 48], rax",
         "mov [rsp + 8], rcx",
         "mov [rsp + 16], rbp",
         "mov [rsp + 24], rdx",
@@ -119,7 +120,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         ".cfi_undefined rip",
         "mov rdi, rsi",
         "mov rsi, rdx",
-        "call [rcx + 8]",
+        "call rax",
         "mov [rbx], r12",
         "mov rsp, rbp",
         "mov r12, [rbp + 24]",
@@ -250,11 +251,13 @@ unsafe extern "C" fn nested_call(handle: Handle, args: *const u64, reply: *mut R
         "mov [rsp + 16], rax",
         "mov [rsp + 24], rdx",
         "mov [rsp + 32], r9",
+        "mov rax, [rcx + 8]",
+        "mov [rsp + 40], rax",
         "mov [rbx + 32], rsp",
         ".cfi_undefined rip",
         "mov rdi, rsi",
         "mov rsi, rdx",
-        "call [rcx + 8]",
+        "call rax",
         "mov rcx, [rbx + 32]",
         "mov r8, [rcx]",
         "mov [rbx + 32], r8",

@@ -1,0 +1,113 @@
+//! An extension that keeps the same figures in each shared structure: what a kill leaves of them
+//! can be checked.
+
+use ext_api::prelude::*;
+
+#[extension(name = "ledger", heap = "16M", kill_safe)]
+#[expect(missing_docs, missing_debug_implementations, reason = "for tests only")]
+pub mod ledger {
+    use ext_api::prelude::*;
+    use ext_api::shared::{Counter, LockError, Mutex, Queue, RwLock};
+
+    /// Two figures that are equal whenever nobody changes them.
+    type Pair = [u64; 2];
+
+    pub struct State {
+        mutex: Mutex<Pair>,
+        rwlock: RwLock<Pair>,
+        queue: Queue<u64>,
+        counter: Counter,
+    }
+
+    #[init]
+    fn init(_cx: &Cx) -> Result<State, String> {
+        Ok(State {
+            mutex: Mutex::new([0, 0]),
+            rwlock: RwLock::new([0, 0]),
+            queue: Queue::new(8),
+            counter: Counter::new(),
+        })
+    }
+
+    fn change(pair: &mut Pair) -> u64 {
+        for figure in pair.iter_mut() {
+            *figure = std::hint::black_box(*figure + 1);
+        }
+        pair[0]
+    }
+
+    fn rebuild(pair: &mut Pair) {
+        pair[1] = pair[0];
+    }
+
+    /// What a caller is told of a lock: nothing about who held it.
+    fn text(error: LockError) -> String {
+        match error {
+            LockError::Broken { .. } => "broken".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
+    #[handler]
+    fn mutex_add(state: &State) -> Result<u64, String> {
+        state.mutex.lock().map(|mut pair| change(&mut pair)).map_err(text)
+    }
+
+    #[handler]
+    fn mutex_recover(state: &State) -> Result<(), String> {
+        state.mutex.recover(rebuild).map_err(text)
+    }
+
+    #[handler]
+    fn rwlock_add(state: &State) -> Result<u64, String> {
+        state.rwlock.write().map(|mut pair| change(&mut pair)).map_err(text)
+    }
+
+    #[handler]
+    fn rwlock_recover(state: &State) -> Result<(), String> {
+        state.rwlock.recover(rebuild).map_err(text)
+    }
+
+    /// The figure, if both are equal.
+    #[handler]
+    fn rwlock_read(state: &State) -> Result<u64, String> {
+        let pair = state.rwlock.read().map_err(text)?;
+        if pair[0] == pair[1] { Ok(pair[0]) } else { Err(format!("torn: {pair:?}")) }
+    }
+
+    #[handler]
+    fn push(state: &State, item: u64) -> Result<bool, String> {
+        state.queue.push(item).map(|pushed| pushed.is_ok()).map_err(text)
+    }
+
+    #[handler]
+    fn pop(state: &State) -> Result<Option<u64>, String> {
+        state.queue.pop().map_err(text)
+    }
+
+    #[handler]
+    fn queued(state: &State) -> u64 {
+        state.queue.len() as u64
+    }
+
+    #[handler]
+    fn count(state: &State) -> u64 {
+        state.counter.add(1);
+        state.counter.sum()
+    }
+
+    /// Holds the mutex and the lock for so long.
+    #[handler]
+    fn hold(state: &State, ms: u64) -> Result<(), String> {
+        let _held = state.mutex.lock().map_err(text)?;
+        std::thread::sleep(std::time::Duration::from_millis(ms));
+        Ok(())
+    }
+
+    /// Allocates, writes, gives back.
+    #[handler]
+    fn allocate(_state: &State, len: u64) -> u64 {
+        let block = std::hint::black_box(vec![1u8; len as usize]);
+        block.iter().map(|&byte| u64::from(byte)).sum()
+    }
+}

@@ -1,0 +1,143 @@
+//! Processes killed anywhere, and what they leave.
+
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use integration::{Sandbox, built, full};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const DEATHS: u64 = 1_000;
+const UPCALLS: u64 = 100_000;
+
+fn program(name: &str) -> String {
+    built(name).to_str().expect("a UTF-8 path").to_owned()
+}
+
+fn used(ps: &Value, of: &str) -> u64 {
+    let uses = ps["uses"].as_array().expect("uses");
+    let one = uses.iter().find(|one| one["of"] == of).expect("a known limit");
+    one["used"].as_u64().expect("a number")
+}
+
+/// What is in use once everybody has gone: nothing may be left.
+fn settled(sandbox: &Sandbox, slots: u64) -> Value {
+    let start = Instant::now();
+    loop {
+        let ps = sandbox.json(&["ps"]);
+        let extensions = sandbox.json(&["ext", "ls"]);
+        let live = extensions["extensions"]
+            .as_array()
+            .is_some_and(|all| all.iter().all(|one| one["state"] == "live"));
+        let now = (used(&ps, "participants"), used(&ps, "contexts"), used(&ps, "slots"), live);
+        if now == (0, 0, slots, true) {
+            return ps;
+        }
+        let left = start.elapsed() < Duration::from_secs(30);
+        assert!(left, "left behind: {} {}", ps["uses"], extensions["extensions"][0]["state"]);
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn nothing_is_wrong_after_a_thousand_deaths() {
+    for seed in 0..if full() { 20 } else { 1 } {
+        let sandbox = Sandbox::up(&format!("chaos{seed}"));
+        for image in ["libkv_cache.so", "librate_limit.so", "libfaulty.so"] {
+            sandbox.load(&built(image));
+        }
+        let ended = sandbox.run(&[&program("chaos"), &seed.to_string(), &DEATHS.to_string()]);
+        assert_eq!(ended.status, 0, "seed {seed}: {}", ended.stderr);
+        println!("seed {seed}: {}", ended.stdout.trim());
+        let said: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        assert!(said["deaths"].as_u64() >= Some(DEATHS));
+        assert!(said["gets"].as_u64() >= Some(UPCALLS));
+        let ps = settled(&sandbox, 4);
+        let inside = ps["ended_inside"].as_u64().expect("a number");
+        assert!(inside * 10 >= DEATHS * 3, "only {inside} died inside an upcall");
+    }
+}
+
+/// Each operation and how many of its instructions lie between two that are tried.
+const OPERATIONS: [(&str, usize); 10] = [
+    ("count", 1),
+    ("push", 1),
+    ("pop", 1),
+    ("mutex", 1),
+    ("read", 1),
+    ("rwlock", 13),
+    ("delete", 7),
+    ("allow", 23),
+    ("insert", 37),
+    ("replace", 37),
+];
+
+#[test]
+fn an_upcall_may_be_killed_at_every_instruction() {
+    let sandbox = Sandbox::up("anywhere");
+    for image in ["libkv_cache.so", "librate_limit.so", "libledger.so"] {
+        sandbox.load(&built(image));
+    }
+    for (operation, stride) in OPERATIONS {
+        let stride = if full() { 1 } else { stride };
+        let ended = sandbox.run(&[&program("kill-anywhere"), operation, &stride.to_string()]);
+        assert_eq!(ended.status, 0, "{operation}: {}", ended.stderr);
+        println!("{}", ended.stdout.trim());
+        let words: Vec<&str> = ended.stdout.split(' ').collect();
+        let number = |at: usize| words[at].parse::<u64>().expect("a number");
+        let (before, after) = (number(7), number(9));
+        assert!(before >= 10, "{}", ended.stdout);
+        // A reader changes nothing; a long operation's last instructions may fall between two.
+        assert!(after > 0 || operation == "read" || stride > 1, "{}", ended.stdout);
+    }
+    settled(&sandbox, 4);
+}
+
+/// A participant that makes one call from Python and may be stopped in it.
+fn caller(sandbox: &Sandbox, call: &str) -> std::process::Child {
+    let script = format!("import sbx; sbx.current().call({call})");
+    Command::new(built("sbx-launcher"))
+        .args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", &script])
+        .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the launcher is built")
+}
+
+fn python_of(sandbox: &Sandbox) -> i32 {
+    let start = Instant::now();
+    loop {
+        let rows = sandbox.participants();
+        let python = rows.iter().find(|row| {
+            row["name"].as_str().is_some_and(|name| name.starts_with("python"))
+                && row["state"] == "live"
+                && row["contexts"] != 0
+        });
+        if let Some(pid) = python.and_then(|row| row["pid"].as_i64()) {
+            return pid as i32;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{rows:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_wait_for_a_stopped_holder_ends_and_names_it() {
+    let sandbox = Sandbox::up("holder");
+    sandbox.load(&built("libledger.so"));
+    let mut child = caller(&sandbox, "'ledger.hold', 4000");
+    let holder = python_of(&sandbox);
+    thread::sleep(Duration::from_millis(200));
+    kill(Pid::from_raw(holder), Signal::SIGSTOP).expect("it lives");
+    let ended = sandbox.call(&["ledger.mutex_add"]);
+    kill(Pid::from_raw(holder), Signal::SIGCONT).expect("it lives");
+    assert_ne!(ended.status, 0);
+    assert!(ended.stderr.contains(&holder.to_string()), "{}", ended.stderr);
+    assert!(child.wait().expect("it was started").success());
+    let ended = sandbox.call(&["ledger.mutex_add"]);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+}
