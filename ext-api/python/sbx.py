@@ -10,11 +10,16 @@ Python 3.8 or later; nothing but the standard library.
 """
 
 import ctypes
+import json
+import os
+import socket
 import struct
 
 _U64 = ctypes.c_uint64
 _ABI_VERSION = 1
 _BUFFER_LEN = 4096
+# Magic, versions, base, length, id, flags, supervisor and number of mappings, entry points.
+_SUPERBLOCK = struct.Struct("<8sII4QII8Q")
 
 
 class Error(Exception):
@@ -60,11 +65,73 @@ def current():
     raise NotAttached("not in a sandbox: start this program with sbx-launcher run")
 
 
+def attach(name):
+    """Join the sandbox NAME, which is up, from a program that the launcher did not start.
+
+    It gets extensions and upcalls, and goes without what the launcher gives: see the Rust client's
+    Sandbox::attach.
+    """
+    try:
+        known = current()
+    except NotAttached:
+        known = None
+    if known is not None:
+        if known.name == name:
+            return known
+        raise Error("this process is in the sandbox %s; a process is in one at most" % known.name)
+    uid = os.getuid()
+    directory = "/run/sbx" if uid == 0 else "/run/user/%d/sbx" % uid
+    if uid != 0 and not os.path.isdir("/run/user/%d" % uid):
+        directory = "/tmp/sbx-%d" % uid
+    path = "%s/%s/control" % (directory, name)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        try:
+            connection.connect(path)
+        except OSError as error:
+            raise Error("no sandbox named %s is up (%s: %s)" % (name, path, error)) from None
+        connection.send(json.dumps({"request": "attach"}).encode())
+        text, fds, _, _ = socket.recv_fds(connection, 4096, 3)
+    answer = json.loads(text)
+    if len(fds) != 3:
+        raise Error("the supervisor of %s refuses: %s" % (name, answer.get("error", text)))
+    try:
+        base, join = _map_zones(fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    status = ctypes.CFUNCTYPE(ctypes.c_int)(join)()
+    if status:
+        raise Error("joining: %s" % os.strerror(-status))
+    return Sandbox(base)
+
+
+def _map_zones(fds):
+    """Map the region as its superblock says; its base, and libos's entry for joining."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
+                          ctypes.c_int, ctypes.c_int64]
+    shared, fixed, private, no_reserve, no_replace = 1, 0x10, 0x22, 0x4000, 0x100000
+    head = os.pread(fds[0], _SUPERBLOCK.size, 0)
+    fields = _SUPERBLOCK.unpack(head)
+    if fields[0] != b"SBXsuper" or fields[1] != _ABI_VERSION:
+        raise Error("the sandbox has ABI version %d, this module %d" % (fields[1], _ABI_VERSION))
+    records = os.pread(fds[0], fields[8] * 32, _SUPERBLOCK.size + 32)
+    for at, length, prot, zone, offset in struct.iter_unpack("<QQIIQ", records):
+        flags = shared | fixed | (no_reserve if zone == 2 else 0)
+        if zone == 3:
+            flags = private | no_reserve | no_replace
+        got = libc.mmap(at, length, prot, flags, fds[zone] if zone < 3 else -1, offset)
+        if got != at:
+            raise Error("mapping %#x: %s" % (at, os.strerror(ctypes.get_errno())))
+    return fields[3], fields[13]
+
+
 class Sandbox:
     """The sandbox whose control zone lies at an address of this process."""
 
     def __init__(self, base):
-        head = struct.unpack("<8sII4QII8Q", ctypes.string_at(base, 120))
+        head = _SUPERBLOCK.unpack(ctypes.string_at(base, _SUPERBLOCK.size))
         if head[0] != b"SBXsuper" or head[1] != _ABI_VERSION:
             raise Error("the sandbox has ABI version %d, this module %d" % (head[1], _ABI_VERSION))
         find, release, call = head[10], head[11], head[16]
@@ -73,6 +140,7 @@ class Sandbox:
         self._call = ctypes.PYFUNCTYPE(ctypes.c_uint32)(call)
         self._find = ctypes.CFUNCTYPE(_U64, ctypes.c_char_p, ctypes.c_size_t)(find)
         self._release = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(release)
+        self.name = ctypes.string_at(base + _SUPERBLOCK.size, 32).rstrip(b"\0").decode()
         self._table = base + (64 << 10)
         self._handlers = {}
 

@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "reads the control zone and calls libos at its address")]
 
 use std::fs;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::abi::{
     ABI_VERSION, CONTROL_MAPPING, CallFn, FindFn, Handle, ReleaseFn, Reply, SUPERBLOCK_MAGIC,
@@ -20,7 +21,9 @@ pub struct Sandbox {
     release: ReleaseFn,
 }
 
-static CURRENT: OnceLock<Option<usize>> = OnceLock::new();
+/// Address of the control zone, once it is known; 0 before.
+static CURRENT: AtomicUsize = AtomicUsize::new(0);
+static ATTACHING: Mutex<()> = Mutex::new(());
 
 impl Sandbox {
     /// The sandbox of this process.
@@ -28,7 +31,11 @@ impl Sandbox {
     /// # Errors
     /// [`CallError::NotAttached`], or a sandbox of another version.
     pub fn current() -> Result<Self, CallError> {
-        let base = CURRENT.get_or_init(find_control).ok_or(CallError::NotAttached)?;
+        let base = match CURRENT.load(Ordering::Acquire) {
+            0 => find_control().ok_or(CallError::NotAttached)?,
+            base => base,
+        };
+        CURRENT.store(base, Ordering::Release);
         // SAFETY: the control zone is mapped there, read-only and for good, and is larger.
         let superblock = unsafe { &*(base as *const Superblock) };
         let sound = superblock.magic == SUPERBLOCK_MAGIC
@@ -51,6 +58,29 @@ impl Sandbox {
             // SAFETY: as above.
             release: unsafe { std::mem::transmute::<u64, ReleaseFn>(entry.release) },
         })
+    }
+
+    /// Make this process a participant of the sandbox `name`, which is up, though the launcher did
+    /// not start it. It gets extensions and upcalls, and goes without what the launcher gives: no
+    /// filter protects the region from this program's own mistakes, its children join only when
+    /// they first make an upcall, programs that it executes do not join, and a `sigaction` of
+    /// SIGSEGV and the like takes faults in handlers away from libos. To be called before the
+    /// program has other threads, or while they make no upcalls.
+    ///
+    /// # Errors
+    /// [`CallError::AlreadyIn`]; [`CallError::Attach`]: no such sandbox, a refusal, or the
+    /// region's addresses are taken.
+    pub fn attach(name: &str) -> Result<Self, CallError> {
+        let _one = ATTACHING.lock().unwrap_or_else(PoisonError::into_inner);
+        match Self::current() {
+            Ok(known) if known.name() == name => return Ok(known),
+            Ok(other) => return Err(CallError::AlreadyIn(other.name().to_owned())),
+            Err(CallError::NotAttached) => {}
+            Err(error) => return Err(error),
+        }
+        let base = crate::attach::attach(name).map_err(CallError::Attach)?;
+        CURRENT.store(base, Ordering::Release);
+        Self::current()
     }
 
     /// Name of the sandbox.

@@ -10,6 +10,10 @@ use crate::abi::Status;
 pub enum CallError {
     /// This process is not a participant: start it with `sbx-launcher run`.
     NotAttached,
+    /// This process is in another sandbox, of this name: it can be in one at most.
+    AlreadyIn(String),
+    /// A late attach failed: where, why, and what to do.
+    Attach(String),
     /// The superblock of the region does not fit this program.
     Incompatible(String),
     /// There is no handler of this name.
@@ -28,6 +32,10 @@ impl fmt::Display for CallError {
             Self::NotAttached => {
                 f.write_str("not in a sandbox: start this program with `sbx-launcher run`")
             }
+            Self::AlreadyIn(name) => {
+                write!(f, "this process is in the sandbox {name}; a process is in one at most")
+            }
+            Self::Attach(why) => write!(f, "cannot attach: {why}"),
             Self::Incompatible(why) => write!(f, "the sandbox does not fit this program: {why}"),
             Self::NotFound(name) => {
                 write!(f, "no handler {name}: load its extension (`sbx-launcher ext load`)")

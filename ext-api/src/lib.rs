@@ -38,7 +38,9 @@ pub mod abi;
 #[cfg(all(feature = "std", not(loom)))]
 #[path = "arch/x86_64.rs"]
 mod arch;
-#[cfg(feature = "std")]
+#[cfg(all(feature = "std", not(loom)))]
+mod attach;
+#[cfg(all(feature = "std", not(loom)))]
 pub mod client;
 #[cfg(feature = "std")]
 pub mod config;

@@ -120,6 +120,8 @@ pub struct Process {
     pub joined: AtomicU32,
     /// Pid of the parent at that time.
     pub parent: AtomicU32,
+    /// The pid namespace that its pid is of, as the number of its file; 0 if it cannot be seen.
+    pub pid_space: AtomicU64,
     /// Upcalls made by contexts that have ended since.
     pub upcalls_ended: AtomicU64,
     /// Exit status as `waitid` gives it; valid once `ended` is not 0.

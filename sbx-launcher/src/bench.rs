@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+mod faults;
 mod inside;
 mod kv;
 mod launch;
@@ -22,7 +23,7 @@ pub use inside::serve;
 pub use report::{Goal, Report, Row};
 
 /// Names of the benchmarks.
-pub const NAMES: [&str; 3] = ["upcall", "kv", "launch"];
+pub const NAMES: [&str; 4] = ["upcall", "kv", "launch", "faults"];
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +73,7 @@ pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
         "upcall" => upcall::run(options),
         "kv" => kv::run(options),
         "launch" => launch::run(options),
+        "faults" => faults::run(options),
         _ => Err(BenchError::Unknown(name.to_owned())),
     }
 }

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use serde_json::Value;
 
 use crate::control::{self, Request};
+use crate::policy::Policy;
 use crate::{bench, doctor, policy, run};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
@@ -36,6 +37,9 @@ enum Command {
         /// Size of the region's shared part in MiB.
         #[arg(long, value_name = "MIB", default_value_t = 2048)]
         size: usize,
+        /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
         /// The command and its arguments.
         #[arg(last = true, required = true)]
         argv: Vec<OsString>,
@@ -91,9 +95,9 @@ enum Command {
     },
     /// Measure what things cost, beside what else there is.
     #[command(after_help = "Example: sbx-launcher bench upcall --json
-Benchmarks: upcall (a call), kv (a cache), launch (starting programs).")]
+Benchmarks: upcall (a call), kv (a cache), launch (starting programs), faults (what goes wrong).")]
     Bench {
-        /// upcall, kv or launch.
+        /// upcall, kv, launch or faults.
         name: String,
         /// Print JSON.
         #[arg(long)]
@@ -117,7 +121,7 @@ Benchmarks: upcall (a call), kv (a cache), launch (starting programs).")]
     },
     /// Check and show policies.
     #[command(subcommand)]
-    Policy(Policy),
+    Policy(PolicyCommand),
     /// Show four kinds of programs sharing one extension.
     #[command(after_help = "Example: sbx-launcher demo   (after cargo build --release)")]
     Demo,
@@ -130,7 +134,7 @@ Benchmarks: upcall (a call), kv (a cache), launch (starting programs).")]
 }
 
 #[derive(Debug, Subcommand)]
-enum Policy {
+enum PolicyCommand {
     /// Say whether a policy file is sound.
     #[command(after_help = "Example: sbx-launcher policy check my.toml")]
     Check {
@@ -190,10 +194,13 @@ pub fn main(cli: Cli) -> i32 {
 
 fn carry_out(command: Command) -> Result<i32> {
     match command {
-        Command::Run { sandbox: Some(name), argv, .. } => run::in_named_sandbox(&name, argv),
-        Command::Run { ext, config, size, argv, .. } => {
+        Command::Run { sandbox: Some(name), argv, policy, .. } => {
+            run::in_named_sandbox(&name, argv, Policy::in_force(policy.as_deref())?)
+        }
+        Command::Run { ext, config, size, argv, policy, .. } => {
             let len = size.saturating_mul(1 << 20);
-            run::in_own_sandbox(run::Command { argv, extensions: ext, config, len })
+            let policy = Policy::in_force(policy.as_deref())?;
+            run::in_own_sandbox(run::Command { argv, extensions: ext, config, len, policy })
         }
         Command::Up { name, size } => run::up(&name, size.saturating_mul(1 << 20)).map(|()| 0),
         Command::Down { name } => ask(&name, Request::Down).map(|_| 0),
@@ -238,10 +245,10 @@ fn diagnose(json: bool) -> Result<i32> {
     Ok(0)
 }
 
-fn policy(command: Policy) -> Result<i32> {
+fn policy(command: PolicyCommand) -> Result<i32> {
     let text = match command {
-        Policy::Check { file } => policy::check(&file)?,
-        Policy::Show { file } => policy::show_file(file.as_deref())?,
+        PolicyCommand::Check { file } => policy::check(&file)?,
+        PolicyCommand::Show { file } => policy::show_file(file.as_deref())?,
     };
     println!("{}", text.trim_end());
     Ok(0)

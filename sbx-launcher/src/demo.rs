@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::policy::Policy;
 use crate::run;
 
 const SCRIPT: &str = r#"
@@ -59,6 +60,7 @@ pub fn run() -> Result<i32, Box<dyn std::error::Error>> {
         argv,
         extensions: vec![image],
         config: String::new(),
+        policy: Policy::base()?,
         len: libos::layout::LEN_DEFAULT,
     });
     let _ = std::fs::remove_dir_all(&scratch);

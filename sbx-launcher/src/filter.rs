@@ -111,12 +111,12 @@ pub struct FilterSpec {
     pub policy: Policy,
 }
 
-/// The program for a sandbox whose shared part is `region`: base policy, execs and forks
-/// followed, as much left to mseal as this kernel can do.
+/// The program for a sandbox whose shared part is `region`: `policy`, execs and forks followed, as
+/// much left to mseal as this kernel can do.
 ///
 /// # Errors
 /// See [`FilterError`].
-pub fn build(region: &Range<usize>) -> Result<BpfProgram, FilterError> {
+pub fn build(region: &Range<usize>, policy: Policy) -> Result<BpfProgram, FilterError> {
     let text = Place { base: region.start, len: region.len() }.code_half(0);
     build_spec(&FilterSpec {
         region: region.start as u64..region.end as u64,
@@ -125,7 +125,7 @@ pub fn build(region: &Range<usize>) -> Result<BpfProgram, FilterError> {
         follow_exec: true,
         follow_fork: true,
         mseal: crate::doctor::has_mseal(),
-        policy: Policy::base().map_err(FilterError::Policy)?,
+        policy,
     })
 }
 

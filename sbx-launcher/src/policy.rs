@@ -85,6 +85,18 @@ impl Policy {
         Self::parse(BASE, "base policy")
     }
 
+    /// What a sandbox goes by: the base policy, with `file` merged in.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn in_force(file: Option<&Path>) -> Result<Self, PolicyError> {
+        let base = Self::base()?;
+        match file {
+            Some(path) => Ok(base.merge(Self::read(path)?)),
+            None => Ok(base),
+        }
+    }
+
     /// This policy with `later` looked at first.
     #[must_use]
     pub fn merge(self, later: Self) -> Self {
@@ -154,11 +166,7 @@ pub fn check(path: &Path) -> Result<String, PolicyError> {
 /// # Errors
 /// What is wrong with the file.
 pub fn show_file(file: Option<&Path>) -> Result<String, PolicyError> {
-    let base = Policy::base()?;
-    Ok(show(&match file {
-        Some(path) => base.merge(Policy::read(path)?),
-        None => base,
-    }))
+    Ok(show(&Policy::in_force(file)?))
 }
 
 #[cfg(test)]

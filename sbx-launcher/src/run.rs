@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use crate::control::{self, Request, Server};
 use crate::filter;
+use crate::policy::Policy;
 use crate::sandbox::Sandbox;
 use crate::supervisor::{End, Supervisor};
 
@@ -26,6 +27,8 @@ pub struct Command {
     pub config: String,
     /// Length of the shared part of the region.
     pub len: usize,
+    /// Rules for its system calls.
+    pub policy: Policy,
 }
 
 /// Run a command in a sandbox of its own; its exit status.
@@ -38,7 +41,7 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
         supervisor.load(file, &command.config)?;
     }
     let region = supervisor.sandbox.zones.place.shared();
-    let (pid, listener) = start(command.argv, &region)?;
+    let (pid, listener) = start(command.argv, &region, command.policy)?;
     supervisor.add_listener(listener);
     supervisor.set_command(pid);
     let End::Command(status) = supervisor.serve() else {
@@ -64,12 +67,13 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
 pub fn in_named_sandbox(
     name: &str,
     argv: Vec<OsString>,
+    policy: Policy,
 ) -> Result<i32, Box<dyn std::error::Error>> {
     // The region's place is needed for the filter before there is a listener to hand over.
     let place = control::ask(name, &Request::Place, &[])?;
     let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
     let region = number("base")..number("base") + number("len");
-    let (pid, listener) = start_held(argv, &region, |listener| {
+    let (pid, listener) = start_held(argv, &region, policy, |listener| {
         control::ask(name, &Request::Follow, &[listener]).map(|_| ())
     })?;
     drop(listener);
@@ -104,8 +108,12 @@ const fn exit_status(status: i32) -> i32 {
     if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
 }
 
-fn start(argv: Vec<OsString>, region: &std::ops::Range<usize>) -> io::Result<(i32, OwnedFd)> {
-    start_held(argv, region, |_| Ok(()))
+fn start(
+    argv: Vec<OsString>,
+    region: &std::ops::Range<usize>,
+    policy: Policy,
+) -> io::Result<(i32, OwnedFd)> {
+    start_held(argv, region, policy, |_| Ok(()))
 }
 
 /// Fork; in the child install the filter, hand its listener over, execute. The child waits until
@@ -113,9 +121,10 @@ fn start(argv: Vec<OsString>, region: &std::ops::Range<usize>) -> io::Result<(i3
 fn start_held(
     argv: Vec<OsString>,
     region: &std::ops::Range<usize>,
+    policy: Policy,
     take: impl FnOnce(i32) -> io::Result<()>,
 ) -> io::Result<(i32, OwnedFd)> {
-    let program = filter::build(region).map_err(io::Error::other)?;
+    let program = filter::build(region, policy).map_err(io::Error::other)?;
     let argv = argv
         .into_iter()
         .map(|arg| CString::new(arg.into_vec()))

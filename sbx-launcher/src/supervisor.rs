@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::control::{self, Server};
@@ -11,7 +13,7 @@ use crate::follow::{Followed, Follower, pidfd, take_turns};
 use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
 use crate::sandbox::{Sandbox, SandboxError};
-use crate::watchdog::Watchdog;
+use crate::watchdog::{Watchdog, wake_promptly};
 use crate::worker::Job;
 
 /// How the supervisor's loop ended.
@@ -39,6 +41,8 @@ pub struct Supervisor {
     stays: bool,
     watchdog: Watchdog,
     looked: Instant,
+    /// Our pid namespace.
+    pid_space: u64,
     jobs: Vec<Pending>,
     /// What came of the last extension that nobody has asked about.
     loaded: Option<Result<(), SandboxError>>,
@@ -81,6 +85,7 @@ impl Supervisor {
             stays,
             watchdog: Watchdog::default(),
             looked: Instant::now(),
+            pid_space: std::fs::metadata("/proc/self/ns/pid").map_or(0, |file| file.ino()),
             jobs: Vec::new(),
             loaded: None,
         })
@@ -105,6 +110,7 @@ impl Supervisor {
 
     /// Serve until there is a reason to end.
     pub fn serve(&mut self) -> End {
+        wake_promptly();
         loop {
             if let Some(end) = self.turn() {
                 return end;
@@ -182,11 +188,36 @@ impl Supervisor {
     /// See how upcalls and extensions are.
     fn look_now(&mut self) {
         self.looked = Instant::now();
+        self.adopt();
         self.watchdog.look(&self.sandbox);
         let (begun, stop) = self.sandbox.look_after_extensions();
         self.watchdog.condemn(&stop);
         for (job, loading) in begun {
             self.start_load(job, loading, None);
+        }
+    }
+
+    /// Watch participants that nobody told us of: children of a process that attached by itself.
+    /// Pids of another namespace mean nothing here.
+    fn adopt(&mut self) {
+        let common = self.sandbox.common();
+        for row in common.rows() {
+            let process = common.process(row);
+            let pid = process.claim.load().pid;
+            let known = pid == 0
+                || process.joined.load(Relaxed) == 0
+                || process.pid_space.load(Relaxed) != self.pid_space
+                || self.watched.contains_key(&pid)
+                || self.jobs.iter().any(|pending| pending.job.pid == pid);
+            if known {
+                continue;
+            }
+            match pidfd(pid) {
+                Some(fd) => {
+                    self.watched.insert(pid, fd);
+                }
+                None => self.sandbox.sweep(pid, 0),
+            }
         }
     }
 

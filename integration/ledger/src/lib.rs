@@ -1,6 +1,8 @@
 //! An extension that keeps the same figures in each shared structure: what a kill leaves of them
 //! can be checked.
 
+#![expect(unsafe_code, reason = "faults on purpose")]
+
 use ext_api::prelude::*;
 
 #[extension(name = "ledger", heap = "16M", kill_safe)]
@@ -102,6 +104,13 @@ pub mod ledger {
         let _held = state.mutex.lock().map_err(text)?;
         std::thread::sleep(std::time::Duration::from_millis(ms));
         Ok(())
+    }
+
+    /// Reads where nothing is.
+    #[handler]
+    fn fault(_state: &State) -> u64 {
+        // SAFETY: none; the upcall is to end here.
+        unsafe { std::hint::black_box(16 as *const u64).read_volatile() }
     }
 
     /// Allocates, writes, gives back.

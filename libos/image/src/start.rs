@@ -178,6 +178,7 @@ fn join(how: Joined) -> Result<(), Errno> {
     let process = context::common().process(row);
     end_former_contexts(pid);
     process.parent.store(sys::getppid(), Relaxed);
+    process.pid_space.store(sys::pid_space(), Relaxed);
     note_name(process);
     process.joined.store(how as u32, Release);
     let own = ThisProcess { pid, row, generation, clock_gettime: 0 };

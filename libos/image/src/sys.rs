@@ -295,3 +295,16 @@ pub(crate) fn read_file(path: &core::ffi::CStr, into: &mut [u8]) -> Result<usize
     let _ = close(fd);
     Ok(len)
 }
+
+/// The pid namespace of this process: the number of its file under /proc, or 0.
+pub(crate) fn pid_space() -> u64 {
+    const STAT_WORDS: usize = 18;
+    const INODE: usize = 1;
+    const AT_FDCWD: usize = -100_isize as usize;
+    let mut stat = [0u64; STAT_WORDS];
+    let path = c"/proc/self/ns/pid".as_ptr() as usize;
+    // SAFETY: a path that ends with a zero, and room for a stat structure (144 bytes).
+    let result =
+        unsafe { syscall6(nr::NEWFSTATAT, [AT_FDCWD, path, stat.as_mut_ptr() as usize, 0, 0, 0]) };
+    if result == 0 { stat[INODE] } else { 0 }
+}

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use ext_api::abi::{CallFn, Handle, Reply};
@@ -12,7 +12,7 @@ use ext_api::client::Sandbox;
 use libos::layout::HANDLERS_OFFSET;
 
 use super::pin::{pin, time};
-use super::{BenchError, kv};
+use super::{BenchError, faults, kv};
 
 /// A process in a sandbox of its own, as seen from outside.
 #[derive(Debug)]
@@ -23,13 +23,13 @@ pub(super) struct Inside {
 }
 
 impl Inside {
-    /// Start one with an extension.
-    pub(super) fn start(image: &Path, config: &str) -> Result<Self, BenchError> {
+    /// Start one with extensions.
+    pub(super) fn start(images: &[PathBuf], config: &str) -> Result<Self, BenchError> {
         let doing = |error| BenchError::Io("starting a sandbox", error);
         let launcher = std::env::current_exe().map_err(doing)?;
         let mut child = Command::new(&launcher)
-            .args(["run", "--config", config, "--ext"])
-            .arg(image)
+            .args(["run", "--config", config])
+            .args(images.iter().map(|image| format!("--ext={}", image.display())))
             .arg("--")
             .arg(&launcher)
             .arg("bench-inside")
@@ -115,6 +115,9 @@ fn figure(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, String> {
         "fork" => super::launch::fork(count).map_err(|error| error.to_string()),
         "private-code" => super::launch::private_code(sandbox.base()).map_err(|e| e.to_string()),
         "python" | "python-empty" => python(what == "python", count),
+        "overrun" | "restart" | "holder" | "panic" | "segv" | "die" => {
+            faults::inside(sandbox, what, count)
+        }
         _ => kv::inside(sandbox, what, count),
     }
 }

@@ -153,7 +153,7 @@ fn two(work: impl Fn(u64) -> Result<f64, String>) -> io::Result<Result<f64, Stri
 pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let (keys, scale) = if options.quick { (KEYS_QUICK, 50) } else { (KEYS, 1) };
     let config = format!("entries={keys},limit=320M");
-    let inside = RefCell::new(Inside::start(&built("libkv_cache.so")?, &config)?);
+    let inside = RefCell::new(Inside::start(&[built("libkv_cache.so")?], &config)?);
     inside.borrow_mut().measure("fill", keys)?;
     let servers: Vec<(Kind, RefCell<Server>)> = [Kind::Redis, Kind::Memcached]
         .into_iter()

@@ -69,7 +69,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let count = if options.quick { 3 } else { 40 };
     let launcher = std::env::current_exe().map_err(|e| BenchError::Io("finding myself", e))?;
     let launcher = launcher.to_string_lossy().into_owned();
-    let inside = std::cell::RefCell::new(Inside::start(&built("libhello_upcall.so")?, "")?);
+    let inside = std::cell::RefCell::new(Inside::start(&[built("libhello_upcall.so")?], "")?);
     let io = |error| BenchError::Io("starting /bin/true", error);
     let ours = ["run", "--", "/bin/true"];
     let bwrap = ["--ro-bind", "/", "/", "--unshare-all", "/bin/true"];

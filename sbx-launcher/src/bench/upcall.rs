@@ -13,7 +13,7 @@ extern "C" fn plain(_: u64, _: *const u64, _: *mut Reply) -> u32 {
 }
 
 pub(super) fn run(options: Options) -> Result<Report, BenchError> {
-    let inside = Inside::start(&built("libhello_upcall.so")?, "")?;
+    let inside = Inside::start(&[built("libhello_upcall.so")?], "")?;
     let inside = std::cell::RefCell::new(inside);
     let scale = if options.quick { 100 } else { 1 };
     let (calls, trips) = (5_000_000 / scale, 20_000 / scale);

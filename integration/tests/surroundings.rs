@@ -1,0 +1,206 @@
+//! Debuggers, terminals, users, other sandboxes: what a program may meet beside us.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use integration::{Sandbox, Scratch, built, launcher, run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn python(sandbox: Option<&Sandbox>, script: &str) -> Command {
+    let mut command = match sandbox {
+        Some(sandbox) => {
+            let mut command = Command::new(built("sbx-launcher"));
+            command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3"]);
+            command
+        }
+        None => Command::new("/usr/bin/python3"),
+    };
+    command.args(["-c", script]);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    command
+}
+
+/// Wait until nobody takes part any more.
+fn empty(sandbox: &Sandbox) {
+    let start = Instant::now();
+    while sandbox.json(&["ps"])["uses"][0]["used"] != 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", sandbox.participants());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_program_attaches_by_itself() {
+    let sandbox = Sandbox::up("late");
+    sandbox.load_hello();
+    let ended = run(Command::new(built("late-caller")).arg(&sandbox.name));
+    let expected = format!("{}: 1\nwith its children: 5\n", sandbox.name);
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected.as_str()), "{}", ended.stderr);
+    let script = format!(
+        "import sbx\nbox = sbx.attach('{}')\nprint(box.name, box.call('hello.add', 1))",
+        sandbox.name
+    );
+    let ended = run(&mut python(None, &script));
+    assert_eq!(ended.stdout, format!("{} 6\n", sandbox.name), "{}", ended.stderr);
+    let how: Vec<_> = sandbox.participants().iter().map(|row| row["how"].clone()).collect();
+    assert!(how.iter().filter(|how| *how == "late").count() == 2, "{how:?}");
+    // Its children are found though nobody told of them.
+    empty(&sandbox);
+    let missing = run(Command::new(built("late-caller")).arg("no-such-sandbox"));
+    assert!(missing.stderr.contains("sbx-launcher up no-such-sandbox"), "{}", missing.stderr);
+}
+
+#[test]
+fn a_program_whose_addresses_are_taken_is_told() {
+    let sandbox = Sandbox::up("taken");
+    sandbox.load_hello();
+    let script = format!(
+        "import ctypes, sbx\n\
+         libc = ctypes.CDLL(None)\n\
+         libc.mmap.restype = ctypes.c_void_p\n\
+         args = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]\n\
+         libc.mmap.argtypes = args\n\
+         libc.mmap(0x554000000000, 0x1400000000, 0, 0x104022, -1, 0)\n\
+         try: sbx.attach('{}')\n\
+         except sbx.Error as error: print(error)",
+        sandbox.name
+    );
+    let ended = run(&mut python(None, &script));
+    assert!(ended.stdout.contains("mapping 0x55"), "{} {}", ended.stdout, ended.stderr);
+    let upcall = sandbox.call(&["hello.add", "1"]);
+    assert_eq!(upcall.stdout, "1\n");
+}
+
+#[test]
+fn a_policy_file_refuses_and_allows() {
+    let policy = Scratch::new("policy.toml");
+    let rules = "version = 1\n[[syscall]]\nnames = [\"mkdir\", \"mkdirat\"]\n\
+                 action = \"errno:EDQUOT\"\nreason = \"nothing is made here\"\n";
+    std::fs::write(&policy.0, rules).expect("a scratch file");
+    let script = "import errno, os\ntry: os.mkdir('/tmp/sbx-never')\n\
+                  except OSError as error: print(errno.errorcode[error.errno])";
+    let ended =
+        launcher(&["run", "--policy", policy.text(), "--", "/usr/bin/python3", "-c", script]);
+    assert_eq!(ended.stdout, "EDQUOT\n", "{}", ended.stderr);
+    std::fs::write(&policy.0, rules.replace("mkdirat", "mkdirr")).expect("a scratch file");
+    let ended = launcher(&["run", "--policy", policy.text(), "--", "/bin/true"]);
+    assert_eq!(ended.status, 125);
+    assert!(ended.stderr.contains("mkdirr"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_debugger_inside_works() {
+    let sandbox = Sandbox::up("gdb");
+    sandbox.load_hello();
+    let caller = built("hello-caller");
+    let caller = caller.to_str().expect("a UTF-8 path");
+    // What gdb starts is traced by gdb, so that it runs beside the sandbox: it is told so.
+    let gdb = ["gdb", "-q", "-batch", "-ex", "run", "-ex", "info registers rip", "--args"];
+    let ended = sandbox.run(&[&gdb[..], &["/bin/echo", "from gdb"]].concat());
+    assert!(ended.stdout.contains("from gdb\n"), "{} {}", ended.stdout, ended.stderr);
+    assert!(ended.stdout.contains("exited normally"), "{}", ended.stdout);
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    assert!(log.contains("is traced by another process"), "{log}");
+    let native = run(Command::new("strace").args([
+        "-f",
+        "-o",
+        "/dev/null",
+        "/bin/sh",
+        "-c",
+        "echo $(echo a)",
+    ]));
+    let ended =
+        sandbox.run(&["strace", "-f", "-o", "/dev/null", "/bin/sh", "-c", "echo $(echo a)"]);
+    assert_eq!((ended.status, &ended.stdout), (native.status, &native.stdout), "{}", ended.stderr);
+    // And without a debugger all is as ever.
+    assert_eq!(sandbox.run(&[caller]).stdout, "hello, rust (1)\ntotal 1\n");
+}
+
+#[test]
+fn somebody_elses_sandbox_cannot_be_entered() {
+    if !nix::unistd::getuid().is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let sandbox = Sandbox::up("uid");
+    let program = Scratch::new("launcher");
+    std::fs::copy(built("sbx-launcher"), &program.0).expect("a copy");
+    let asked = format!("ps {}", sandbox.name);
+    let ended = run(Command::new(&program.0).args(asked.split(' ')).uid(65_534).gid(65_534));
+    assert_eq!(ended.status, 125);
+    assert!(ended.stderr.contains("no sandbox named"), "{}", ended.stderr);
+    let script = "import socket, sys\ns = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n\
+                  try: s.connect(sys.argv[1])\nexcept OSError as error: print(error.strerror)";
+    let path = format!("/run/sbx/{}/control", sandbox.name);
+    let ended = run(Command::new("/usr/bin/python3").args(["-c", script, &path]).uid(65_534));
+    assert_eq!(ended.stdout, "Permission denied\n", "{}", ended.stderr);
+}
+
+#[test]
+fn of_two_that_want_a_name_one_gets_it() {
+    let name = format!("t{}-two", std::process::id());
+    let children: Vec<_> = (0..4)
+        .map(|_| {
+            Command::new(built("sbx-launcher"))
+                .args(["up", &name])
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("the launcher is built")
+        })
+        .collect();
+    let won = children
+        .into_iter()
+        .filter_map(|mut child| child.wait().ok())
+        .filter(std::process::ExitStatus::success)
+        .count();
+    let _sandbox = Sandbox { name: name.clone() };
+    assert_eq!(won, 1);
+    assert_eq!(launcher(&["ps", &name]).status, 0);
+}
+
+#[test]
+fn the_terminal_is_the_commands() {
+    // A terminal of our own: its interrupt key reaches the command, and the launcher waits for it.
+    let script = "import os, pty, signal, sys, time\n\
+        pid, terminal = pty.fork()\n\
+        if pid == 0: os.execv(sys.argv[1], sys.argv[1:])\n\
+        text = b''\n\
+        while b'ready' not in text: text += os.read(terminal, 100)\n\
+        os.write(terminal, b'\\x03')\n\
+        try:\n\
+        \twhile True:\n\
+        \t\tmore = os.read(terminal, 100)\n\
+        \t\tif not more: break\n\
+        \t\ttext += more\n\
+        except OSError: pass\n\
+        print('interrupted' in text.decode(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
+    let inner = "trap 'echo interrupted; exit 7' INT; echo ready; while :; do sleep 0.1; done";
+    let launcher = built("sbx-launcher");
+    let ended = run(Command::new("/usr/bin/python3").args(["-c", script]).arg(&launcher).args([
+        "run",
+        "--",
+        "/bin/bash",
+        "-c",
+        inner,
+    ]));
+    assert_eq!(ended.stdout, "True 7\n", "{}", ended.stderr);
+    // Stopped and continued from outside.
+    let mut child = Command::new(&launcher)
+        .args(["run", "--", "/bin/cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .expect("the launcher is built");
+    let group = Pid::from_raw(-(child.id() as i32));
+    for signal in [Signal::SIGSTOP, Signal::SIGCONT] {
+        thread::sleep(Duration::from_millis(100));
+        kill(group, signal).expect("it lives");
+    }
+    child.stdin.take().expect("piped").write_all(b"still here").expect("it reads");
+    assert_eq!(child.wait_with_output().expect("it ends").stdout, b"still here");
+}
