@@ -380,9 +380,25 @@ pub struct Manifest {
     pub handler_count: usize,
     /// [`KILL_SAFE`], or 0.
     pub flags: u64,
-    /// Not used yet; 0.
-    pub reserved: [u64; 3],
+    /// Writes the state into its reply, for a later version to begin with. Takes no arguments.
+    pub save: Option<HandlerFn>,
+    /// Runs instead of `init` when an earlier version hands its state over.
+    pub upgrade: Option<UpgradeFn>,
+    /// Version of what `save` writes.
+    pub state_version: u64,
 }
+
+/// `upgrade` of an extension: as [`InitFn`], with the version of the saved state and its bytes
+/// behind the runtime.
+pub type UpgradeFn = unsafe extern "C" fn(
+    config: *const u8,
+    config_len: usize,
+    runtime: *const Runtime,
+    version: u64,
+    saved: *const u8,
+    saved_len: usize,
+    reply: *mut Reply,
+) -> u32;
 
 /// [`Manifest::flags`]: every handler changes nothing but structures of `ext_api::shared`, so that
 /// an upcall that ends in the middle leaves the state right and the extension goes on.

@@ -42,6 +42,33 @@ impl Cx {
     }
 }
 
+/// The state that an earlier version of an extension has saved.
+#[derive(Debug, Clone, Copy)]
+pub struct Saved<'a> {
+    /// What that version calls its form: `#[save(version = ...)]`.
+    pub version: u32,
+    /// What its `#[save]` returned.
+    pub bytes: &'a [u8],
+}
+
+impl Saved<'_> {
+    /// From libos's words.
+    ///
+    /// # Safety
+    /// `len` bytes are readable at `at` for as long as the value is used, if `len` is not 0.
+    #[doc(hidden)]
+    #[must_use]
+    pub const unsafe fn new(version: u64, at: *const u8, len: usize) -> Self {
+        let bytes: &[u8] = if len == 0 {
+            &[]
+        } else {
+            // SAFETY: by contract.
+            unsafe { std::slice::from_raw_parts(at, len) }
+        };
+        Self { version: version as u32, bytes }
+    }
+}
+
 /// A result of bytes, written straight into the caller's buffer; what does not fit is kept in the
 /// extension's heap until the caller has copied it.
 #[derive(Debug)]

@@ -70,5 +70,5 @@ pub mod prelude {
     pub use crate::config::{Config, ConfigError};
     pub use crate::error::CallError;
     pub use crate::extension;
-    pub use crate::extension::{Cx, Out};
+    pub use crate::extension::{Cx, Out, Saved};
 }

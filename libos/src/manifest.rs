@@ -34,6 +34,12 @@ pub struct Extension {
     pub kill_safe: bool,
     /// Address of `init`, or 0.
     pub init: u64,
+    /// Address of `save`, or 0.
+    pub save: u64,
+    /// Address of `upgrade`, or 0.
+    pub upgrade: u64,
+    /// Version of what `save` writes.
+    pub state_version: u64,
     /// Handlers.
     pub handlers: Vec<Handler>,
 }
@@ -72,10 +78,13 @@ pub fn read(image: &Image) -> Result<Extension, ImageError> {
     let name_at = core::mem::offset_of!(Manifest, name);
     let name = text(image, field(name_at)?, field(name_at + 8)?, NAME_LEN_MAX)?;
     check_name(&name)?;
-    let init = field(core::mem::offset_of!(Manifest, init))?;
-    if init != 0 && !image.is_code(init) {
-        return Err(bad("its init is not code"));
-    }
+    let code = |name: &str, offset: usize| match field(offset)? {
+        at if at == 0 || image.is_code(at) => Ok(at),
+        _ => Err(bad(format!("its {name} is not code"))),
+    };
+    let init = code("init", core::mem::offset_of!(Manifest, init))?;
+    let save = code("save", core::mem::offset_of!(Manifest, save))?;
+    let upgrade = code("upgrade", core::mem::offset_of!(Manifest, upgrade))?;
     let heap = field(core::mem::offset_of!(Manifest, heap_len))?;
     let budget = field(core::mem::offset_of!(Manifest, budget_ns))?;
     let budget_ns = if budget == 0 { BUDGET_NS_DEFAULT } else { budget };
@@ -94,6 +103,9 @@ pub fn read(image: &Image) -> Result<Extension, ImageError> {
         budget_ns,
         kill_safe: field(core::mem::offset_of!(Manifest, flags))? & KILL_SAFE != 0,
         init,
+        save,
+        upgrade,
+        state_version: field(core::mem::offset_of!(Manifest, state_version))?,
     })
 }
 

@@ -162,6 +162,18 @@ enum Ext {
         #[arg(long, default_value = "")]
         config: String,
     },
+    /// Put another version in the place of a loaded extension: it takes the state over, and calls
+    /// that arrive meanwhile wait. If it cannot, the loaded one stays.
+    #[command(after_help = "Example: sbx-launcher ext upgrade web target/release/libhello.so")]
+    Upgrade {
+        /// Sandbox.
+        name: String,
+        /// The image of the other version.
+        file: PathBuf,
+        /// Configuration: key=value,key=value; as before if it is not given.
+        #[arg(long)]
+        config: Option<String>,
+    },
     /// Unload an extension.
     #[command(after_help = "Example: sbx-launcher ext unload web hello")]
     Unload {
@@ -293,6 +305,15 @@ fn extension(ext: Ext) -> Result<i32> {
                     loaded["missing"]
                 );
             }
+        }
+        Ext::Upgrade { name, file, config } => {
+            let file = std::path::absolute(file)?;
+            let loaded = ask(&name, Request::Upgrade { file, config })?;
+            println!(
+                "upgraded {}, which is in slot {} now",
+                loaded["name"].as_str().unwrap_or(""),
+                loaded["slot"]
+            );
         }
         Ext::Unload { name, extension } => {
             ask(&name, Request::Unload { name: extension })?;

@@ -42,6 +42,13 @@ pub enum Request {
         /// Configuration text.
         config: String,
     },
+    /// Put another version in the place of a loaded extension.
+    Upgrade {
+        /// File, as the supervisor sees it.
+        file: PathBuf,
+        /// Configuration text; as before if there is none.
+        config: Option<String>,
+    },
     /// Unload an extension.
     Unload {
         /// Its name.
@@ -198,7 +205,11 @@ impl Drop for Server {
 pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
     let changes = matches!(
         received.request,
-        Ok(Request::Down | Request::Load { .. } | Request::Unload { .. } | Request::Follow)
+        Ok(Request::Down
+            | Request::Load { .. }
+            | Request::Upgrade { .. }
+            | Request::Unload { .. }
+            | Request::Follow)
     );
     let result = match &received.request {
         Err(why) => Err(why.clone()),
@@ -212,6 +223,15 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
             }
             Err(error) => Err(error.to_string()),
         },
+        Ok(Request::Upgrade { file, config }) => {
+            match supervisor.sandbox.begin_upgrade(file, config.clone()) {
+                Ok(()) => {
+                    supervisor.await_upgrade(received.connection);
+                    return None;
+                }
+                Err(error) => Err(error.to_string()),
+            }
+        }
         Ok(Request::Call { handler, args }) => match call(supervisor, handler, args) {
             Ok((job, signature)) => {
                 supervisor.start_call(job, received.connection, signature);
@@ -284,7 +304,9 @@ fn carry_out(
             supervisor.sandbox.unload(name).map(|()| Value::Null).map_err(text)
         }
         Request::Extensions => Ok(extensions(supervisor)),
-        Request::Load { .. } | Request::Call { .. } => Err("answered later".to_owned()),
+        Request::Load { .. } | Request::Upgrade { .. } | Request::Call { .. } => {
+            Err("answered later".to_owned())
+        }
         Request::Log => Ok(json!({ "text": log_text(supervisor) })),
     }
 }
@@ -358,6 +380,7 @@ fn extensions(supervisor: &Supervisor) -> Value {
                     "state": match ext.life {
                         Life::Live => "live",
                         Life::Restarting => "restarting",
+                        Life::Upgrading => "upgrading",
                         Life::Quarantined(_) => "quarantined",
                     },
                     "restarts": ext.restarts, "faults_in_slot": faults, "handlers": handlers })

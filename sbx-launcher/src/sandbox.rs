@@ -23,8 +23,10 @@ use crate::memory;
 use crate::zones::{Zones, random};
 
 pub mod extensions;
+pub mod upgrade;
 
 use extensions::{Loaded, Retired, Room};
+use upgrade::Upgrading;
 
 static LIBOS: &[u8] = include_bytes!(env!("SBX_LIBOS_IMAGE"));
 
@@ -88,6 +90,12 @@ pub struct Sandbox {
     /// What tainted and quarantined handlers run instead.
     restarting: u64,
     quarantined: u64,
+    /// What handlers run while their extension is upgraded, and what hands the state over.
+    waiting: u64,
+    run_upgrade: u64,
+    upgrading: Option<Upgrading>,
+    /// Why the last upgrade came to nothing, until somebody asks.
+    pub upgrade_failed: Option<String>,
     /// Names of extensions that are loaded or being loaded.
     names: Vec<String>,
     /// Names of those that are being restarted.
@@ -107,7 +115,9 @@ pub struct Sandbox {
 pub struct OpenFrame {
     /// Row of the handler table.
     pub row: usize,
-    /// Slot of the code that runs, which may be another than the row's by now.
+    /// The code that runs.
+    pub code: u64,
+    /// Its slot, which may be another than the row's by now.
     pub slot: usize,
 }
 
@@ -161,7 +171,12 @@ impl Sandbox {
             LibosImports { exports: exports(&image), missing: symbol("sbx_missing_import") };
         let (run_init, join_worker) = (symbol("sbx_run_init"), symbol("sbx_join_worker"));
         let (boot, hello) = (symbol("SBX_BOOT"), symbol("sbx_hello"));
-        let stubs = [symbol("sbx_restarting"), symbol("sbx_quarantined")];
+        let stubs = [
+            symbol("sbx_restarting"),
+            symbol("sbx_quarantined"),
+            symbol("sbx_upgrading"),
+            symbol("sbx_run_upgrade"),
+        ];
         let word = |index: u64| image.word_at(symbol("SBX_GATE") + index * 8).unwrap_or(0);
         let gate =
             Gate { ranges: [0, 2, 4].map(|index| word(index)..word(index + 1)), leave: word(4) };
@@ -190,6 +205,10 @@ impl Sandbox {
             join_worker,
             restarting: stubs[0],
             quarantined: stubs[1],
+            waiting: stubs[2],
+            run_upgrade: stubs[3],
+            upgrading: None,
+            upgrade_failed: None,
             names: Vec::new(),
             starting: Vec::new(),
             rooms: Vec::new(),
@@ -396,7 +415,7 @@ impl Sandbox {
             let Ok([outer, row, _, _, _, code]) = memory::read_words::<6>(tid, at) else { break };
             let row = row.wrapping_sub(first) as usize / size_of::<HandlerEntry>();
             let code = if outer == 0 { context.code.load(Ordering::Relaxed) } else { code };
-            frames.push(OpenFrame { row, slot: self.slot_of(code) });
+            frames.push(OpenFrame { row, code, slot: self.slot_of(code) });
             at = outer;
         }
         frames

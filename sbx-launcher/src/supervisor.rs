@@ -46,6 +46,8 @@ pub struct Supervisor {
     jobs: Vec<Pending>,
     /// What came of the last extension that nobody has asked about.
     loaded: Option<Result<(), SandboxError>>,
+    /// Who asked for the upgrade that is going on.
+    upgrade: Option<OwnedFd>,
 }
 
 /// An upcall in a worker, and what it is for.
@@ -88,6 +90,7 @@ impl Supervisor {
             pid_space: std::fs::metadata("/proc/self/ns/pid").map_or(0, |file| file.ino()),
             jobs: Vec::new(),
             loaded: None,
+            upgrade: None,
         })
     }
 
@@ -193,7 +196,13 @@ impl Supervisor {
         let (begun, stop) = self.sandbox.look_after_extensions();
         self.watchdog.condemn(&stop);
         for (job, loading) in begun {
-            self.start_load(job, loading, None);
+            let asker = if loading.is_upgrade() { self.upgrade.take() } else { None };
+            self.start_load(job, loading, asker);
+        }
+        if let Some(why) = self.sandbox.upgrade_failed.take()
+            && let Some(connection) = self.upgrade.take()
+        {
+            control::reply(&connection, Err(why));
         }
     }
 
@@ -224,6 +233,12 @@ impl Supervisor {
     /// Wait for the `init` of an extension, in the loop.
     pub fn start_load(&mut self, job: Job, loading: Loading, connection: Option<OwnedFd>) {
         self.jobs.push(Pending { job, status: None, then: Then::Load(loading, connection) });
+    }
+
+    /// Answer `connection` when the upgrade that has begun is over.
+    pub fn await_upgrade(&mut self, connection: OwnedFd) {
+        self.upgrade = Some(connection);
+        self.look_now();
     }
 
     /// Wait for an upcall in a worker, in the loop, and answer it.

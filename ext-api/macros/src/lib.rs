@@ -99,6 +99,24 @@ fn handler_budget(function: &ItemFn) -> Result<u64> {
     Ok(budget_ns)
 }
 
+/// `#[save(version = 2)]`: 1 if it does not say.
+fn save_version(function: &ItemFn) -> Result<u64> {
+    let mut version = 1;
+    let attribute = function.attrs.iter().find(|a| a.path().is_ident("save"));
+    if let Some(attribute) = attribute
+        && matches!(attribute.meta, syn::Meta::List(_))
+    {
+        attribute.parse_nested_meta(|meta| {
+            if !meta.path.is_ident("version") {
+                return Err(meta.error("expected version = NUMBER"));
+            }
+            version = u64::from(meta.value()?.parse::<syn::LitInt>()?.base10_parse::<u32>()?);
+            Ok(())
+        })?;
+    }
+    Ok(version)
+}
+
 fn nanoseconds(text: &LitStr) -> Result<u64> {
     scaled(text, &[("ms", 1_000_000), ("s", 1_000_000_000)])
 }
@@ -124,11 +142,28 @@ fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
         return Err(Error::new(module.ident.span(), "an extension is an inline module"));
     };
     let (mut handlers, mut init) = (Vec::new(), None);
+    let (mut save, mut upgrade) = (None, None);
     for item in items.iter_mut() {
         let Item::Fn(function) = item else { continue };
         if take_attribute(function, "on") {
             let later = "events come with a later version; #[handler] and #[init] are there now";
             return Err(Error::new(function.sig.ident.span(), later));
+        }
+        let version = save_version(function)?;
+        if take_attribute(function, "save") {
+            let saver = handler_of(function)?;
+            if !saver.parameters.is_empty() {
+                let rule = "expected fn save(state: &State) -> Vec<u8>";
+                return Err(Error::new(function.sig.ident.span(), rule));
+            }
+            save = Some((saver, version));
+        }
+        if take_attribute(function, "upgrade") {
+            if function.sig.inputs.len() != 3 {
+                let rule = "expected fn upgrade(cx: &Cx, config: Config, old: Saved<'_>) -> Result<State, E>";
+                return Err(Error::new(function.sig.ident.span(), rule));
+            }
+            upgrade = Some(function.sig.ident.clone());
         }
         if take_attribute(function, "init") {
             init = Some(init_of(function)?);
@@ -141,15 +176,19 @@ fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
     let state = init.as_ref().map(|init| init.state.clone());
     let wrappers = handlers.iter().map(wrapper);
     let init_wrapper = init_wrapper(args, init.as_ref());
+    let save_wrapper = save.as_ref().map(|(saver, _)| wrapper(saver));
+    let upgrade_wrapper = upgrade.as_ref().map(|name| upgrade_wrapper(args, name));
     let state_static = state.map(|state| {
         quote! { static __SBX_STATE: ::std::sync::OnceLock<#state> = ::std::sync::OnceLock::new(); }
     });
-    let manifest = manifest(args, &handlers);
+    let manifest = manifest(args, &handlers, save.as_ref(), upgrade.is_some());
     let client = client(args, &handlers);
     let generated: syn::File = parse_quote! {
         #state_static
         #(#wrappers)*
         #init_wrapper
+        #save_wrapper
+        #upgrade_wrapper
         #manifest
         #client
     };
@@ -354,7 +393,53 @@ fn init_wrapper(args: &Args, init: Option<&Init>) -> Tokens {
     }
 }
 
-fn manifest(args: &Args, handlers: &[Handler]) -> Tokens {
+fn upgrade_wrapper(args: &Args, upgrade: &Ident) -> Tokens {
+    let name = &args.name;
+    quote! {
+        #[doc(hidden)]
+        unsafe extern "C" fn __sbx_upgrade(
+            config: *const u8,
+            config_len: usize,
+            runtime: *const ::ext_api::abi::Runtime,
+            version: u64,
+            saved: *const u8,
+            saved_len: usize,
+            reply: *mut ::ext_api::abi::Reply,
+        ) -> u32 {
+            // SAFETY: libos calls this as `UpgradeFn` says.
+            let saved = unsafe { ::ext_api::extension::Saved::new(version, saved, saved_len) };
+            let body = |cx: &_, config: ::ext_api::config::Config|
+                -> ::std::result::Result<(), ::std::string::String> {
+                let state = #upgrade(cx, config.clone(), saved).map_err(|error| error.to_string())?;
+                config.finish().map_err(|error| error.to_string())?;
+                __SBX_STATE
+                    .set(state)
+                    .map_err(|_| ::std::string::String::from("upgrade ran twice"))
+            };
+            // SAFETY: as above.
+            unsafe {
+                ::ext_api::extension::run_init((config, config_len), runtime, reply, #name, body)
+            }
+        }
+    }
+}
+
+fn manifest(
+    args: &Args,
+    handlers: &[Handler],
+    save: Option<&(Handler, u64)>,
+    upgrades: bool,
+) -> Tokens {
+    let saver = save.map_or(quote! { None }, |(saver, _)| {
+        let name = wrapper_name(saver);
+        quote! { Some(#name) }
+    });
+    let version = save.map_or(0, |(_, version)| *version);
+    let upgrade = if upgrades {
+        quote! { Some(__sbx_upgrade) }
+    } else {
+        quote! { None }
+    };
     let name = &args.name;
     let symbol = LitStr::new(&format!("SBX_EXTENSION_{}", name.value()), Span::call_site());
     let count = handlers.len();
@@ -388,7 +473,9 @@ fn manifest(args: &Args, handlers: &[Handler]) -> Tokens {
             handlers: &raw const __SBX_HANDLERS as *const ::ext_api::abi::HandlerDecl,
             handler_count: #count,
             flags: #flags,
-            reserved: [0; 3],
+            save: #saver,
+            upgrade: #upgrade,
+            state_version: #version,
         };
     }
 }

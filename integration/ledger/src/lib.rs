@@ -31,6 +31,36 @@ pub mod ledger {
         })
     }
 
+    /// Figures as 64-bit words: mutex, lock, counter. What is queued is not handed over.
+    #[save(version = 3)]
+    fn save(state: &State) -> Result<Vec<u8>, String> {
+        let words = [
+            state.mutex.lock().map_err(text)?[0],
+            state.rwlock.read().map_err(text)?[0],
+            state.counter.sum(),
+        ];
+        Ok(words.into_iter().flat_map(u64::to_le_bytes).collect())
+    }
+
+    #[upgrade]
+    fn upgrade(cx: &Cx, config: Config, old: Saved<'_>) -> Result<State, String> {
+        if old.version != 3 {
+            return Err(format!("state of version {} is not known here", old.version));
+        }
+        if config.get("refuse", false).map_err(|error| error.to_string())? {
+            return Err("as it was told".into());
+        }
+        let (words, _) = old.bytes.as_chunks::<8>();
+        let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
+        let mut next = || words.next().ok_or("too short");
+        let state = init(cx)?;
+        let (mutex, rwlock) = (next()?, next()?);
+        *state.mutex.lock().map_err(text)? = [mutex; 2];
+        *state.rwlock.write().map_err(text)? = [rwlock; 2];
+        state.counter.add(next()?);
+        Ok(state)
+    }
+
     fn change(pair: &mut Pair) -> u64 {
         for figure in pair.iter_mut() {
             *figure = std::hint::black_box(*figure + 1);

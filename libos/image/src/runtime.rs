@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 use core::sync::atomic::Ordering::Relaxed;
 
-use ext_api::abi::{Handle, Runtime};
+use ext_api::abi::{Handle, HandlerFn, Reply, Runtime, UpgradeFn};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX};
 use libos::data::Context;
 
@@ -110,17 +110,11 @@ pub unsafe extern "C" fn sbx_find(name: *const u8, len: usize) -> Handle {
 /// # Safety
 /// Only the worker calls it, with words that the loader made.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn sbx_run_init(args: *const u64, reply: *mut ext_api::abi::Reply) -> u32 {
-    type Constructor = extern "C" fn(i32, *const *const u8, *const *const u8);
+pub unsafe extern "C" fn sbx_run_init(args: *const u64, reply: *mut Reply) -> u32 {
     // SAFETY: five words, by contract.
     let [first, count, init, config, config_len] = unsafe { args.cast::<[u64; 5]>().read() };
-    for index in 0..count as usize {
-        // SAFETY: the loader relocated an array of this many function pointers.
-        let constructor = unsafe { (first as *const Option<Constructor>).add(index).read() };
-        if let Some(constructor) = constructor {
-            constructor(0, core::ptr::null(), core::ptr::null());
-        }
-    }
+    // SAFETY: by contract.
+    unsafe { construct(first, count) };
     // SAFETY: 0 or the address of an InitFn, which is what an Option of one is.
     let init: Option<ext_api::abi::InitFn> = unsafe { core::mem::transmute(init as usize) };
     match init {
@@ -130,4 +124,53 @@ pub unsafe extern "C" fn sbx_run_init(args: *const u64, reply: *mut ext_api::abi
         },
         None => 0,
     }
+}
+
+/// Run an image's constructors.
+///
+/// # Safety
+/// The loader relocated an array of `count` function pointers at `first`.
+unsafe fn construct(first: u64, count: u64) {
+    type Constructor = extern "C" fn(i32, *const *const u8, *const *const u8);
+    for index in 0..count as usize {
+        // SAFETY: by contract.
+        let constructor = unsafe { (first as *const Option<Constructor>).add(index).read() };
+        if let Some(constructor) = constructor {
+            constructor(0, core::ptr::null(), core::ptr::null());
+        }
+    }
+}
+
+/// Hands the state of an extension to its next version, inside one upcall. The argument words are:
+/// first constructor of the new image, their number, the old `save`, the new `upgrade`, version of
+/// what `save` writes, configuration text, its length.
+///
+/// # Safety
+/// Only the worker calls it, with words that the loader made, while nobody is inside the old
+/// image.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_run_upgrade(args: *const u64, reply: *mut Reply) -> u32 {
+    // SAFETY: seven words, by contract.
+    let [first, count, save, upgrade, version, config, config_len] =
+        unsafe { args.cast::<[u64; 7]>().read() };
+    // SAFETY: by contract.
+    unsafe { construct(first, count) };
+    // SAFETY: the address of a function of this type, by contract.
+    let save: HandlerFn = unsafe { core::mem::transmute(save as usize) };
+    // SAFETY: as above.
+    let upgrade: UpgradeFn = unsafe { core::mem::transmute(upgrade as usize) };
+    let mut saved = Reply::empty();
+    // SAFETY: it takes no arguments, and the reply is ours.
+    let status = unsafe { save(core::ptr::null(), &raw mut saved) };
+    if status != 0 {
+        return status;
+    }
+    let (text, runtime) = (config as *const u8, &raw const SBX_RUNTIME);
+    // SAFETY: both texts are readable, the runtime is ours, the reply is the caller's.
+    let status = unsafe {
+        upgrade(text, config_len as usize, runtime, version, saved.spill, saved.len, reply)
+    };
+    // SAFETY: null, or what `save` took from the heap for us.
+    unsafe { heap::free(saved.spill.cast()) };
+    status
 }

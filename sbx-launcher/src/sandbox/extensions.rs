@@ -48,6 +48,8 @@ pub enum Life {
     Live,
     /// It failed; a fresh copy is being made.
     Restarting,
+    /// Its next version is taking its state over.
+    Upgrading,
     /// It failed too often; the next attempt is at this time.
     Quarantined(Instant),
 }
@@ -57,7 +59,8 @@ pub enum Life {
 pub struct LoadedHandler {
     /// `extension.handler`.
     pub name: String,
-    row: usize,
+    pub(super) row: usize,
+    pub(super) code: u64,
 }
 
 /// One loaded extension.
@@ -77,34 +80,49 @@ pub struct Loaded {
     pub life: Life,
     /// How often it was restarted.
     pub restarts: usize,
-    kill_safe: bool,
+    pub(super) kill_safe: bool,
+    pub(super) save: u64,
+    pub(super) state_version: u64,
     recent: Vec<Instant>,
     quarantine: Duration,
-    config: String,
+    pub(super) config: String,
     image: Rc<Vec<u8>>,
+}
+
+/// What an extension is being loaded for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be there.
+    Load,
+    /// To take the place of a copy that has failed.
+    Restart,
+    /// To take the state of another version over.
+    Upgrade,
 }
 
 /// An extension whose `init` is running.
 #[derive(Debug)]
 pub struct Loading {
-    restart: bool,
-    name: String,
+    pub(super) purpose: Purpose,
+    pub(super) name: String,
     file: String,
     config: String,
     image: Rc<Vec<u8>>,
-    room: Room,
-    handlers: Vec<manifest::Handler>,
+    pub(super) room: Room,
+    pub(super) handlers: Vec<manifest::Handler>,
     missing: Vec<String>,
     kill_safe: bool,
-    rows: Vec<usize>,
-    init_row: usize,
+    save: u64,
+    state_version: u64,
+    pub(super) rows: Vec<usize>,
+    pub(super) init_row: usize,
 }
 
 /// The worker that runs an `init`, and what it is for.
 pub type Begun = (Job, Loading);
 
 /// An open upcall: a context and its sequence.
-type Open = (usize, u64);
+pub(super) type Open = (usize, u64);
 
 /// A room that nobody enters any more, but that upcalls may still be in.
 #[derive(Debug)]
@@ -148,7 +166,11 @@ impl Sandbox {
             Some(rows) => rows,
             None => self.reserve_rows(extension.handlers.len())?,
         };
-        let begun = self.begin_init(&placed, room, &extension, &config);
+        let [first, count] = placed.constructors;
+        let text = [config.as_ptr() as u64, config.len() as u64];
+        let args = [first, count, extension.init, text[0], text[1]];
+        let run = (self.run_init, "libos.init");
+        let begun = self.begin_init(&placed, room, &extension, run, &args);
         let (job, init_row) = match begun {
             Ok(begun) => begun,
             Err(error) => {
@@ -162,8 +184,9 @@ impl Sandbox {
         if !restart {
             self.names.push(extension.name.clone());
         }
+        let purpose = if restart { Purpose::Restart } else { Purpose::Load };
         let loading = Loading {
-            restart,
+            purpose,
             name: extension.name,
             file,
             config,
@@ -172,30 +195,105 @@ impl Sandbox {
             handlers: extension.handlers,
             missing: placed.missing,
             kill_safe: extension.kill_safe,
+            save: extension.save,
+            state_version: extension.state_version,
             rows,
             init_row,
         };
         Ok((job, loading))
     }
 
-    /// Install the image and start `init` in a worker.
+    /// Place the next version of the extension at `index` and have it take the state over. Nobody
+    /// may be inside the old one.
+    pub(super) fn begin_hand_over(
+        &mut self,
+        index: usize,
+        image: Rc<Vec<u8>>,
+        file: String,
+        config: String,
+    ) -> Result<Begun, SandboxError> {
+        let as_image = |error| SandboxError::Image(file.clone(), error);
+        let (slot, placed, extension) = self.place_in_free_slot(&image).map_err(as_image)?;
+        let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
+        let rows = self.rows_of_next(index, &extension.handlers)?;
+        let (save, version) = (self.loaded[index].save, self.loaded[index].state_version);
+        let [first, count] = placed.constructors;
+        let text = [config.as_ptr() as u64, config.len() as u64];
+        let args = [first, count, save, extension.upgrade, version, text[0], text[1]];
+        let run = (self.run_upgrade, "libos.upgrade");
+        let (job, init_row) = match self.begin_init(&placed, room, &extension, run, &args) {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.release_new_rows(index, &rows);
+                return Err(error);
+            }
+        };
+        self.rooms.push(room);
+        let loading = Loading {
+            purpose: Purpose::Upgrade,
+            name: extension.name,
+            file,
+            config,
+            image,
+            room,
+            handlers: extension.handlers,
+            missing: placed.missing,
+            kill_safe: extension.kill_safe,
+            save: extension.save,
+            state_version: extension.state_version,
+            rows,
+            init_row,
+        };
+        Ok((job, loading))
+    }
+
+    /// The version that has taken the state over takes the place of the one at `index`.
+    pub(super) fn succeed(&mut self, index: usize, loading: Loading) {
+        let known = &mut self.loaded[index];
+        let (former, now) = (known.room.replace(loading.room), loading.handlers.into_iter());
+        let old: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
+        (known.file, known.config, known.image) = (loading.file, loading.config, loading.image);
+        (known.save, known.state_version) = (loading.save, loading.state_version);
+        (known.missing, known.kill_safe) = (loading.missing, loading.kill_safe);
+        known.life = Life::Live;
+        known.handlers = now
+            .clone()
+            .zip(&loading.rows)
+            .map(|(handler, &row)| LoadedHandler { name: handler.name, row, code: handler.code })
+            .collect();
+        let slot = loading.room.slot;
+        for (handler, &row) in now.zip(&loading.rows) {
+            self.budgets.insert(row, handler.budget_ns);
+            if old.contains(&row) {
+                self.repoint(row, slot, handler.code);
+            } else {
+                self.publish_handler(row, slot, handler.code, &handler.name, &handler.signature);
+            }
+        }
+        for row in old.into_iter().filter(|row| !loading.rows.contains(row)) {
+            self.withdraw(row);
+        }
+        if let Some(room) = former {
+            self.retire(room);
+        }
+    }
+
+    /// Install the image and start its `init`, or what takes its place, in a worker.
     fn begin_init(
         &mut self,
         image: &Image,
         room: Room,
         extension: &manifest::Extension,
-        config: &str,
+        (code, name): (u64, &str),
+        args: &[u64],
     ) -> Result<(Job, usize), SandboxError> {
         let init_row = self.reserve_rows(1)?[0];
         let begun = self.make_arena(room.arena.0, room.arena.1).and_then(|()| {
             self.install(image, room.slot);
             self.publish_extension(image, room.slot, &extension.name, Some(room.arena));
-            let code = self.run_init;
-            let handle = self.publish_handler(init_row, room.slot, code, "libos.init", "");
+            let handle = self.publish_handler(init_row, room.slot, code, name, "");
             self.budgets.insert(init_row, INIT_BUDGET_NS);
-            let [first, count] = image.constructors;
-            let args = [first, count, extension.init, config.as_ptr() as u64, config.len() as u64];
-            self.start_worker(handle, &args)
+            self.start_worker(handle, args)
         });
         begun.map(|job| (job, init_row)).inspect_err(|_| {
             self.withdraw(init_row);
@@ -225,14 +323,25 @@ impl Sandbox {
         self.withdraw(loading.init_row);
         self.starting.retain(|starting| *starting != loading.name);
         match outcome {
+            Ok(Outcome { status: 0 | 1, .. }) if loading.purpose == Purpose::Upgrade => {
+                let index = self.index_of(&loading.name)?;
+                self.succeed(index, loading);
+                Ok(index)
+            }
             Ok(Outcome { status: 0 | 1, .. }) => Ok(self.make_live(loading)),
             failed => {
                 self.clear(loading.room);
-                if loading.restart {
-                    self.quarantine(&loading.name);
-                } else {
-                    self.release_rows(&loading.rows);
-                    self.names.retain(|name| *name != loading.name);
+                match loading.purpose {
+                    Purpose::Restart => self.quarantine(&loading.name),
+                    Purpose::Upgrade => {
+                        let index = self.index_of(&loading.name)?;
+                        self.release_new_rows(index, &loading.rows);
+                        self.stay(index);
+                    }
+                    Purpose::Load => {
+                        self.release_rows(&loading.rows);
+                        self.names.retain(|name| *name != loading.name);
+                    }
                 }
                 let outcome = failed?;
                 Err(SandboxError::Init(if outcome.bytes.is_empty() {
@@ -248,7 +357,7 @@ impl Sandbox {
         let slot = loading.room.slot;
         for (handler, &row) in loading.handlers.iter().zip(&loading.rows) {
             self.budgets.insert(row, handler.budget_ns);
-            if loading.restart {
+            if loading.purpose == Purpose::Restart {
                 self.repoint(row, slot, handler.code);
             } else {
                 self.publish_handler(row, slot, handler.code, &handler.name, &handler.signature);
@@ -258,6 +367,9 @@ impl Sandbox {
             let known = &mut self.loaded[index];
             (known.room, known.life) = (Some(loading.room), Life::Live);
             known.restarts += 1;
+            for (known, handler) in known.handlers.iter_mut().zip(&loading.handlers) {
+                known.code = handler.code;
+            }
             return index;
         }
         let named = loading.handlers.into_iter().zip(loading.rows);
@@ -266,12 +378,14 @@ impl Sandbox {
             file: loading.file,
             room: Some(loading.room),
             handlers: named
-                .map(|(handler, row)| LoadedHandler { name: handler.name, row })
+                .map(|(handler, row)| LoadedHandler { name: handler.name, row, code: handler.code })
                 .collect(),
             missing: loading.missing,
             life: Life::Live,
             restarts: 0,
             kill_safe: loading.kill_safe,
+            save: loading.save,
+            state_version: loading.state_version,
             recent: Vec::new(),
             quarantine: QUARANTINE_MIN,
             config: loading.config,
@@ -281,7 +395,7 @@ impl Sandbox {
     }
 
     /// The first free slot that the image fits, small ones first.
-    fn place_in_free_slot(
+    pub(super) fn place_in_free_slot(
         &self,
         bytes: &[u8],
     ) -> Result<(usize, Image, manifest::Extension), ImageError> {
@@ -329,6 +443,9 @@ impl Sandbox {
     /// No such extension.
     pub fn unload(&mut self, name: &str) -> Result<(), SandboxError> {
         let index = self.index_of(name)?;
+        if self.loaded[index].life == Life::Upgrading {
+            return Err(SandboxError::Refused(format!("{name} is being upgraded; try again")));
+        }
         let known = self.loaded.remove(index);
         let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
         rows.iter().for_each(|&row| self.withdraw(row));
@@ -339,7 +456,7 @@ impl Sandbox {
         Ok(())
     }
 
-    fn index_of(&self, name: &str) -> Result<usize, SandboxError> {
+    pub(super) fn index_of(&self, name: &str) -> Result<usize, SandboxError> {
         self.loaded
             .iter()
             .position(|known| known.name == name)
@@ -353,7 +470,7 @@ impl Sandbox {
         self.retired.push(Retired { room, open, since: Instant::now() });
     }
 
-    fn open_upcalls(&self) -> Vec<Open> {
+    pub(super) fn open_upcalls(&self) -> Vec<Open> {
         let common = self.common();
         common
             .contexts()
@@ -363,7 +480,7 @@ impl Sandbox {
             .collect()
     }
 
-    fn still_open(&self, (index, sequence): Open) -> bool {
+    pub(super) fn still_open(&self, (index, sequence): Open) -> bool {
         let common = self.common();
         common.claim(index).load().pid != 0
             && common.context(index).sequence.load(Ordering::Acquire) == sequence
@@ -379,7 +496,7 @@ impl Sandbox {
     /// began is for the caller to wait for; what must be stopped comes with its upcalls.
     pub fn look_after_extensions(&mut self) -> (Vec<Begun>, Vec<Open>) {
         for index in 0..self.loaded.len() {
-            if self.tainted(index) {
+            if self.loaded[index].life != Life::Upgrading && self.tainted(index) {
                 self.send_away(index);
             }
         }
@@ -404,13 +521,17 @@ impl Sandbox {
             })
             .map(|known| known.name.clone())
             .collect();
-        (waiting.iter().filter_map(|name| self.restart(name)).collect(), stop)
+        let mut begun: Vec<Begun> = waiting.iter().filter_map(|name| self.restart(name)).collect();
+        begun.extend(self.look_after_upgrade());
+        (begun, stop)
     }
 
     /// True while something is to be watched for: a restart, or a room to be cleared.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !self.retired.is_empty() || self.loaded.iter().any(|known| known.life == Life::Restarting)
+        !self.retired.is_empty()
+            || self.upgrading.is_some()
+            || self.loaded.iter().any(|known| known.life == Life::Restarting)
     }
 
     fn is_starting(&self, name: &str) -> bool {
