@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use integration::{Sandbox, built, full, launcher};
+use integration::{Sandbox, Scratch, built, full, launcher};
 
 fn path(name: &str) -> String {
     built(name).to_str().expect("a UTF-8 path").to_owned()
@@ -77,4 +77,50 @@ fn what_cannot_be_upgraded_stays() {
     assert!(holder.wait().expect("it was started").success());
     assert_eq!(upgrade(&ledger, &[]), "");
     assert_eq!(sandbox.call(&["ledger.count"]).stdout, "4\n");
+}
+
+#[test]
+fn state_survives_its_sandbox() {
+    let file = Scratch::new("snapshot");
+    let sandbox = Sandbox::up("snapshot");
+    sandbox.load(&built("libledger.so"));
+    sandbox.load(&built("libkv_cache.so"));
+    assert_eq!(sandbox.call(&["ledger.fill", "100000"]).stdout, "100000\n");
+    assert_eq!(sandbox.call(&["ledger.count"]).stdout, "1\n");
+    assert_eq!(sandbox.call(&["kv.put", "name", "value", "0"]).status, 0);
+    let ended = launcher(&["snapshot", &sandbox.name, file.text()]);
+    assert_eq!(
+        (ended.status, ended.stdout.as_str()),
+        (0, "wrote 2 extensions\n"),
+        "{}",
+        ended.stderr
+    );
+    // The sandbox that it was taken from goes on.
+    assert_eq!(sandbox.call(&["ledger.count"]).stdout, "2\n");
+    let name = sandbox.name.clone();
+    drop(sandbox);
+    let up = |file: &str| launcher(&["up", &name, "--restore", file]);
+    // Damaged anywhere, cut short, or no snapshot at all.
+    let whole = std::fs::read(&file.0).expect("it was written");
+    let damaged = Scratch::new("damaged");
+    for at in [9, 60, whole.len() / 2, whole.len() - 4] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        std::fs::write(&damaged.0, bytes).expect("a scratch file");
+        let ended = up(damaged.text());
+        assert!(
+            ended.status == 125 && ended.stderr.contains("cannot be restored"),
+            "{at}: {ended:?}"
+        );
+    }
+    std::fs::write(&damaged.0, &whole[..whole.len() - 100]).expect("a scratch file");
+    assert!(up(damaged.text()).stderr.contains("cut short"));
+    assert!(up("/etc/passwd").stderr.contains("cannot be restored"));
+    let ended = up(file.text());
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    let sandbox = Sandbox { name };
+    assert_eq!(sandbox.call(&["ledger.kept"]).stdout, "10000016\n");
+    assert_eq!(sandbox.call(&["ledger.count"]).stdout, "2\n");
+    assert_eq!(sandbox.call(&["kv.get", "name"]).stdout, "value\n");
+    assert_eq!(sandbox.call(&["ledger.fill", "100010"]).stdout, "100010\n");
 }

@@ -54,6 +54,18 @@ enum Command {
         /// Size of the region's shared part in MiB.
         #[arg(long, value_name = "MIB", default_value_t = 2048)]
         size: usize,
+        /// Begin with the extensions of this snapshot, as they were.
+        #[arg(long, value_name = "FILE", conflicts_with = "size")]
+        restore: Option<PathBuf>,
+    },
+    /// Write the extensions of a sandbox, with all their state, to a file. Calls wait meanwhile.
+    #[command(after_help = "Example: sbx-launcher snapshot web web.snapshot
+Restore: sbx-launcher up web --restore web.snapshot")]
+    Snapshot {
+        /// Sandbox.
+        name: String,
+        /// The file.
+        file: PathBuf,
     },
     /// End a named sandbox. Its participants go on; nothing new can be loaded or started in it.
     #[command(after_help = "Example: sbx-launcher down web")]
@@ -214,7 +226,15 @@ fn carry_out(command: Command) -> Result<i32> {
             let policy = Policy::in_force(policy.as_deref())?;
             run::in_own_sandbox(run::Command { argv, extensions: ext, config, len, policy })
         }
-        Command::Up { name, size } => run::up(&name, size.saturating_mul(1 << 20)).map(|()| 0),
+        Command::Up { name, size, restore } => {
+            run::up(&name, size.saturating_mul(1 << 20), restore.as_deref()).map(|()| 0)
+        }
+        Command::Snapshot { name, file } => {
+            let file = std::path::absolute(file)?;
+            let written = ask(&name, Request::Snapshot { file })?;
+            println!("wrote {} extensions", written["extensions"]);
+            Ok(0)
+        }
         Command::Down { name } => ask(&name, Request::Down).map(|_| 0),
         Command::Ls { json } => list(json),
         Command::Ext(ext) => extension(ext),

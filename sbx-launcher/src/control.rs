@@ -49,6 +49,11 @@ pub enum Request {
         /// Configuration text; as before if there is none.
         config: Option<String>,
     },
+    /// Write the state of all extensions to a file.
+    Snapshot {
+        /// File, as the supervisor sees it.
+        file: PathBuf,
+    },
     /// Unload an extension.
     Unload {
         /// Its name.
@@ -208,6 +213,7 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
         Ok(Request::Down
             | Request::Load { .. }
             | Request::Upgrade { .. }
+            | Request::Snapshot { .. }
             | Request::Unload { .. }
             | Request::Follow)
     );
@@ -302,6 +308,10 @@ fn carry_out(
                                   "ended_inside": supervisor.sandbox.ended.inside })),
         Request::Unload { name } => {
             supervisor.sandbox.unload(name).map(|()| Value::Null).map_err(text)
+        }
+        Request::Snapshot { file } => {
+            let written = supervisor.sandbox.snapshot(file).map_err(text)?;
+            Ok(json!({ "extensions": written }))
         }
         Request::Extensions => Ok(extensions(supervisor)),
         Request::Load { .. } | Request::Upgrade { .. } | Request::Call { .. } => {

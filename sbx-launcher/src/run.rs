@@ -5,7 +5,7 @@ use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::control::{self, Request, Server};
 use crate::filter;
@@ -212,10 +212,17 @@ fn become_command(program: &[seccompiler::sock_filter], argv: &[CString], to: &O
 ///
 /// # Errors
 /// The name is taken or the sandbox cannot be made.
-pub fn up(name: &str, len: usize) -> Result<(), Box<dyn std::error::Error>> {
+pub fn up(
+    name: &str,
+    len: usize,
+    restore: Option<&Path>,
+) -> Result<(), Box<dyn std::error::Error>> {
     libos::manifest::check_name(name)?;
     let server = Server::bind(name)?;
-    let sandbox = Sandbox::create(name, len)?;
+    let sandbox = match restore {
+        None => Sandbox::create(name, len)?,
+        Some(file) => Sandbox::restore(name, file)?,
+    };
     // SAFETY: one thread; the child is the supervisor, with everything made so far.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error().into()),

@@ -23,6 +23,7 @@ use crate::memory;
 use crate::zones::{Zones, random};
 
 pub mod extensions;
+mod snapshot;
 pub mod upgrade;
 
 use extensions::{Loaded, Retired, Room};
@@ -151,8 +152,13 @@ impl Sandbox {
     /// # Errors
     /// The kernel's.
     pub fn create(name: &str, len: usize) -> Result<Self, SandboxError> {
-        let zones =
-            Zones::create(len).map_err(|error| SandboxError::Kernel("making the zones", error))?;
+        Self::create_at(name, len, None)
+    }
+
+    /// As [`Sandbox::create`], with the region at `base`.
+    fn create_at(name: &str, len: usize, base: Option<usize>) -> Result<Self, SandboxError> {
+        let zones = Zones::create(len, base)
+            .map_err(|error| SandboxError::Kernel("making the zones", error))?;
         let place = zones.place;
         let mut image = image::place(LIBOS, 0, place, &NoImports)
             .map_err(|error| SandboxError::Image("the built-in libos".into(), error))?;

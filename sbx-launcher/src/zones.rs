@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use ext_api::limits::{BASE_MAX, BASE_MIN, HUGE_PAGE_LEN};
+use ext_api::limits::{BASE_MAX, BASE_MIN, HUGE_PAGE_LEN, PAGE_LEN};
 use libos::layout::{CODE_FILE_LEN, CONTROL_LEN, PRIVATE_LEN, Place};
 
 /// A zone's file as participants get it, and the supervisor's own writable mapping of it.
@@ -35,6 +35,19 @@ impl Zone {
         let to = unsafe { self.alias.add(offset) };
         // SAFETY: the bytes fit (asserted), and a mapping does not overlap a slice of ours.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// The page at `offset`, as it is now.
+    ///
+    /// # Panics
+    /// There is none.
+    #[must_use]
+    pub fn page(&self, offset: usize) -> &[u8; PAGE_LEN] {
+        assert!(offset.checked_add(PAGE_LEN).is_some_and(|end| end <= self.len));
+        let at = self.alias.wrapping_add(offset).cast::<[u8; PAGE_LEN]>();
+        // SAFETY: within the alias (asserted), which this value keeps mapped. Callers see to it
+        // that nobody changes the page meanwhile.
+        unsafe { &*at }
     }
 
     /// Length of the alias.
@@ -85,12 +98,17 @@ pub struct Zones {
 }
 
 impl Zones {
-    /// Make the zones of a sandbox with a shared part of `len` bytes.
+    /// Make the zones of a sandbox with a shared part of `len` bytes, at `base` if it matters.
     ///
     /// # Errors
     /// The kernel's, with what was asked of it.
-    pub fn create(len: usize) -> io::Result<Self> {
-        let place = draw_place(len)?;
+    pub fn create(len: usize, base: Option<usize>) -> io::Result<Self> {
+        let place = match base {
+            None => draw_place(len)?,
+            Some(base) => Place::new(base, len).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidInput, "no region can be there")
+            })?,
+        };
         let (data, backing) = match huge_tmpfs(len) {
             Ok(fd) => (fd, "tmpfs, huge pages, noexec"),
             Err(_) => (sealed_data(len)?, "memfd, sealed against resizing"),

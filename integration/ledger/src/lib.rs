@@ -5,16 +5,45 @@
 
 use ext_api::prelude::*;
 
-#[extension(name = "ledger", heap = "16M", kill_safe)]
+#[extension(name = "ledger", heap = "32M", kill_safe)]
 #[expect(missing_docs, missing_debug_implementations, reason = "for tests only")]
 pub mod ledger {
     use ext_api::prelude::*;
+    use std::collections::HashMap;
+
     use ext_api::shared::{Counter, LockError, Mutex, Queue, RwLock};
 
     /// Two figures that are equal whenever nobody changes them.
     type Pair = [u64; 2];
 
+    /// Something with a table of functions.
+    trait Shape: Send {
+        fn size(&self) -> u64;
+    }
+
+    struct Square(u64);
+    struct Named(String);
+
+    impl Shape for Square {
+        fn size(&self) -> u64 {
+            self.0 * self.0
+        }
+    }
+
+    impl Shape for Named {
+        fn size(&self) -> u64 {
+            self.0.len() as u64
+        }
+    }
+
+    #[derive(Default)]
+    struct Kept {
+        map: HashMap<String, u64>,
+        shapes: Vec<Box<dyn Shape>>,
+    }
+
     pub struct State {
+        kept: std::sync::Mutex<Kept>,
         mutex: Mutex<Pair>,
         rwlock: RwLock<Pair>,
         queue: Queue<u64>,
@@ -24,6 +53,7 @@ pub mod ledger {
     #[init]
     fn init(_cx: &Cx) -> Result<State, String> {
         Ok(State {
+            kept: std::sync::Mutex::default(),
             mutex: Mutex::new([0, 0]),
             rwlock: RwLock::new([0, 0]),
             queue: Queue::new(8),
@@ -134,6 +164,26 @@ pub mod ledger {
         let _held = state.mutex.lock().map_err(text)?;
         std::thread::sleep(std::time::Duration::from_millis(ms));
         Ok(())
+    }
+
+    /// Fills a map of std with so many entries, and boxes of two kinds.
+    #[handler]
+    fn fill(state: &State, count: u64) -> Result<u64, String> {
+        let mut kept = state.kept.lock().map_err(|error| error.to_string())?;
+        for index in 0..count {
+            kept.map.insert(format!("key {index}"), index * 3);
+        }
+        kept.shapes = vec![Box::new(Square(3)), Box::new(Named("seven!!".to_owned()))];
+        Ok(kept.map.len() as u64)
+    }
+
+    /// The sum of what `fill` left.
+    #[handler]
+    fn kept(state: &State) -> Result<u64, String> {
+        let kept = state.kept.lock().map_err(|error| error.to_string())?;
+        let known = kept.map.iter().filter(|(key, value)| **key == format!("key {}", **value / 3));
+        let shapes: u64 = kept.shapes.iter().map(|shape| shape.size()).sum();
+        Ok(known.count() as u64 * 100 + shapes)
     }
 
     /// Reads where nothing is.

@@ -89,6 +89,13 @@ pub struct Loaded {
     image: Rc<Vec<u8>>,
 }
 
+impl Loaded {
+    /// Its file, as it was read.
+    pub(super) fn image(&self) -> &[u8] {
+        &self.image
+    }
+}
+
 /// What an extension is being loaded for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -105,15 +112,15 @@ pub(super) enum Purpose {
 pub struct Loading {
     pub(super) purpose: Purpose,
     pub(super) name: String,
-    file: String,
-    config: String,
-    image: Rc<Vec<u8>>,
+    pub(super) file: String,
+    pub(super) config: String,
+    pub(super) image: Rc<Vec<u8>>,
     pub(super) room: Room,
     pub(super) handlers: Vec<manifest::Handler>,
-    missing: Vec<String>,
-    kill_safe: bool,
-    save: u64,
-    state_version: u64,
+    pub(super) missing: Vec<String>,
+    pub(super) kill_safe: bool,
+    pub(super) save: u64,
+    pub(super) state_version: u64,
     pub(super) rows: Vec<usize>,
     pub(super) init_row: usize,
 }
@@ -351,6 +358,13 @@ impl Sandbox {
                 }))
             }
         }
+    }
+
+    /// Make live what has been put into its room already.
+    pub(super) fn admit(&mut self, loading: Loading) {
+        self.rooms.push(loading.room);
+        self.names.push(loading.name.clone());
+        self.make_live(loading);
     }
 
     fn make_live(&mut self, loading: Loading) -> usize {
