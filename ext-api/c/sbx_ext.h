@@ -67,7 +67,10 @@ typedef struct {
     sbx_init init;
     const sbx_decl *handlers;
     size_t handler_count;
-    uint64_t flags, reserved[3];
+    uint64_t flags;
+    sbx_handler save;    /* writes the state into its reply, or 0; see Manifest in abi.rs */
+    const void *upgrade; /* an UpgradeFn, or 0 */
+    uint64_t state_version;
 } sbx_manifest;
 
 #define SBX_TEXT(text) {text, sizeof(text) - 1}
@@ -78,7 +81,7 @@ typedef struct {
 #define SBX_EXTENSION_WITH_INIT(NAME, HEAP, INIT)                                                  \
     __attribute__((visibility("default"))) const sbx_manifest SBX_EXTENSION_##NAME = {             \
         sbx_magic, 1, sizeof(sbx_manifest), SBX_TEXT(#NAME), HEAP, 0,  \
-        INIT, sbx_handlers, sizeof sbx_handlers / sizeof sbx_handlers[0], 0, {0, 0, 0}}
+        INIT, sbx_handlers, sizeof sbx_handlers / sizeof sbx_handlers[0], 0, 0, 0, 0}
 #define SBX_EXTENSION(NAME, HEAP) SBX_EXTENSION_WITH_INIT(NAME, HEAP, 0)
 
 /* "SBXextn1", lowest byte first. */

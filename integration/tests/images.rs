@@ -1,6 +1,6 @@
 //! The image loader against files that are not what they seem: an error, never a panic.
 
-use integration::built;
+use integration::{built, compile};
 use libos::image::{self, ImageError, Imports};
 use libos::layout::{LEN_DEFAULT, Place};
 use libos::manifest;
@@ -55,6 +55,28 @@ fn other_machines_and_kinds_are_named() {
     let mut file = hello();
     file[16] = 2;
     assert!(load(&file).unwrap_err().to_string().contains("not a shared object"));
+}
+
+#[test]
+fn what_the_region_does_not_have_is_refused_by_name() {
+    let freestanding = ["-shared", "-fPIC", "-nostdlib", "-ffreestanding", "-fno-stack-protector"];
+    for (asks_for, named) in [
+        ("-DINITIAL_EXEC", "initial-exec"),
+        ("-DIFUNC", "IFUNC"),
+        ("-DABI_VERSION=99", "ABI version 99"),
+        ("-DNO_MANIFEST", "is this an extension?"),
+        ("-DDATA_AS_CODE", "not code"),
+        ("-DHUGE_HEAP", "a heap of"),
+    ] {
+        let flags = [&freestanding[..], &[asks_for, "-Wno-unused"]].concat();
+        let image = compile("cc", "hostile", &flags);
+        let file = std::fs::read(&image.0).expect("it was compiled");
+        let refusal = load(&file).expect_err(asks_for).to_string();
+        assert!(refusal.contains(named), "{asks_for}: {refusal}");
+    }
+    let image = compile("cc", "hostile", &freestanding);
+    let extension = load(&std::fs::read(&image.0).expect("it was compiled")).expect("it is sound");
+    assert_eq!(extension.name, "hostile");
 }
 
 #[test]
