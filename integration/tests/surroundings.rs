@@ -204,3 +204,39 @@ fn the_terminal_is_the_commands() {
     child.stdin.take().expect("piped").write_all(b"still here").expect("it reads");
     assert_eq!(child.wait_with_output().expect("it ends").stdout, b"still here");
 }
+
+#[test]
+fn gdb_names_functions_of_the_region() {
+    let sandbox = Sandbox::up("symbols");
+    sandbox.load(&built("libledger.so"));
+    let script = "import sbx; sbx.current().call('ledger.hold', 4000)";
+    let mut child = python(Some(&sandbox), script).spawn().expect("the launcher is built");
+    let start = Instant::now();
+    let pid = loop {
+        let rows = sandbox.participants();
+        let inside = |row: &&serde_json::Value| {
+            row["name"].as_str().is_some_and(|name| name.starts_with("python"))
+                && row["upcalls"].as_u64() > Some(1)
+        };
+        if let Some(row) = rows.iter().find(inside) {
+            break row["pid"].to_string();
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{rows:?}");
+        thread::sleep(Duration::from_millis(10));
+    };
+    let commands = Scratch::new("symbols.gdb");
+    std::fs::write(&commands.0, launcher(&["symbols", &sandbox.name]).stdout).expect("a file");
+    let gdb = run(Command::new("gdb").args([
+        "-q",
+        "-batch",
+        "-p",
+        &pid,
+        "-x",
+        commands.text(),
+        "-ex",
+        "bt",
+    ]));
+    assert!(gdb.stdout.contains("ledger"), "{} {}", gdb.stdout, gdb.stderr);
+    assert!(gdb.stdout.contains("sbx_call"), "{}", gdb.stdout);
+    assert!(child.wait().expect("it was started").success());
+}

@@ -137,6 +137,15 @@ Benchmarks: upcall (a call), kv (a cache), launch (starting programs), faults (w
     /// Show four kinds of programs sharing one extension.
     #[command(after_help = "Example: sbx-launcher demo   (after cargo build --release)")]
     Demo,
+    /// Print commands that have gdb name functions of libos and the extensions.
+    #[command(after_help = "Example: sbx-launcher symbols web > web.gdb; gdb -p PID -x web.gdb")]
+    Symbols {
+        /// Sandbox.
+        name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print what the extensions of a sandbox wrote and how they failed.
     #[command(after_help = "Example: sbx-launcher log web")]
     Log {
@@ -245,6 +254,18 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Doctor { json } => diagnose(json),
         Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),
+        Command::Symbols { name, json } => {
+            let answer = ask(&name, Request::Symbols)?;
+            if json {
+                println!("{answer}");
+                return Ok(0);
+            }
+            for file in answer["files"].as_array().into_iter().flatten() {
+                let (path, bias) = (file["file"].as_str(), file["bias"].as_u64());
+                println!("add-symbol-file {} -o {:#x}", path.unwrap_or(""), bias.unwrap_or(0));
+            }
+            Ok(0)
+        }
         Command::Log { name } => {
             print!("{}", ask(&name, Request::Log)?["text"].as_str().unwrap_or(""));
             Ok(0)

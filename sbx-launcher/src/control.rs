@@ -61,6 +61,8 @@ pub enum Request {
     },
     /// What is loaded.
     Extensions,
+    /// Which file's code lies where.
+    Symbols,
     /// Run a handler in the worker.
     Call {
         /// `extension.handler`.
@@ -314,6 +316,7 @@ fn carry_out(
             Ok(json!({ "extensions": written }))
         }
         Request::Extensions => Ok(extensions(supervisor)),
+        Request::Symbols => symbols(supervisor),
         Request::Load { .. } | Request::Upgrade { .. } | Request::Call { .. } => {
             Err("answered later".to_owned())
         }
@@ -365,6 +368,18 @@ fn participants(supervisor: &Supervisor) -> Vec<Value> {
 fn uses(supervisor: &Supervisor) -> Vec<Value> {
     let uses = supervisor.sandbox.uses().into_iter();
     uses.map(|(what, used, limit)| json!({ "of": what, "used": used, "limit": limit })).collect()
+}
+
+/// Files and what their address 0 has become; libos is written to a file for it.
+fn symbols(supervisor: &Supervisor) -> Result<Value, String> {
+    let (libos, bias) = supervisor.sandbox.libos();
+    let path = runtime_dir().map(|dir| dir.join(&supervisor.sandbox.name).join("libos.so"));
+    let path = path.map_err(|error| error.to_string())?;
+    std::fs::write(&path, libos).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut files = vec![json!({ "file": path, "bias": bias })];
+    let loaded = supervisor.sandbox.loaded.iter().filter(|known| known.room.is_some());
+    files.extend(loaded.map(|known| json!({ "file": known.file, "bias": known.bias })));
+    Ok(json!({ "files": files }))
 }
 
 fn extensions(supervisor: &Supervisor) -> Value {

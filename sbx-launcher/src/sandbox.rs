@@ -86,6 +86,7 @@ pub struct Sandbox {
     /// Where the gate's code is, in which an upcall is not whole, and its way out.
     pub gate: Gate,
     imports: LibosImports,
+    libos_bias: u64,
     run_init: u64,
     join_worker: u64,
     /// What tainted and quarantined handlers run instead.
@@ -207,6 +208,7 @@ impl Sandbox {
             loaded: Vec::new(),
             gate,
             imports,
+            libos_bias: image.bias,
             run_init,
             join_worker,
             restarting: stubs[0],
@@ -289,6 +291,12 @@ impl Sandbox {
         // SAFETY: as above.
         let arena = unsafe { Arena::format(base, len) };
         arena.map(|_| ()).ok_or_else(|| SandboxError::Refused(format!("a heap of {len} bytes")))
+    }
+
+    /// The built-in libos as an ELF file, and what its address 0 has become.
+    #[must_use]
+    pub const fn libos(&self) -> (&'static [u8], u64) {
+        (LIBOS, self.libos_bias)
     }
 
     /// Bytes used of the heap at `offset`, as the heap says.

@@ -80,6 +80,8 @@ pub struct Loaded {
     pub life: Life,
     /// How often it was restarted.
     pub restarts: usize,
+    /// What the file's address 0 has become.
+    pub bias: u64,
     pub(super) kill_safe: bool,
     pub(super) save: u64,
     pub(super) state_version: u64,
@@ -117,6 +119,7 @@ pub struct Loading {
     pub(super) image: Rc<Vec<u8>>,
     pub(super) room: Room,
     pub(super) handlers: Vec<manifest::Handler>,
+    pub(super) bias: u64,
     pub(super) missing: Vec<String>,
     pub(super) kill_safe: bool,
     pub(super) save: u64,
@@ -200,6 +203,7 @@ impl Sandbox {
             image,
             room,
             handlers: extension.handlers,
+            bias: placed.bias,
             missing: placed.missing,
             kill_safe: extension.kill_safe,
             save: extension.save,
@@ -244,6 +248,7 @@ impl Sandbox {
             image,
             room,
             handlers: extension.handlers,
+            bias: placed.bias,
             missing: placed.missing,
             kill_safe: extension.kill_safe,
             save: extension.save,
@@ -262,6 +267,7 @@ impl Sandbox {
         (known.file, known.config, known.image) = (loading.file, loading.config, loading.image);
         (known.save, known.state_version) = (loading.save, loading.state_version);
         (known.missing, known.kill_safe) = (loading.missing, loading.kill_safe);
+        known.bias = loading.bias;
         known.life = Life::Live;
         known.handlers = now
             .clone()
@@ -381,6 +387,7 @@ impl Sandbox {
             let known = &mut self.loaded[index];
             (known.room, known.life) = (Some(loading.room), Life::Live);
             known.restarts += 1;
+            known.bias = loading.bias;
             for (known, handler) in known.handlers.iter_mut().zip(&loading.handlers) {
                 known.code = handler.code;
             }
@@ -397,6 +404,7 @@ impl Sandbox {
             missing: loading.missing,
             life: Life::Live,
             restarts: 0,
+            bias: loading.bias,
             kill_safe: loading.kill_safe,
             save: loading.save,
             state_version: loading.state_version,

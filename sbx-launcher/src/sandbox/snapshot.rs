@@ -277,15 +277,9 @@ impl Sandbox {
         }
         self.publish_extension(&placed, slot, &next.name, Some(heap));
         let rows = self.reserve_rows(next.handlers.len())?;
-        self.admit(Loading::restored(
-            room,
-            next,
-            placed.missing,
-            file,
-            config,
-            Rc::new(bytes),
-            rows,
-        ));
+        let origin = (placed.bias, placed.missing);
+        let text = (file, config);
+        self.admit(Loading::restored(room, next, origin, text, Rc::new(bytes), rows));
         Ok(())
     }
 }
@@ -300,9 +294,8 @@ impl Loading {
     fn restored(
         room: Room,
         extension: manifest::Extension,
-        missing: Vec<String>,
-        file: String,
-        config: String,
+        (bias, missing): (u64, Vec<String>),
+        (file, config): (String, String),
         image: Rc<Vec<u8>>,
         rows: Vec<usize>,
     ) -> Self {
@@ -314,6 +307,7 @@ impl Loading {
             image,
             room,
             handlers: extension.handlers,
+            bias,
             missing,
             kill_safe: extension.kill_safe,
             save: extension.save,
