@@ -198,7 +198,12 @@ pub struct Trouble {
 struct Marks {
     processes: AtomicU32,
     contexts: AtomicU32,
+    /// Pid of the supervisor, in its own pid namespace.
+    supervisor: AtomicU32,
 }
+
+/// What tells the supervisor to look at once. Ignored by whoever does not expect it.
+pub const DOORBELL: i32 = 23;
 
 /// Bytes of one context.
 pub const CONTEXT_LEN: usize = 1024;
@@ -285,6 +290,12 @@ impl Common {
     pub fn take_context(&self, index: usize, pid: u32) -> Option<u32> {
         self.marks().contexts.fetch_max(index as u32 + 1, Ordering::AcqRel);
         self.claim(index).take(pid)
+    }
+
+    /// The process that [`DOORBELL`] is for; 0 if there is none.
+    #[must_use]
+    pub fn supervisor(&self) -> &'static AtomicU32 {
+        &self.marks().supervisor
     }
 
     fn marks(&self) -> &'static Marks {

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use libos::data::DOORBELL;
+
 use crate::control::{self, Server};
 use crate::follow::{Followed, Follower, pidfd, take_turns};
 use crate::run::is_job_control;
@@ -114,6 +116,7 @@ impl Supervisor {
     /// Serve until there is a reason to end.
     pub fn serve(&mut self) -> End {
         wake_promptly();
+        self.sandbox.common().supervisor().store(std::process::id(), Relaxed);
         loop {
             if let Some(end) = self.turn() {
                 return end;
@@ -326,10 +329,14 @@ impl Supervisor {
 
     fn reap(&mut self) -> Option<End> {
         let mut info = [0u8; 128];
+        let mut rung = false;
         // SAFETY: the kernel writes at most 128 bytes of signal information.
         while unsafe { libc::read(self.children.as_raw_fd(), info.as_mut_ptr().cast(), 128) } > 0 {
             let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-            if let Some(command) = self.command.filter(|_| signal != libc::SIGCHLD) {
+            rung |= signal == DOORBELL;
+            if let Some(command) =
+                self.command.filter(|_| signal != libc::SIGCHLD && signal != DOORBELL)
+            {
                 // Sent to the launcher, meant for the command. What a terminal sends has reached
                 // the command already: it is in the same group.
                 if signal == libc::SIGTERM || signal == libc::SIGHUP {
@@ -337,6 +344,9 @@ impl Supervisor {
                     unsafe { libc::kill(command, signal) };
                 }
             }
+        }
+        if rung {
+            self.look_now();
         }
         self.reap_stops()
     }
@@ -398,7 +408,8 @@ impl Supervisor {
 fn child_signals() -> std::io::Result<OwnedFd> {
     // SAFETY: a set is plain bits.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+    let ours = [libc::SIGCHLD, libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, DOORBELL];
+    for signal in ours {
         // SAFETY: a set of ours.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use ext_api::abi::{Reply, Status};
 use ext_api::limits::FAULT_TEXT_LEN_MAX;
-use libos::data::Context;
+use libos::data::{Context, DOORBELL};
 
 use crate::context::Frame;
 use crate::text::Line;
@@ -72,6 +72,8 @@ fn taint(slot: usize, status: Status) {
     trouble.status.store(status as u32, Relaxed);
     if let Some(extension) = tls::extension(slot) {
         trouble.tainted.store(extension.generation.load(Relaxed), Relaxed);
+        // It would see by itself, but later, and others enter until then.
+        sys::kill(context::common().supervisor().load(Relaxed), DOORBELL);
     }
 }
 

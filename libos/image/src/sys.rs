@@ -56,6 +56,7 @@ pub(crate) mod nr {
     pub(crate) const FORK: usize = 57;
     pub(crate) const VFORK: usize = 58;
     pub(crate) const EXECVE: usize = 59;
+    pub(crate) const KILL: usize = 62;
     pub(crate) const FSYNC: usize = 74;
     pub(crate) const FDATASYNC: usize = 75;
     pub(crate) const FTRUNCATE: usize = 77;
@@ -294,6 +295,14 @@ pub(crate) fn read_file(path: &core::ffi::CStr, into: &mut [u8]) -> Result<usize
     }
     let _ = close(fd);
     Ok(len)
+}
+
+/// Send a signal to a process, if there is one; it may have gone.
+pub(crate) fn kill(pid: u32, signal: i32) {
+    if pid != 0 {
+        // SAFETY: takes numbers only.
+        unsafe { syscall6(nr::KILL, [pid as usize, signal as usize, 0, 0, 0, 0]) };
+    }
 }
 
 /// The pid namespace of this process: the number of its file under /proc, or 0.
