@@ -219,6 +219,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Do what was typed; the exit status.
 #[must_use]
 pub fn main(cli: Cli) -> i32 {
+    let supervises = matches!(cli.command, Command::Run { .. } | Command::Up { .. });
+    if !supervises && !matches!(cli.command, Command::Bench { .. } | Command::BenchInside) {
+        run::end_when_nobody_reads();
+    }
     carry_out(cli.command).unwrap_or_else(|error| {
         eprintln!("sbx-launcher: {error}");
         run::LAUNCHER_FAILED

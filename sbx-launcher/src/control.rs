@@ -74,6 +74,20 @@ pub enum Request {
     Log,
 }
 
+impl Request {
+    const fn is_repeatable(&self) -> bool {
+        !matches!(
+            self,
+            Self::Down
+                | Self::Load { .. }
+                | Self::Upgrade { .. }
+                | Self::Snapshot { .. }
+                | Self::Unload { .. }
+                | Self::Call { .. }
+        )
+    }
+}
+
 /// A request that has been received.
 #[derive(Debug)]
 pub struct Received {
@@ -254,25 +268,36 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
         _ => Vec::new(),
     };
     let down = matches!(received.request, Ok(Request::Down)) && result.is_ok();
-    reply_with(&received.connection, result, &fds);
+    supervisor.tell(Answer { fds, ..Answer::new(received.connection, result) });
     down.then_some(End::Asked)
 }
 
-/// Answer a request that took its time.
-pub fn reply(connection: &OwnedFd, result: Result<Value, String>) {
-    reply_with(connection, result, &[]);
+/// An answer that has not been sent yet: the keeper must know first what it promises.
+#[derive(Debug)]
+pub struct Answer {
+    connection: OwnedFd,
+    text: String,
+    fds: Vec<RawFd>,
 }
 
-fn reply_with(connection: &OwnedFd, result: Result<Value, String>, fds: &[RawFd]) {
-    let text = match result {
-        Ok(value) => json!({ "ok": value }),
-        Err(why) => json!({ "error": why }),
-    };
-    let sent = send(connection, &text.to_string(), fds);
-    if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)) {
-        let text = json!({ "error": "the answer is too long for the control socket" });
-        // If the peer has gone there is nobody to tell.
-        let _ = send(connection, &text.to_string(), &[]);
+impl Answer {
+    /// To be sent on `connection`.
+    #[must_use]
+    pub fn new(connection: OwnedFd, result: Result<Value, String>) -> Self {
+        let text = match result {
+            Ok(value) => json!({ "ok": value }),
+            Err(why) => json!({ "error": why }),
+        };
+        Self { connection, text: text.to_string(), fds: Vec::new() }
+    }
+
+    /// Send it. If the peer has gone there is nobody to tell.
+    pub fn send(self) {
+        let sent = send(&self.connection, &self.text, &self.fds);
+        if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)) {
+            let text = json!({ "error": "the answer is too long for the control socket" });
+            let _ = send(&self.connection, &text.to_string(), &[]);
+        }
     }
 }
 
@@ -306,6 +331,8 @@ fn carry_out(
         Request::Down => Ok(json!({ "participants": supervisor.alive() })),
         Request::Ps => Ok(json!({ "participants": participants(supervisor),
                                   "uses": uses(supervisor),
+                                  "supervisor": std::process::id(),
+                                  "keeper": supervisor.keeper(),
                                   "ended": supervisor.sandbox.ended.processes,
                                   "ended_inside": supervisor.sandbox.ended.inside })),
         Request::Unload { name } => {
@@ -484,6 +511,22 @@ fn log_text(supervisor: &Supervisor) -> String {
 /// # Errors
 /// No such sandbox, or its refusal.
 pub fn ask(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
+    match ask_once(name, request, fds) {
+        // The supervisor died with the request unanswered; another one is there by now. What only
+        // looks, or comes with the descriptor that it is about, may be asked twice.
+        Err(error) if is_hang_up(&error) && request.is_repeatable() => ask_once(name, request, fds),
+        Err(error) if is_hang_up(&error) => Err(io::Error::other(format!(
+            "the supervisor of {name} ended before it answered; see what holds now (sbx-launcher ls)"
+        ))),
+        other => other,
+    }
+}
+
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+}
+
+fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
     let connection = connect(name).map_err(|_| {
         io::Error::new(
             io::ErrorKind::NotFound,

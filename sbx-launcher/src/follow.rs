@@ -15,29 +15,31 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use ext_api::abi::Entry;
 use libos::data::Common;
 use libos::layout::{Place, code_file_offset};
 
+use crate::hand::{Found, Hand};
 use crate::memory;
 use crate::signals::{self, Answer};
 
 /// How long a seized exec may take before it is looked at again: it may have failed.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// `mov eax, 9; syscall; int3`: a system call by a program that has no code of ours yet.
-const CALL_MMAP: u64 = u64::from_le_bytes([0xb8, 9, 0, 0, 0, 0x0f, 0x05, 0xcc]);
-/// `mov eax, 231; syscall; int3`.
-const CALL_EXIT: u64 = u64::from_le_bytes([0xb8, 231, 0, 0, 0, 0x0f, 0x05, 0xcc]);
+/// `syscall; jmp $`: a system call by a program that has no code of ours yet. If we die behind it,
+/// the program stays there until somebody comes for it.
+const CALL: u64 = u64::from_le_bytes([0x0f, 0x05, 0xeb, 0xfe, 0xcc, 0xcc, 0xcc, 0xcc]);
+const SYSCALL_LEN: u64 = 2;
 
 /// What a seized task is about to do.
 #[derive(Debug)]
 enum Expected {
     /// Exec, with these descriptors of the zones in its table.
-    Exec { fds: [i32; 3], since: Instant },
+    Exec { fds: [i32; 3], since: Instant, found: Option<Found> },
     /// Fork.
     Fork { since: Instant, participant: bool },
     /// Its first stop as a forked child.
@@ -61,15 +63,59 @@ pub struct Follower {
     place: Place,
     fds: [i32; 3],
     seized: HashMap<i32, Expected>,
+    /// What the keeper has to know.
+    hand: Hand,
     /// Children whose first stop came before their parent's event.
     early: Vec<i32>,
 }
 
 impl Follower {
     /// A follower that injects the libos with these entry points.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(entry: Entry, place: Place, fds: [i32; 3]) -> io::Result<Self> {
+        let (hand, seized) = (Hand::new()?, HashMap::new());
+        Ok(Self { entry, place, fds, seized, hand, early: Vec::new() })
+    }
+
+    /// What is in hand.
     #[must_use]
-    pub fn new(entry: Entry, place: Place, fds: [i32; 3]) -> Self {
-        Self { entry, place, fds, seized: HashMap::new(), early: Vec::new() }
+    pub const fn hand(&self) -> &Hand {
+        &self.hand
+    }
+
+    /// The supervisor whose copy this is has died: finish what it had in hand.
+    pub fn take_over(
+        &mut self,
+        listeners: &[OwnedFd],
+        common: Common,
+        participant: impl Fn(u32) -> bool,
+    ) -> Vec<Followed> {
+        let mut events = Vec::new();
+        // What it traced has been let go.
+        self.seized.clear();
+        self.early.clear();
+        for found in self.hand.take() {
+            let options = (libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD) as u64;
+            if ptrace(libc::PTRACE_SEIZE, found.tid, 0, options).is_ok() {
+                self.expect_exec(found.tid, found.fds, Some(found));
+                let _ = ptrace(libc::PTRACE_INTERRUPT, found.tid, 0, 0);
+            }
+        }
+        if let Some(request) = self.hand.request() {
+            // The number is good for the filter that it came from, and for no other.
+            let from = listeners.iter().find(|listener| valid(listener.as_fd(), request.id));
+            if let Some(from) = from {
+                events = self.answer(from.as_fd(), common, request, participant);
+            }
+        }
+        events
+    }
+
+    fn expect_exec(&mut self, tid: i32, fds: [i32; 3], found: Option<Found>) {
+        self.hand.begin(tid, fds);
+        self.seized.insert(tid, Expected::Exec { fds, since: Instant::now(), found });
     }
 
     /// True while a stop is expected, so that the caller should look again soon.
@@ -85,8 +131,19 @@ impl Follower {
         common: Common,
         participant: impl Fn(u32) -> bool,
     ) -> Vec<Followed> {
+        receive(listener, self.hand.empty());
+        let request = self.hand.request();
+        request.map_or_else(Vec::new, |it| self.answer(listener, common, it, participant))
+    }
+
+    fn answer(
+        &mut self,
+        listener: BorrowedFd<'_>,
+        common: Common,
+        request: libc::seccomp_notif,
+        participant: impl Fn(u32) -> bool,
+    ) -> Vec<Followed> {
         let mut events = Vec::new();
-        let Some(request) = receive(listener) else { return events };
         let tid = request.pid as i32;
         let number = i64::from(request.data.nr);
         if number == libc::SYS_rt_sigaction || number == libc::SYS_sigaltstack {
@@ -101,28 +158,23 @@ impl Follower {
             return events;
         }
         let options = if is_exec {
-            libc::PTRACE_O_TRACEEXEC
+            libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD
         } else {
             libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEVFORK
         };
         let seized = still_there() && ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64).is_ok();
         if seized {
-            let since = Instant::now();
-            let expected = if is_exec {
-                match self.fds.map(|fd| hand_over(listener, request.id, fd)) {
-                    [Some(a), Some(b), Some(c)] => Some(Expected::Exec { fds: [a, b, c], since }),
-                    _ => None,
+            if is_exec {
+                match [0, 1, 2].map(|which| self.hand_over(listener, request.id, which)) {
+                    [Some(a), Some(b), Some(c)] => self.expect_exec(tid, [a, b, c], None),
+                    _ => events.push(Followed::Note(format!(
+                        "pid {process}: its descriptor table is full; it runs outside of the \
+                         sandbox"
+                    ))),
                 }
             } else {
-                Some(Expected::Fork { since, participant: participant(process) })
-            };
-            match expected {
-                Some(expected) => {
-                    self.seized.insert(tid, expected);
-                }
-                None => events.push(Followed::Note(format!(
-                    "pid {process}: its descriptor table is full; it runs outside of the sandbox"
-                ))),
+                let (since, participant) = (Instant::now(), participant(process));
+                self.seized.insert(tid, Expected::Fork { since, participant });
             }
         } else if still_there() {
             events.push(Followed::Note(format!(
@@ -131,6 +183,16 @@ impl Follower {
         }
         resume(listener, request.id);
         events
+    }
+
+    /// Put a copy of the descriptor of a zone into the notifying task; its number there.
+    fn hand_over(&self, listener: BorrowedFd<'_>, id: u64, which: usize) -> Option<i32> {
+        if let Some(given) = self.hand.given(which) {
+            return Some(given);
+        }
+        let fd = hand_over(listener, id, self.fds[which])?;
+        self.hand.give(which, fd);
+        Some(fd)
     }
 
     /// Answer a call about the signals that libos handles.
@@ -161,6 +223,7 @@ impl Follower {
     pub fn stopped(&mut self, pid: i32, status: i32, events: &mut Vec<Followed>) -> bool {
         let event = status >> 16;
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+            self.hand.end(pid);
             return self.seized.remove(&pid).is_some();
         }
         if !libc::WIFSTOPPED(status) {
@@ -171,7 +234,7 @@ impl Follower {
             libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
                 self.fork_stop(pid, events);
             }
-            libc::PTRACE_EVENT_STOP => self.first_stop(pid),
+            libc::PTRACE_EVENT_STOP => self.first_stop(pid, events),
             _ if self.seized.contains_key(&pid) => {
                 let signal = libc::WSTOPSIG(status) as u64;
                 let _ = ptrace(libc::PTRACE_CONT, pid, 0, signal);
@@ -190,58 +253,84 @@ impl Follower {
             return;
         };
         start_watch(pid, events);
-        if let Err(error) = self.inject(pid, fds) {
-            events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
-        }
+        // Out of execve, whose result would go over the registers that we set.
+        let regs = to_system_call(pid).and_then(|_| registers(pid));
+        self.let_in(pid, regs, fds, former, events);
     }
 
-    /// At the exec stop: map the code half of slot 0, then start at libos's exec stub.
-    fn inject(&self, pid: i32, [control, code, data]: [i32; 3]) -> io::Result<()> {
-        let mut regs = registers(pid)?;
-        if regs.cs != 0x33 {
+    /// Let a program in that is stopped before its first instruction, with these registers.
+    fn let_in(
+        &self,
+        pid: i32,
+        regs: io::Result<libc::user_regs_struct>,
+        fds: [i32; 3],
+        known_as: i32,
+        events: &mut Vec<Followed>,
+    ) {
+        if let Err(error) = regs.and_then(|regs| self.inject(pid, regs, fds, known_as)) {
+            events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
+        }
+        self.hand.end(known_as);
+    }
+
+    /// Have the program map the code half of slot 0 and go on at libos's exec stub.
+    ///
+    /// Should we die meanwhile, it does that by itself, or waits behind [`CALL`] for our keeper.
+    fn inject(
+        &self,
+        pid: i32,
+        original: libc::user_regs_struct,
+        [control, code, data]: [i32; 3],
+        known_as: i32,
+    ) -> io::Result<()> {
+        if original.cs != 0x33 {
             return ptrace(libc::PTRACE_DETACH, pid, 0, 0)
                 .and(Err(io::Error::other("it is not a 64-bit program")));
         }
-        let entry_point = regs.rip;
+        let entry_point = original.rip;
         let saved = peek(pid, entry_point)?;
-        poke(pid, entry_point, CALL_MMAP)?;
+        self.hand.patch(known_as, entry_point, saved);
+        poke(pid, entry_point, CALL)?;
         let half = self.place.code_half(0);
-        let original = regs;
-        regs.rdi = half.start as u64;
-        regs.rsi = half.len() as u64;
-        regs.rdx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        regs.r10 = (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64;
-        regs.r8 = code as u64;
-        regs.r9 = code_file_offset(0) as u64;
-        set_registers(pid, &regs)?;
-        ptrace(libc::PTRACE_CONT, pid, 0, 0)?;
-        let mut status = 0;
-        // SAFETY: waits for our own tracee, which runs three instructions.
-        unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
-        if !libc::WIFSTOPPED(status) {
-            return Err(io::Error::other("it was killed while it joined"));
-        }
-        let mapped = registers(pid)?.rax;
-        if mapped != half.start as u64 {
-            let errno = (mapped as i64).wrapping_neg() as i32;
-            poke(pid, entry_point, CALL_EXIT)?;
-            set_registers(pid, &libc::user_regs_struct { rdi: 125, ..original })?;
-            ptrace(libc::PTRACE_DETACH, pid, 0, 0)?;
-            return Err(refusal(errno));
-        }
-        poke(pid, entry_point, saved)?;
-        let start = libc::user_regs_struct {
-            rip: self.entry.exec_stub,
-            rdi: entry_point,
-            rsi: control as u64,
-            rdx: code as u64,
-            rcx: data as u64,
-            rax: 0,
+        let call = libc::user_regs_struct {
+            rax: libc::SYS_mmap as u64,
             orig_rax: u64::MAX,
+            rdi: half.start as u64,
+            rsi: half.len() as u64,
+            rdx: (libc::PROT_READ | libc::PROT_EXEC) as u64,
+            r10: (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64,
+            r8: code as u64,
+            r9: code_file_offset(0) as u64,
+            // For the stub, which finds them where the call leaves them.
+            rbx: entry_point,
+            r12: control as u64,
+            r13: code as u64,
+            r14: data as u64,
             ..original
         };
-        set_registers(pid, &start)?;
-        ptrace(libc::PTRACE_DETACH, pid, 0, 0)
+        let killed = || io::Error::other("it was killed while it joined");
+        set_registers(pid, &call)?;
+        if !to_system_call(pid)? {
+            return Err(killed());
+        }
+        // Within the call: it returns to the stub.
+        let entered = registers(pid)?;
+        set_registers(pid, &libc::user_regs_struct { rip: self.entry.exec_stub, ..entered })?;
+        poke(pid, entry_point, saved)?;
+        if !to_system_call(pid)? {
+            return Err(killed());
+        }
+        let mapped = registers(pid)?;
+        if mapped.rax == half.start as u64 {
+            return ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+        }
+        let errno = (mapped.rax as i64).wrapping_neg() as i32;
+        poke(pid, entry_point, CALL)?;
+        let (rax, orig_rax) = (libc::SYS_exit_group as u64, u64::MAX);
+        let exit = libc::user_regs_struct { rax, orig_rax, rdi: 125, ..original };
+        set_registers(pid, &exit)?;
+        ptrace(libc::PTRACE_DETACH, pid, 0, 0)?;
+        Err(refusal(errno))
     }
 
     fn fork_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
@@ -257,24 +346,28 @@ impl Follower {
         }
         // Not before the child is watched: its parent may kill and reap it.
         let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
-        if let Some(at) = self.early.iter().position(|&early| early == child) {
-            self.early.swap_remove(at);
-            self.first_stop(child);
-        } else if !participant {
+        let early = self.early.iter().position(|&early| early == child);
+        if !participant {
             self.seized.insert(child, Expected::Fork { since: Instant::now(), participant });
+        }
+        if let Some(at) = early {
+            self.early.swap_remove(at);
+            self.first_stop(child, events);
         }
     }
 
     /// A stop without an event: a child's first, or one that we asked for.
-    fn first_stop(&mut self, pid: i32) {
+    fn first_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
         match self.seized.remove(&pid) {
             Some(Expected::Child) => {
                 if self.start_child(pid).is_err() {
                     let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
                 }
             }
+            Some(Expected::Exec { found: Some(found), .. }) => self.let_in_late(found, events),
             Some(Expected::Exec { fds, .. }) => {
-                let _ = take_back(pid, fds);
+                self.hand.end(pid);
+                let _ = self.take_back(pid, fds);
                 let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
             }
             Some(Expected::Fork { .. }) => {
@@ -282,6 +375,73 @@ impl Follower {
             }
             None => self.early.push(pid),
         }
+    }
+
+    /// The supervisor died while this task was executing a program: finish what it had begun.
+    fn let_in_late(&self, found: Found, events: &mut Vec<Followed>) {
+        let pid = found.tid;
+        let result = self.go_on_from(found);
+        self.hand.end(pid);
+        let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+        let is_inside = match result {
+            Ok(is_inside) => is_inside,
+            // It has ended, or could not be let in.
+            Err(error) => {
+                let why = format!("pid {pid} could not join the sandbox: {error}");
+                return events.push(Followed::Note(why));
+            }
+        };
+        if !is_inside {
+            events.push(Followed::Note(format!(
+                "pid {pid} runs outside of the sandbox's extensions: it was executing a program \
+                 when the supervisor died"
+            )));
+        }
+    }
+
+    /// As [`Self::let_in_late`], of a task that is stopped somewhere; whether it is inside.
+    fn go_on_from(&self, found: Found) -> io::Result<bool> {
+        let pid = found.tid;
+        let regs = registers(pid)?;
+        let half = self.place.code_half(0).start as u64;
+        let is_inside = memory::read(pid, half, &mut [0]).is_ok();
+        let patched = found.patched.filter(|&(at, _)| peek(pid, at).is_ok_and(|now| now == CALL));
+        let Some((entry, saved)) = patched else {
+            // Nothing was begun, or all is done; or it is the old program, whose exec failed.
+            return self.take_back(pid, found.fds).map(|()| is_inside);
+        };
+        poke(pid, entry, saved)?;
+        if !(entry..=entry + SYSCALL_LEN).contains(&regs.rip) {
+            return Ok(is_inside);
+        }
+        // As exec leaves them: zeros but for the stack.
+        let fresh = libc::user_regs_struct {
+            rip: entry,
+            rsp: regs.rsp,
+            eflags: regs.eflags,
+            cs: regs.cs,
+            ss: regs.ss,
+            orig_rax: u64::MAX,
+            // SAFETY: registers are plain numbers.
+            ..unsafe { std::mem::zeroed() }
+        };
+        if is_inside {
+            // It has been through the stub, and found our call where its own code begins.
+            return set_registers(pid, &fresh).map(|()| true);
+        }
+        self.inject(pid, fresh, found.fds, pid).map(|()| true)
+    }
+
+    /// Close descriptors that were given to a stopped task, as far as they are still the zones.
+    fn take_back(&self, pid: i32, fds: [i32; 3]) -> io::Result<()> {
+        let file = |path: String| std::fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
+        let is_ours = |&(ours, theirs): &(i32, i32)| {
+            let found = file(format!("/proc/{pid}/fd/{theirs}"));
+            found.is_some() && found == file(format!("/proc/self/fd/{ours}"))
+        };
+        let left: Vec<i32> =
+            self.fds.into_iter().zip(fds).filter(is_ours).map(|(_, theirs)| theirs).collect();
+        close_in(pid, &left)
     }
 
     /// Let a forked child begin at libos's fork stub, which returns to where it was.
@@ -330,25 +490,51 @@ fn refusal(errno: i32) -> io::Error {
     }
 }
 
-/// Close descriptors in a task that is stopped right behind its `syscall` instruction.
-fn take_back(pid: i32, fds: [i32; 3]) -> io::Result<()> {
-    const SYSCALL_LEN: u64 = 2;
+/// Close descriptors of a task that is stopped in its own code or in a system call.
+fn close_in(pid: i32, fds: &[i32]) -> io::Result<()> {
+    if fds.is_empty() {
+        return Ok(());
+    }
     let original = registers(pid)?;
-    for fd in fds {
+    let saved = peek(pid, original.rip)?;
+    poke(pid, original.rip, CALL)?;
+    for &fd in fds {
         let close = libc::user_regs_struct {
-            rip: original.rip - SYSCALL_LEN,
             rax: libc::SYS_close as u64,
             orig_rax: u64::MAX,
             rdi: fd as u64,
             ..original
         };
         set_registers(pid, &close)?;
-        ptrace(libc::PTRACE_SINGLESTEP, pid, 0, 0)?;
-        let mut status = 0;
-        // SAFETY: waits for our own tracee, which runs one instruction.
-        unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+        if !(to_system_call(pid)? && to_system_call(pid)?) {
+            return Ok(());
+        }
     }
+    poke(pid, original.rip, saved)?;
     set_registers(pid, &original)
+}
+
+/// Let a stopped task go on until it enters or leaves a system call. False: it has ended.
+///
+/// Of all ways to get a task back this is the one that does it no harm if we die meanwhile: a trap
+/// that nobody takes is a signal to the task.
+fn to_system_call(pid: i32) -> io::Result<bool> {
+    const CALL_STOP: i32 = libc::SIGTRAP | 0x80;
+    let mut signal = 0;
+    loop {
+        ptrace(libc::PTRACE_SYSCALL, pid, 0, signal)?;
+        let mut status = 0;
+        // SAFETY: waits for our own tracee.
+        unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
+        if !libc::WIFSTOPPED(status) {
+            return Ok(false);
+        }
+        if libc::WSTOPSIG(status) == CALL_STOP {
+            return Ok(true);
+        }
+        // A signal that came meanwhile is the task's own; an event is not one.
+        signal = if status >> 16 == 0 { libc::WSTOPSIG(status) as u64 } else { 0 };
+    }
 }
 
 /// Is there a file that exec would take? A failing exec need not be followed.
@@ -407,13 +593,12 @@ pub fn take_turns(listener: BorrowedFd<'_>) {
     let _ = unsafe { libc::ioctl(listener.as_raw_fd(), SET_FLAGS as _, SYNC_WAKE_UP) };
 }
 
-fn receive(listener: BorrowedFd<'_>) -> Option<libc::seccomp_notif> {
+/// Have the kernel write the next notification to `into`, which is zero and stays so if there is
+/// none.
+fn receive(listener: BorrowedFd<'_>, into: *mut libc::seccomp_notif) {
     const RECEIVE: u64 = ioctl_number(3, 0, size_of::<libc::seccomp_notif>());
-    // SAFETY: all zeros is what the kernel asks for.
-    let mut request: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel fills the structure.
-    let got = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut request) };
-    (got == 0).then_some(request)
+    // SAFETY: the kernel fills the structure, which is the caller's.
+    let _ = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, into) };
 }
 
 fn valid(listener: BorrowedFd<'_>, id: u64) -> bool {

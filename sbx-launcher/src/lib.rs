@@ -12,6 +12,8 @@ pub mod demo;
 pub mod doctor;
 pub mod filter;
 pub mod follow;
+pub mod hand;
+pub mod keeper;
 pub mod memory;
 pub mod policy;
 pub mod run;

@@ -48,6 +48,7 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
         return Ok(0);
     };
     // What the command left behind still needs a supervisor; the shell wants its status now.
+    supervisor.dismiss_keeper();
     if supervisor.alive() > 0 {
         // SAFETY: one thread; the child goes on with the same state.
         if unsafe { libc::fork() } == 0 {
@@ -238,8 +239,14 @@ pub fn up(
     }
 }
 
+/// For commands that only print: end quietly when the reader of the output has gone.
+pub fn end_when_nobody_reads() {
+    // SAFETY: the default action runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// Leave the terminal and the caller's pipes.
-fn detach() {
+pub fn detach() {
     // SAFETY: takes nothing.
     unsafe { libc::setsid() };
     // SAFETY: nobody may read a supervisor's memory or trace it.

@@ -110,6 +110,10 @@ pub struct Sandbox {
     /// Rows of the handler table that are taken, and their handlers' CPU time.
     rows: BTreeSet<usize>,
     budgets: HashMap<usize, u64>,
+    /// Counts the changes to what is above.
+    pub changes: u64,
+    /// How many of them the keeper knows; none if there is no keeper.
+    pub kept: Option<u64>,
 }
 
 /// An upcall that is open, as its frame says.
@@ -224,6 +228,8 @@ impl Sandbox {
             ended: Ended::default(),
             rows: BTreeSet::new(),
             budgets: HashMap::new(),
+            changes: 0,
+            kept: None,
         };
         sandbox.install(&image, 0);
         // No heap: whatever libos allocates, it does for the extension that runs.
@@ -270,6 +276,25 @@ impl Sandbox {
         // SAFETY: the control zone begins with the superblock, and nobody else has it yet.
         unsafe { self.zones.control.alias().cast::<Superblock>().write(superblock) };
         Ok(())
+    }
+
+    /// What the keeper has to know is no longer what it was.
+    pub const fn changed(&mut self) {
+        self.changes += 1;
+    }
+
+    /// Is there something that the keeper does not know?
+    #[must_use]
+    pub fn is_unkept(&self) -> bool {
+        self.kept != Some(self.changes)
+    }
+
+    /// The calling process is the supervisor.
+    pub fn set_supervisor(&self) {
+        let superblock = self.zones.control.alias().cast::<Superblock>();
+        // SAFETY: the control zone begins with the superblock; only the supervisor writes it.
+        unsafe { (&raw mut (*superblock).supervisor_pid).write_volatile(std::process::id()) };
+        self.common().supervisor().store(std::process::id(), Ordering::Relaxed);
     }
 
     /// Copy an image into its slot.
@@ -393,13 +418,21 @@ impl Sandbox {
 
     /// Make a handler stale, if it is live, and its row free.
     fn withdraw(&mut self, row: usize) {
-        // SAFETY: only the supervisor writes the row.
-        let live = unsafe { &*self.handler_row(row) };
-        if live.generation.load(Ordering::Relaxed) % 2 == 1 {
-            live.generation.fetch_add(1, Ordering::Release);
-        }
+        self.make_stale(row);
         self.budgets.remove(&row);
         self.release_rows(&[row]);
+    }
+
+    fn make_stale(&self, row: usize) {
+        if self.is_live(row) {
+            // SAFETY: only the supervisor writes the row.
+            unsafe { &*self.handler_row(row) }.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    fn is_live(&self, row: usize) -> bool {
+        // SAFETY: only the supervisor writes the row.
+        unsafe { &*self.handler_row(row) }.generation.load(Ordering::Relaxed) % 2 == 1
     }
 
     /// Let the live handler of `row` be other code from now on.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use libos::data::DOORBELL;
 
-use crate::control::{self, Server};
+use crate::control::{self, Answer, Server};
 use crate::follow::{Followed, Follower, pidfd, take_turns};
+use crate::keeper::{Keeper, Side};
 use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
 use crate::sandbox::{Sandbox, SandboxError};
@@ -50,6 +51,9 @@ pub struct Supervisor {
     loaded: Option<Result<(), SandboxError>>,
     /// Who asked for the upgrade that is going on.
     upgrade: Option<OwnedFd>,
+    /// What is to be told once the keeper knows it.
+    answers: Vec<Answer>,
+    keeper: Option<Keeper>,
 }
 
 /// An upcall in a worker, and what it is for.
@@ -76,7 +80,7 @@ impl Supervisor {
     /// # Errors
     /// The kernel's, for the descriptor that tells of children.
     pub fn new(sandbox: Sandbox, server: Option<Server>) -> std::io::Result<Self> {
-        let follower = Follower::new(sandbox.entry, sandbox.zones.place, sandbox.zones.fds());
+        let follower = Follower::new(sandbox.entry, sandbox.zones.place, sandbox.zones.fds())?;
         let stays = server.is_some();
         Ok(Self {
             sandbox,
@@ -93,11 +97,14 @@ impl Supervisor {
             jobs: Vec::new(),
             loaded: None,
             upgrade: None,
+            answers: Vec::new(),
+            keeper: None,
         })
     }
 
     /// Take over the notifications of a launched command.
     pub fn add_listener(&mut self, listener: OwnedFd) {
+        self.sandbox.changed();
         take_turns(listener.as_fd());
         self.listeners.push(listener);
     }
@@ -116,7 +123,7 @@ impl Supervisor {
     /// Serve until there is a reason to end.
     pub fn serve(&mut self) -> End {
         wake_promptly();
-        self.sandbox.common().supervisor().store(std::process::id(), Relaxed);
+        self.sandbox.set_supervisor();
         loop {
             if let Some(end) = self.turn() {
                 return end;
@@ -125,6 +132,72 @@ impl Supervisor {
                 return End::Empty;
             }
         }
+    }
+
+    /// Have the keeper know what has changed, then tell it to whoever asked.
+    ///
+    /// The keeper of a sandbox that lives for one command is made when there is nothing else to do:
+    /// most commands have ended by then.
+    fn settle(&mut self, idle: bool) {
+        let wanted = self.stays || self.keeper.is_some() || (idle && self.command.is_some());
+        if wanted && (self.sandbox.is_unkept() || self.keeper.is_none()) {
+            self.renew_keeper();
+        }
+        self.answers.drain(..).for_each(Answer::send);
+    }
+
+    fn renew_keeper(&mut self) {
+        let changes = self.sandbox.kept.replace(self.sandbox.changes);
+        match Keeper::make(self.follower.hand(), self.keeper.as_ref()) {
+            // The former one ends here.
+            Ok(Side::Supervisor(keeper)) => self.keeper = Some(keeper),
+            Ok(Side::Successor) => self.succeed(),
+            Err(error) => {
+                self.sandbox.kept = changes;
+                self.say(format!("without a keeper for now: {error}"));
+            }
+        }
+    }
+
+    /// The process is the keeper, and the supervisor whose copy it is has died.
+    fn succeed(&mut self) -> ! {
+        std::mem::forget(self.keeper.take());
+        // Its children are not ours.
+        self.command = None;
+        self.sandbox.kept = None;
+        self.sandbox.set_supervisor();
+        self.sandbox.restore_tables();
+        // Those that have joined since the keeper was made.
+        self.adopt();
+        let (watched, common) = (&self.watched, self.sandbox.common());
+        let participant = |pid: u32| watched.contains_key(&pid);
+        let events = self.follower.take_over(&self.listeners, common, participant);
+        self.note(events);
+        self.say(format!(
+            "pid {} has taken the place of a supervisor that died",
+            std::process::id()
+        ));
+        self.look_now();
+        self.serve();
+        self.dismiss_keeper();
+        self.server = None;
+        std::process::exit(0)
+    }
+
+    /// Go on without a keeper.
+    pub fn dismiss_keeper(&mut self) {
+        self.keeper = None;
+    }
+
+    /// Pid of the keeper, if there is one.
+    #[must_use]
+    pub fn keeper(&self) -> Option<i32> {
+        self.keeper.as_ref().map(Keeper::pid)
+    }
+
+    /// Have `answer` sent at the end of this turn.
+    pub fn tell(&mut self, answer: Answer) {
+        self.answers.push(answer);
     }
 
     /// Wait for events and handle them.
@@ -139,6 +212,7 @@ impl Supervisor {
         let first_job = fds.len();
         fds.extend(self.jobs.iter().map(|pending| pending.job.from.as_raw_fd()));
         let ready = poll(&fds, self.timeout_ms());
+        let idle = ready.is_empty();
         self.follower.look_after_late();
         self.look_after_upcalls();
         let done: Vec<u32> = ready
@@ -168,6 +242,7 @@ impl Supervisor {
         for index in hung_up.into_iter().rev() {
             self.listeners.remove(index);
         }
+        self.settle(idle);
         end
     }
 
@@ -205,7 +280,7 @@ impl Supervisor {
         if let Some(why) = self.sandbox.upgrade_failed.take()
             && let Some(connection) = self.upgrade.take()
         {
-            control::reply(&connection, Err(why));
+            self.tell(Answer::new(connection, Err(why)));
         }
     }
 
@@ -280,17 +355,17 @@ impl Supervisor {
                 let answer = outcome
                     .map_err(|error| error.to_string())
                     .and_then(|outcome| control::call_answer(&outcome, &signature));
-                control::reply(&connection, answer);
+                self.tell(Answer::new(connection, answer));
             }
             Then::Load(loading, connection) => {
                 let result = self.sandbox.finish_load(loading, outcome);
                 match connection {
-                    Some(connection) => control::reply(
-                        &connection,
-                        result
+                    Some(connection) => {
+                        let result = result
                             .map(|index| control::load_answer(&self.sandbox.loaded[index]))
-                            .map_err(|error| error.to_string()),
-                    ),
+                            .map_err(|error| error.to_string());
+                        self.tell(Answer::new(connection, result));
+                    }
                     None => self.loaded = Some(result.map(|_| ())),
                 }
             }
@@ -314,11 +389,16 @@ impl Supervisor {
                     self.watched.insert(pid, fd);
                 }
                 Followed::Note(text) => {
-                    self.sandbox.common().log().append(format!("sbx: {text}\n").as_bytes());
                     eprintln!("sbx: {text}");
+                    self.say(text);
                 }
             }
         }
+    }
+
+    /// For the sandbox's log.
+    fn say(&self, text: String) {
+        self.sandbox.common().log().append(format!("sbx: {text}\n").as_bytes());
     }
 
     fn ended(&mut self, pid: u32) {
@@ -329,26 +409,25 @@ impl Supervisor {
 
     fn reap(&mut self) -> Option<End> {
         let mut info = [0u8; 128];
-        let mut rung = false;
+        let (mut rung, mut asked) = (false, None);
         // SAFETY: the kernel writes at most 128 bytes of signal information.
         while unsafe { libc::read(self.children.as_raw_fd(), info.as_mut_ptr().cast(), 128) } > 0 {
             let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
             rung |= signal == DOORBELL;
-            if let Some(command) =
-                self.command.filter(|_| signal != libc::SIGCHLD && signal != DOORBELL)
-            {
-                // Sent to the launcher, meant for the command. What a terminal sends has reached
-                // the command already: it is in the same group.
-                if signal == libc::SIGTERM || signal == libc::SIGHUP {
+            // Sent to the launcher, meant for the command. What a terminal sends has reached the
+            // command already: it is in the same group.
+            if signal == libc::SIGTERM || signal == libc::SIGHUP {
+                match self.command {
                     // SAFETY: our own child, not reaped yet.
-                    unsafe { libc::kill(command, signal) };
+                    Some(command) => drop(unsafe { libc::kill(command, signal) }),
+                    None => asked = Some(End::Asked),
                 }
             }
         }
         if rung {
             self.look_now();
         }
-        self.reap_stops()
+        self.reap_stops().or(asked)
     }
 
     fn reap_stops(&mut self) -> Option<End> {
@@ -360,6 +439,11 @@ impl Supervisor {
             let pid = unsafe { libc::waitpid(-1, &raw mut status, options) };
             if pid <= 0 {
                 return end;
+            }
+            if self.keeper() == Some(pid) {
+                // Somebody killed it; it is reaped, and the next one is made at the turn's end.
+                std::mem::forget(self.keeper.take());
+                continue;
             }
             if let Some(pending) = self.jobs.iter_mut().find(|known| known.job.pid == pid as u32) {
                 if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {

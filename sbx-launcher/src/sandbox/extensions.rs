@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ext_api::limits::{HUGE_PAGE_LEN, INIT_BUDGET_NS, SLOTS_MAX};
+use ext_api::limits::{HANDLERS_MAX, HUGE_PAGE_LEN, INIT_BUDGET_NS, SLOTS_MAX};
 use libos::image::{self, Image, ImageError};
 use libos::layout::{ARENAS_OFFSET, slot_offset};
 use libos::manifest;
@@ -141,6 +141,8 @@ pub struct Retired {
     /// All upcalls that were open then: each may have been about to enter.
     open: Vec<Open>,
     since: Instant,
+    /// The keeper must know of this change before others get the room.
+    change: u64,
 }
 
 impl Sandbox {
@@ -162,6 +164,7 @@ impl Sandbox {
         config: String,
         rows: Option<Vec<usize>>,
     ) -> Result<Begun, SandboxError> {
+        self.changed();
         let as_image = |error| SandboxError::Image(file.clone(), error);
         let (slot, placed, extension) = self.place_in_free_slot(&image).map_err(as_image)?;
         let restart = rows.is_some();
@@ -223,6 +226,7 @@ impl Sandbox {
         file: String,
         config: String,
     ) -> Result<Begun, SandboxError> {
+        self.changed();
         let as_image = |error| SandboxError::Image(file.clone(), error);
         let (slot, placed, extension) = self.place_in_free_slot(&image).map_err(as_image)?;
         let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
@@ -261,6 +265,7 @@ impl Sandbox {
 
     /// The version that has taken the state over takes the place of the one at `index`.
     pub(super) fn succeed(&mut self, index: usize, loading: Loading) {
+        self.changed();
         let known = &mut self.loaded[index];
         let (former, now) = (known.room.replace(loading.room), loading.handlers.into_iter());
         let old: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
@@ -333,6 +338,7 @@ impl Sandbox {
         loading: Loading,
         outcome: Result<Outcome, SandboxError>,
     ) -> Result<usize, SandboxError> {
+        self.changed();
         self.withdraw(loading.init_row);
         self.starting.retain(|starting| *starting != loading.name);
         match outcome {
@@ -374,6 +380,7 @@ impl Sandbox {
     }
 
     fn make_live(&mut self, loading: Loading) -> usize {
+        self.changed();
         let slot = loading.room.slot;
         for (handler, &row) in loading.handlers.iter().zip(&loading.rows) {
             self.budgets.insert(row, handler.budget_ns);
@@ -485,11 +492,54 @@ impl Sandbox {
             .ok_or_else(|| SandboxError::Refused(format!("no extension named {name} is loaded")))
     }
 
-    /// Nobody can be on the way into `room` but those inside an upcall now.
-    fn retire(&mut self, room: Room) {
+    /// Make the tables say what this state says, which is that of a supervisor before its last,
+    /// unfinished changes.
+    pub fn restore_tables(&mut self) {
+        let ours: Vec<usize> =
+            self.loaded.iter().flat_map(|one| &one.handlers).map(|one| one.row).collect();
+        // Handler 0 is libos's own.
+        (1..HANDLERS_MAX).filter(|row| !ours.contains(row)).for_each(|row| self.make_stale(row));
+        // What was being unloaded is unloaded: its callers have seen that it is gone.
+        let gone: Vec<String> = self
+            .loaded
+            .iter()
+            .filter(|one| !one.handlers.iter().all(|handler| self.is_live(handler.row)))
+            .map(|one| one.name.clone())
+            .collect();
+        for name in gone {
+            // An upgrade of it is over with the worker that had it.
+            if let Ok(index) = self.index_of(&name) {
+                self.loaded[index].life = Life::Live;
+            }
+            let _ = self.unload(&name);
+        }
+        for index in 0..self.loaded.len() {
+            let known = &self.loaded[index];
+            let slot = known.room.map_or(0, |room| room.slot);
+            let elsewhere = match known.life {
+                Life::Live => None,
+                Life::Restarting => Some(self.restarting),
+                Life::Quarantined(_) => Some(self.quarantined),
+                Life::Upgrading => Some(self.waiting),
+            };
+            let handlers: Vec<_> = known.handlers.iter().map(|one| (one.row, one.code)).collect();
+            for (row, code) in handlers {
+                self.repoint(row, slot, elsewhere.unwrap_or(code));
+            }
+        }
+        // Upcalls have begun since the state that this one is.
         global_barrier();
         let open = self.open_upcalls();
-        self.retired.push(Retired { room, open, since: Instant::now() });
+        self.retired.iter_mut().for_each(|old| old.open.clone_from(&open));
+    }
+
+    /// Nobody can be on the way into `room` but those inside an upcall now.
+    fn retire(&mut self, room: Room) {
+        self.changed();
+        global_barrier();
+        let open = self.open_upcalls();
+        let change = self.changes;
+        self.retired.push(Retired { room, open, since: Instant::now(), change });
     }
 
     pub(super) fn open_upcalls(&self) -> Vec<Open> {
@@ -525,10 +575,11 @@ impl Sandbox {
         let mut retired = std::mem::take(&mut self.retired);
         retired.retain_mut(|old| {
             old.open.retain(|&open| self.still_open(open));
-            if old.open.is_empty() {
+            let left = old.open.is_empty() && self.kept.is_none_or(|kept| kept >= old.change);
+            if left {
                 self.clear(old.room);
             }
-            !old.open.is_empty()
+            !left
         });
         let late = retired.iter().filter(|old| old.since.elapsed() > GRACE);
         let stop = late.flat_map(|old| self.inside(&old.open, old.room.slot)).collect();
@@ -571,6 +622,7 @@ impl Sandbox {
 
     /// Its state can no longer be trusted: send callers away and leave the room.
     fn send_away(&mut self, index: usize) {
+        self.changed();
         let now = Instant::now();
         let known = &mut self.loaded[index];
         known.recent.retain(|when| now.duration_since(*when) < RESTARTS_WITHIN);
@@ -595,6 +647,7 @@ impl Sandbox {
     }
 
     fn quarantine(&mut self, name: &str) {
+        self.changed();
         let Ok(index) = self.index_of(name) else { return };
         let known = &mut self.loaded[index];
         known.life = Life::Quarantined(Instant::now() + known.quarantine);
@@ -627,6 +680,7 @@ impl Sandbox {
 
     /// Empty a room for others.
     fn clear(&mut self, room: Room) {
+        self.changed();
         // SAFETY: only the supervisor writes the row.
         let row = unsafe { &mut *self.extension_row(room.slot) };
         if row.generation.load(Ordering::Relaxed) % 2 == 1 {

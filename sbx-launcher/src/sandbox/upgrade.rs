@@ -70,6 +70,7 @@ impl Sandbox {
         let config = config.unwrap_or_else(|| known.config.clone());
         let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
         let slot = known.room.map_or(0, |room| room.slot);
+        self.changed();
         self.loaded[index].life = Life::Upgrading;
         for row in rows {
             self.repoint(row, slot, self.waiting);
@@ -120,6 +121,7 @@ impl Sandbox {
 
     /// The old version goes on.
     pub(super) fn stay(&mut self, index: usize) {
+        self.changed();
         let known = &mut self.loaded[index];
         known.life = Life::Live;
         let slot = known.room.map_or(0, |room| room.slot);

@@ -436,8 +436,8 @@ pub(crate) fn redirect(regs: &mut Registers, context: *const Context, status: St
     regs.flags &= !DIRECTION_TRAP_ALIGNMENT;
 }
 
-/// Where a program starts after exec: with the descriptors of the three zones in `esi`, `edx` and
-/// `ecx`, and its true entry point in `rdi`. Joins, then enters the program with every register
+/// Where a program starts after exec: with the descriptors of the three zones in `r12d`, `r13d` and
+/// `r14d`, and its true entry point in `rbx`. Joins, then enters the program with every register
 /// zero, as the kernel would have.
 ///
 /// # Safety
@@ -448,12 +448,12 @@ pub unsafe extern "C" fn sbx_exec_stub() {
     naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined rip",
-        "push rdi",
+        "push rbx",
         "mov rbp, rsp",
         "and rsp, -16",
-        "mov edi, esi",
-        "mov esi, edx",
-        "mov edx, ecx",
+        "mov edi, r12d",
+        "mov esi, r13d",
+        "mov edx, r14d",
         "call {join}",
         "mov rsp, rbp",
         "xor eax, eax",
