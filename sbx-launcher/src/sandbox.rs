@@ -292,8 +292,10 @@ impl Sandbox {
     /// The calling process is the supervisor.
     pub fn set_supervisor(&self) {
         let superblock = self.zones.control.alias().cast::<Superblock>();
-        // SAFETY: the control zone begins with the superblock; only the supervisor writes it.
-        unsafe { (&raw mut (*superblock).supervisor_pid).write_volatile(std::process::id()) };
+        // SAFETY: the control zone begins with the superblock.
+        let pid = unsafe { &raw mut (*superblock).supervisor_pid };
+        // SAFETY: only the supervisor writes it; a whole word.
+        unsafe { pid.write_volatile(std::process::id()) };
         self.common().supervisor().store(std::process::id(), Ordering::Relaxed);
     }
 
