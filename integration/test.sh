@@ -55,7 +55,7 @@ stage build cargo build --release --workspace --locked
 stage lint cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 stage lint-image cargo clippy "${image[@]}" --release --locked --quiet -- -D warnings
 stage test cargo test --workspace --locked
-stage loom env RUSTFLAGS="--cfg loom" cargo test -p ext-api --lib --release --locked \
+stage loom env RUSTFLAGS="--cfg loom" cargo test -p ext-api -p libos --lib --release --locked \
     --target-dir target/loom -- loom_
 nightly=nightly-2026-05-20
 if ! cargo "+$nightly" miri --version >/dev/null 2>&1; then

@@ -16,7 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define SBX_ABI_VERSION 1u
+#define SBX_ABI_VERSION 2u
 enum { SBX_OK = 0, SBX_NONE = 1, SBX_FAILED = 2, SBX_STALE = 16, SBX_PANICKED = 32 };
 
 typedef uint64_t sbx_handle;

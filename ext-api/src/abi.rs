@@ -14,7 +14,7 @@ use core::ffi::c_void;
 use crate::limits::{HANDLER_NAME_LEN_MAX, SIGNATURE_LEN_MAX};
 
 /// Raised whenever anything in this file changes meaning. Both sides must agree exactly.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// First eight bytes of every control zone.
 pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"SBXsuper");
@@ -59,6 +59,10 @@ pub enum Status {
     Restarting = 22,
     /// The extension failed too often in a row; the supervisor tries again later.
     Quarantined = 23,
+    /// The mailbox of the event's target has no room: it takes events more slowly than they come.
+    Full = 24,
+    /// The process that the event is for takes no part, or no longer.
+    Gone = 25,
 
     // Fault: the handler started and did not finish.
     /// The handler panicked; the reply's bytes are the message.
@@ -101,6 +105,8 @@ impl Status {
             21 => Self::NotAttached,
             22 => Self::Restarting,
             23 => Self::Quarantined,
+            24 => Self::Full,
+            25 => Self::Gone,
             32 => Self::Panicked,
             33 => Self::Aborted,
             34 => Self::MissingImport,
@@ -132,6 +138,8 @@ impl core::fmt::Display for Status {
             Self::NotAttached => "this process is not in the sandbox",
             Self::Restarting => "the extension failed and is being restarted; try again",
             Self::Quarantined => "the extension failed too often in a row; it is tried again later",
+            Self::Full => "the target's mailbox is full; post again later",
+            Self::Gone => "the target is no participant, or no longer",
             Self::Panicked => "the handler panicked",
             Self::Aborted => "the handler aborted",
             Self::MissingImport => "the handler used a function that the region does not have",
@@ -190,6 +198,31 @@ pub type CallFn = unsafe extern "C" fn(handle: Handle, args: *const u64, reply: 
 
 /// Find the handler named `extension.handler`; 0 if there is none.
 pub type FindFn = unsafe extern "C" fn(name: *const u8, len: usize) -> Handle;
+
+/// Wait for events, at most this many nanoseconds; how many were delivered meanwhile. Delivers those
+/// that wait already and does not sleep then; 0 never sleeps.
+pub type WaitFn = extern "C" fn(timeout_ns: u64) -> u64;
+
+/// [`HandlerEntry::event_words`]: events cannot be posted to this handler.
+pub const NO_EVENT: u32 = u32::MAX;
+/// The handle of `libos.post`: how, to whom, which handler, four words; the reply's word is how
+/// many mailboxes have the event.
+pub const POST_HANDLE: Handle = 1 << 32 | 1;
+/// The handle of `libos.peer`: a pid; the reply's word names that process in `libos.post`.
+pub const PEER_HANDLE: Handle = 1 << 32 | 2;
+
+/// How an event is posted: bits of `how`, of which these say what the target is.
+pub const HOW_KIND: u64 = 0xff;
+/// The target is a process, as `libos.peer` names it.
+pub const HOW_PEER: u64 = 0;
+/// The target is a pid, of the poster's pid namespace.
+pub const HOW_PID: u64 = 1;
+/// Any process that has nothing else to do.
+pub const HOW_ANY: u64 = 2;
+/// Every process of the sandbox.
+pub const HOW_ALL: u64 = 3;
+/// Interrupt the target if it runs code of its own.
+pub const HOW_URGENT: u64 = 1 << 8;
 
 /// Give back a reply's `spill`.
 pub type ReleaseFn = unsafe extern "C" fn(spill: *mut u8);
@@ -280,6 +313,8 @@ pub struct Superblock {
     pub handlers: u64,
     /// Address of the extension table: [`crate::limits::SLOTS_MAX`] of [`ExtensionEntry`].
     pub extensions: u64,
+    /// Address of libos's [`WaitFn`].
+    pub wait: u64,
 }
 
 /// One row of the handler table. Written by the supervisor alone.
@@ -300,7 +335,9 @@ pub struct HandlerEntry {
     pub name: [u8; HANDLER_NAME_LEN_MAX],
     /// As [`HandlerDecl::signature`].
     pub signature: [u8; SIGNATURE_LEN_MAX],
-    reserved: [u8; 48],
+    /// Argument words, if they are numbers only and an event can carry them; else [`NO_EVENT`].
+    pub event_words: u32,
+    reserved: [u8; 44],
 }
 
 /// One row of the extension table, indexed by slot. Written by the supervisor alone.
@@ -462,6 +499,13 @@ pub struct Runtime {
     pub alloc: unsafe extern "C" fn(len: usize) -> *mut c_void,
     /// Leave text for the caller of the current upcall (used with a fault status).
     pub fault_text: unsafe extern "C" fn(text: *const u8, len: usize),
+    /// Find a handler by its name; 0 if there is none.
+    pub find: unsafe extern "C" fn(name: *const u8, len: usize) -> Handle,
+    /// What names the process with this pid in `post`; 0 if it takes no part.
+    pub peer: extern "C" fn(pid: u32) -> u64,
+    /// Post an event: how ([`HOW_KIND`]), to whom, which handler, four words. A [`Status`] in the
+    /// low half, in the high half how many mailboxes have it.
+    pub post: unsafe extern "C" fn(how: u64, to: u64, handle: Handle, words: *const u64) -> u64,
 }
 
 const _: () = assert!(size_of::<Superblock>() <= 4096);

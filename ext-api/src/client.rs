@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::abi::{
     ABI_VERSION, CONTROL_MAPPING, CallFn, FindFn, Handle, ReleaseFn, Reply, SUPERBLOCK_MAGIC,
-    Status, Superblock,
+    Status, Superblock, WaitFn,
 };
 use crate::error::CallError;
 use crate::wire::{self, Ret};
@@ -19,6 +19,7 @@ pub struct Sandbox {
     call: CallFn,
     find: FindFn,
     release: ReleaseFn,
+    wait: WaitFn,
 }
 
 /// Address of the control zone, once it is known; 0 before.
@@ -57,6 +58,8 @@ impl Sandbox {
             find: unsafe { std::mem::transmute::<u64, FindFn>(entry.find) },
             // SAFETY: as above.
             release: unsafe { std::mem::transmute::<u64, ReleaseFn>(entry.release) },
+            // SAFETY: as above.
+            wait: unsafe { std::mem::transmute::<u64, WaitFn>(superblock.wait) },
         })
     }
 
@@ -81,6 +84,10 @@ impl Sandbox {
         let base = crate::attach::attach(name).map_err(CallError::Attach)?;
         CURRENT.store(base, Ordering::Release);
         Self::current()
+    }
+
+    pub(crate) const fn wait_entry(&self) -> WaitFn {
+        self.wait
     }
 
     /// Name of the sandbox.

@@ -53,6 +53,8 @@ pub mod limits;
 #[path = "shared/lock.rs"]
 mod lock;
 #[cfg(feature = "std")]
+pub mod post;
+#[cfg(feature = "std")]
 mod runtime;
 #[cfg(all(feature = "std", not(loom)))]
 pub mod shared;
@@ -71,4 +73,5 @@ pub mod prelude {
     pub use crate::error::CallError;
     pub use crate::extension;
     pub use crate::extension::{Cx, Out, Saved};
+    pub use crate::post::{Peer, To};
 }

@@ -72,6 +72,12 @@ pub const INIT_BUDGET_NS: u64 = 10_000_000_000;
 /// taken for lost.
 pub const STUCK_MS: u64 = 5_000;
 
+/// Events that wait for one process at a time.
+pub const INBOX_EVENTS_MAX: usize = 64;
+
+/// Events that wait for any process at a time.
+pub const POOL_EVENTS_MAX: usize = 1024;
+
 /// Longest text that a fault leaves for its caller.
 pub const FAULT_TEXT_LEN_MAX: usize = 240;
 

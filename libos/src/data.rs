@@ -7,6 +7,8 @@
 //! 240 KiB  Trouble  x SLOTS_MAX
 //! 248 KiB  Marks
 //! 256 KiB  Context  x CONTEXTS_MAX
+//! 8 MiB    Inbox    x PROCESSES_MAX
+//! 16 MiB   Pool
 //! ```
 //!
 //! Every participant can write all of this: nothing here is trusted by the supervisor beyond
@@ -18,7 +20,9 @@ use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use ext_api::limits::{CONTEXTS_MAX, FAULT_TEXT_LEN_MAX, LOG_LEN, PROCESSES_MAX, SLOTS_MAX};
 
+use crate::bell::Bell;
 use crate::layout::{COMMON_LEN, COMMON_OFFSET, Place};
+use crate::mailbox::Mailbox;
 
 const STATES_OFFSET: usize = COMMON_OFFSET + (128 << 10);
 const LOG_OFFSET: usize = COMMON_OFFSET + (160 << 10);
@@ -26,6 +30,10 @@ const TROUBLE_OFFSET: usize = COMMON_OFFSET + (240 << 10);
 const MARKS_OFFSET: usize = COMMON_OFFSET + (248 << 10);
 /// Offset of the first [`Context`] in the region.
 pub const CONTEXTS_OFFSET: usize = COMMON_OFFSET + (256 << 10);
+
+/// Offset of the first [`Inbox`] in the region.
+pub const INBOXES_OFFSET: usize = COMMON_OFFSET + (8 << 20);
+const POOL_OFFSET: usize = COMMON_OFFSET + (16 << 20);
 
 /// How a process became a participant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,8 +157,8 @@ pub struct Context {
     pub stack_top: AtomicU64,
     /// Innermost recovery frame, an address on the upcall stack; meaningful while inside.
     pub frame: AtomicU64,
-    /// Address of this context, for the gate's second look.
-    pub this: AtomicU64,
+    /// Address of [`Bell::pending`] of the process: the gate looks there on its way out.
+    pub pending: AtomicU64,
     /// Address of the code that was called last, outermost: says whose code it is even when the
     /// handler has been given other code since.
     pub code: AtomicU64,
@@ -178,6 +186,51 @@ pub struct Context {
     pub text_len: AtomicU32,
     /// What the last fault said.
     pub text: [AtomicU8; FAULT_TEXT_LEN_MAX],
+}
+
+/// Events for one process; its row of the process table has the same index.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Inbox {
+    /// Who is told of them.
+    pub bell: Bell,
+    /// What became of them.
+    pub tally: Tally,
+    /// Which thread delivers them: its tid, and where its stack was; 0 if none does.
+    pub turn: AtomicU64,
+    /// The events.
+    pub mail: Mailbox<{ ext_api::limits::INBOX_EVENTS_MAX }>,
+}
+
+/// The supervisor as a claimant of a mailbox's cell, below its pid's lowest bits. More than any
+/// context's number.
+pub const SUPERVISOR_CLAIMANT: u32 = 0x1ffe;
+const _: () = assert!(CONTEXTS_MAX < SUPERVISOR_CLAIMANT as usize);
+
+/// Events for any process: whoever has nothing else to do takes them.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Pool {
+    /// What became of them.
+    pub tally: Tally,
+    /// Bit per row of the process table: a thread of it sleeps.
+    pub idle: [AtomicU64; PROCESSES_MAX / 64],
+    /// The events.
+    pub mail: Mailbox<{ ext_api::limits::POOL_EVENTS_MAX }>,
+}
+
+/// What became of the events of one mailbox.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Tally {
+    /// Their handlers ran to the end.
+    pub delivered: AtomicU64,
+    /// Their handlers failed, or were there no longer.
+    pub failed: AtomicU64,
+    /// Refused, since there was no room.
+    pub refused: AtomicU64,
+    /// Not delivered when the process ended.
+    pub lost: AtomicU64,
 }
 
 /// What went wrong in one slot. Written by whoever meets it, read by the supervisor.
@@ -235,6 +288,9 @@ const _: () = assert!(LOG_OFFSET + size_of::<Log>() <= TROUBLE_OFFSET);
 const _: () = assert!(TROUBLE_OFFSET + SLOTS_MAX * size_of::<Trouble>() <= MARKS_OFFSET);
 const _: () = assert!(MARKS_OFFSET + size_of::<Marks>() <= CONTEXTS_OFFSET);
 const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= COMMON_OFFSET + COMMON_LEN);
+const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= INBOXES_OFFSET);
+const _: () = assert!(INBOXES_OFFSET + PROCESSES_MAX * size_of::<Inbox>() <= POOL_OFFSET);
+const _: () = assert!(POOL_OFFSET + size_of::<Pool>() <= COMMON_OFFSET + COMMON_LEN);
 const _: () = assert!(SLOTS_MAX <= 32, "tls_live is one 32-bit word");
 
 /// The common area, seen from any process that has the data zone mapped.
@@ -329,6 +385,19 @@ impl Common {
     pub fn trouble(&self, slot: usize) -> &'static Trouble {
         assert!(slot < SLOTS_MAX);
         self.get(TROUBLE_OFFSET + slot * size_of::<Trouble>())
+    }
+
+    /// Events for the process in row `index` of the process table.
+    #[must_use]
+    pub fn inbox(&self, index: usize) -> &'static Inbox {
+        assert!(index < PROCESSES_MAX);
+        self.get(INBOXES_OFFSET + index * size_of::<Inbox>())
+    }
+
+    /// Events for whoever is idle.
+    #[must_use]
+    pub fn pool(&self) -> &'static Pool {
+        self.get(POOL_OFFSET)
     }
 
     /// The log.

@@ -9,11 +9,14 @@
 #![cfg_attr(not(feature = "loader"), no_std)]
 
 pub mod arena;
+pub mod bell;
 pub mod data;
 #[cfg(feature = "loader")]
 pub mod image;
 pub mod image_abi;
 pub mod layout;
+pub mod mailbox;
 #[cfg(feature = "loader")]
 pub mod manifest;
 pub mod signals;
+mod sync;

@@ -15,6 +15,9 @@ pub const WHY_STUCK: i32 = 2;
 /// The extension is being restarted.
 pub const WHY_RESTART: i32 = 3;
 
+/// There are events for the process: nothing is stopped.
+pub const WHY_EVENT: i32 = 4;
+
 /// The kernel's `struct sigaction`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]

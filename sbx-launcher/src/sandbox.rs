@@ -8,16 +8,18 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use ext_api::abi::{
-    ABI_VERSION, Entry, ExtensionEntry, HandlerEntry, MAPS_MAX, MapRecord, SUPERBLOCK_MAGIC,
-    Status, Superblock,
+    ABI_VERSION, Entry, ExtensionEntry, HandlerEntry, MAPS_MAX, MapRecord, NO_EVENT,
+    SUPERBLOCK_MAGIC, Status, Superblock,
 };
 use ext_api::limits::{
-    BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PROCESSES_MAX, SLOTS_MAX,
+    BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, INBOX_EVENTS_MAX, NESTING_MAX, PROCESSES_MAX,
+    SLOTS_MAX,
 };
 use libos::arena::Arena;
 use libos::data::Common;
 use libos::image::{self, Image, ImageError, Imports, NoImports};
 use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
+use libos::mailbox::{EVENT_WORDS, Taken};
 
 use crate::memory;
 use crate::zones::{Zones, random};
@@ -28,6 +30,11 @@ pub mod upgrade;
 
 use extensions::{Loaded, Retired, Room};
 use upgrade::Upgrading;
+
+/// Rows of the handler table that are libos's own.
+const LIBOS_ROWS: usize = 3;
+const POST_SIGNATURE: &str =
+    "(how: u64, to: u64, handler: u64, a: u64, b: u64, c: u64, d: u64) -> u64";
 
 static LIBOS: &[u8] = include_bytes!(env!("SBX_LIBOS_IMAGE"));
 
@@ -89,6 +96,7 @@ pub struct Sandbox {
     libos_bias: u64,
     run_init: u64,
     join_worker: u64,
+    wait: u64,
     /// What tainted and quarantined handlers run instead.
     restarting: u64,
     quarantined: u64,
@@ -181,7 +189,8 @@ impl Sandbox {
         let imports =
             LibosImports { exports: exports(&image), missing: symbol("sbx_missing_import") };
         let (run_init, join_worker) = (symbol("sbx_run_init"), symbol("sbx_join_worker"));
-        let (boot, hello) = (symbol("SBX_BOOT"), symbol("sbx_hello"));
+        let (boot, hello, wait) = (symbol("SBX_BOOT"), symbol("sbx_hello"), symbol("sbx_wait"));
+        let (post, peer) = (symbol("sbx_post"), symbol("sbx_peer"));
         let stubs = [
             symbol("sbx_restarting"),
             symbol("sbx_quarantined"),
@@ -215,6 +224,7 @@ impl Sandbox {
             libos_bias: image.bias,
             run_init,
             join_worker,
+            wait,
             restarting: stubs[0],
             quarantined: stubs[1],
             waiting: stubs[2],
@@ -235,6 +245,8 @@ impl Sandbox {
         // No heap: whatever libos allocates, it does for the extension that runs.
         sandbox.publish_extension(&image, 0, "libos", None);
         sandbox.publish_handler(0, 0, hello, "libos.hello", "()");
+        sandbox.publish_handler(1, 0, post, "libos.post", POST_SIGNATURE);
+        sandbox.publish_handler(2, 0, peer, "libos.peer", "(pid: u64) -> u64");
         sandbox.write_superblock()?;
         Ok(sandbox)
     }
@@ -272,6 +284,7 @@ impl Sandbox {
             maps,
             handlers: (place.base + HANDLERS_OFFSET) as u64,
             extensions: (place.base + EXTENSIONS_OFFSET) as u64,
+            wait: self.wait,
         };
         // SAFETY: the control zone begins with the superblock, and nobody else has it yet.
         unsafe { self.zones.control.alias().cast::<Superblock>().write(superblock) };
@@ -395,6 +408,7 @@ impl Sandbox {
         row.code.store(code, Ordering::Relaxed);
         row.name_len = name.len() as u32;
         row.name[..name.len()].copy_from_slice(name.as_bytes());
+        row.event_words = event_words(sig);
         row.signature_len = sig.len() as u32;
         row.signature[..sig.len()].copy_from_slice(sig.as_bytes());
         let generation = row.generation.fetch_add(1, Ordering::Release) + 1;
@@ -404,7 +418,7 @@ impl Sandbox {
     /// Rows of the handler table for `count` handlers that are about to be live.
     fn reserve_rows(&mut self, count: usize) -> Result<Vec<usize>, SandboxError> {
         let rows: Vec<usize> =
-            (1..HANDLERS_MAX).filter(|row| !self.rows.contains(row)).take(count).collect();
+            (LIBOS_ROWS..HANDLERS_MAX).filter(|row| !self.rows.contains(row)).take(count).collect();
         if rows.len() < count {
             return Err(SandboxError::Refused(format!(
                 "the handler table is full ({HANDLERS_MAX} rows); unload an extension first"
@@ -509,6 +523,19 @@ impl Sandbox {
         })
     }
 
+    /// Take out what nobody will read; how many events.
+    fn clear_inbox(&self, row: usize) -> u64 {
+        let inbox = self.common().inbox(row);
+        let mut lost = 0;
+        // As many as fit: others may go on to post.
+        for _ in 0..INBOX_EVENTS_MAX {
+            let Taken::Event(_) = inbox.mail.pop(|_| false) else { break };
+            lost += 1;
+        }
+        inbox.tally.lost.fetch_add(lost, Ordering::Relaxed);
+        lost
+    }
+
     /// Take back what the process `pid` held: it is dead.
     pub fn sweep(&mut self, pid: u32, status: i32) {
         let common = self.common();
@@ -528,6 +555,11 @@ impl Sandbox {
             let process = common.process(row);
             let seen = process.claim.load();
             if seen.pid == pid {
+                let lost = self.clear_inbox(row);
+                if lost != 0 {
+                    let text = format!("sbx: pid {pid} ended before {lost} events reached it\n");
+                    common.log().append(text.as_bytes());
+                }
                 process.status.store(status, Ordering::Relaxed);
                 process.ended_pid.store(pid, Ordering::Relaxed);
                 process.ended.store(seen.generation, Ordering::Release);
@@ -545,6 +577,15 @@ pub fn status_text(status: u32) -> String {
         Some(known) => format!("{known:?}: {known}"),
         None => format!("status {status}"),
     }
+}
+
+/// Argument words of a handler, if an event can carry them.
+fn event_words(signature: &str) -> u32 {
+    let parameters = signature.strip_prefix('(').and_then(|rest| rest.split_once(')'));
+    let Some((parameters, _)) = parameters else { return NO_EVENT };
+    let kinds: Vec<&str> = parameters.split(',').filter_map(|one| one.split(": ").nth(1)).collect();
+    let numbers = kinds.iter().all(|kind| !matches!(*kind, "bytes" | "str"));
+    if numbers && kinds.len() <= EVENT_WORDS { kinds.len() as u32 } else { NO_EVENT }
 }
 
 /// The table of what libos offers.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use ext_api::abi::Status;
 use ext_api::limits::{STACK_LEN, STUCK_MS};
+use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET};
 use libos::signals::{STOP, WHY_BUDGET, WHY_RESTART, WHY_STUCK};
 
 use crate::sandbox::Sandbox;
@@ -276,7 +277,7 @@ fn redirect(sandbox: &Sandbox, index: usize, tid: i32, sequence: u64, why: i32) 
         _ => Status::Stuck,
     };
     regs.rip = sandbox.gate.leave;
-    regs.rdi = context.this.load(Ordering::Relaxed);
+    regs.rdi = (place.base + CONTEXTS_OFFSET + index * CONTEXT_LEN) as u64;
     regs.rsi = status as u64;
     // No system call is to be restarted.
     regs.orig_rax = u64::MAX;

@@ -10,6 +10,7 @@ use ext_api::prelude::*;
 pub mod ledger {
     use ext_api::prelude::*;
     use std::collections::HashMap;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     use ext_api::shared::{Counter, LockError, Mutex, Queue, RwLock};
 
@@ -48,6 +49,18 @@ pub mod ledger {
         rwlock: RwLock<Pair>,
         queue: Queue<u64>,
         counter: Counter,
+        notes: Notes,
+    }
+
+    /// What events have said.
+    struct Notes {
+        /// Last number of each poster.
+        last: [AtomicU64; 64],
+        count: AtomicU64,
+        /// Came out of order, twice, or while another one was being delivered to its process.
+        wrong: AtomicU64,
+        busy: AtomicU64,
+        pid: AtomicU64,
     }
 
     #[init]
@@ -58,6 +71,13 @@ pub mod ledger {
             rwlock: RwLock::new([0, 0]),
             queue: Queue::new(8),
             counter: Counter::new(),
+            notes: Notes {
+                last: std::array::from_fn(|_| AtomicU64::new(0)),
+                count: AtomicU64::new(0),
+                wrong: AtomicU64::new(0),
+                busy: AtomicU64::new(0),
+                pid: AtomicU64::new(0),
+            },
         })
     }
 
@@ -108,6 +128,58 @@ pub mod ledger {
             LockError::Broken { .. } => "broken".to_owned(),
             other => other.to_string(),
         }
+    }
+
+    /// An event: the `number`th of `poster` for one process.
+    #[handler]
+    fn note(state: &State, poster: u64, number: u64) {
+        let notes = &state.notes;
+        let busy = notes.busy.swap(1, SeqCst);
+        let last = notes.last[poster as usize % 64].swap(number, SeqCst);
+        notes.wrong.fetch_add(u64::from(busy != 0 || number != last + 1), SeqCst);
+        notes.pid.store(u64::from(Cx::pid()), SeqCst);
+        notes.count.fetch_add(1, SeqCst);
+        notes.busy.store(0, SeqCst);
+    }
+
+    /// An event that may come to any process, at the same time as others.
+    #[handler]
+    fn work(state: &State, spins: u64) {
+        (0..spins).for_each(|_| std::hint::spin_loop());
+        state.notes.pid.store(u64::from(Cx::pid()), SeqCst);
+        state.notes.count.fetch_add(1, SeqCst);
+    }
+
+    /// Events so far: 0 their number, 1 how many were wrong, 2 pid of the last one's process.
+    #[handler]
+    fn noted(state: &State, which: u64) -> u64 {
+        let notes = &state.notes;
+        match which {
+            0 => notes.count.load(SeqCst),
+            1 => notes.wrong.load(SeqCst),
+            _ => notes.pid.load(SeqCst),
+        }
+    }
+
+    /// Forget them.
+    #[handler]
+    fn forget_notes(state: &State) {
+        let notes = &state.notes;
+        let all = [&notes.count, &notes.wrong, &notes.busy, &notes.pid];
+        notes.last.iter().chain(all).for_each(|word| word.store(0, SeqCst));
+    }
+
+    /// Post from a handler; how many mailboxes have it.
+    #[handler]
+    fn relay(to: u64, poster: u64, number: u64) -> Result<u64, CallError> {
+        let note = Cx::find("ledger.note")?;
+        Cx::post(To::peer(Peer::from_raw(to)), note, &[poster, number])
+    }
+
+    /// Stay inside an upcall for so long.
+    #[handler]
+    fn linger(us: u64) {
+        std::thread::sleep(std::time::Duration::from_micros(us));
     }
 
     #[handler]

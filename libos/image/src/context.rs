@@ -158,7 +158,8 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.sequence.store(0, Relaxed);
         context.stack_top.store(frame as u64, Relaxed);
         context.frame.store(frame as u64, Relaxed);
-        context.this.store(core::ptr::from_ref(context) as u64, Relaxed);
+        let bell = &common.inbox(own.row).bell;
+        context.pending.store(bell.pending.as_ptr() as u64, Relaxed);
         context.process.store(own.row as u32, Relaxed);
         context.process_generation.store(own.generation, Relaxed);
         context

@@ -11,6 +11,7 @@
 mod arch;
 mod boot;
 mod context;
+mod events;
 mod exports;
 mod fault;
 mod files;

@@ -7,7 +7,7 @@ use ext_api::abi::{Handle, HandlerFn, Reply, Runtime, UpgradeFn};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX};
 use libos::data::Context;
 
-use crate::{context, fault, heap, sys, time};
+use crate::{context, events, fault, heap, sys, time};
 
 /// Handed to every extension's `init`.
 #[unsafe(no_mangle)]
@@ -22,6 +22,9 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     pid: sys_pid,
     alloc,
     fault_text,
+    find: sbx_find,
+    peer: events::peer,
+    post: events::post,
 };
 
 /// Names the upcall that the calling thread is in; 0 outside of one.

@@ -20,10 +20,10 @@ use ext_api::abi::Status;
 use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
 use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET};
-use libos::signals::{Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_RESTART};
+use libos::signals::{Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART};
 
 use crate::arch::{self, Jump, Registers};
-use crate::{boot, context, fault, sys, text};
+use crate::{boot, context, events, fault, sys, text};
 
 const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
@@ -33,6 +33,7 @@ const SIG_IGN: u64 = 1;
 const SA_SIGINFO: u64 = 4;
 const SA_RESTORER: u64 = 0x0400_0000;
 const SA_ONSTACK: u64 = 0x0800_0000;
+const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 const SS_DISABLE: u64 = 2;
@@ -81,7 +82,7 @@ pub(crate) fn take_over() {
     for signal in OURS {
         let ours = Action {
             handler: arch::sbx_signal_entry as *const () as u64,
-            flags: SA_SIGINFO | SA_ONSTACK | SA_RESTORER,
+            flags: SA_SIGINFO | SA_ONSTACK | SA_RESTORER | SA_RESTART,
             restorer: arch::sbx_restorer as *const () as u64,
             mask: OURS.iter().fold(0, |mask, &other| mask | 1 << (other - 1)),
         };
@@ -142,6 +143,10 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
     if arch::mend_gate(&mut user.regs) {
         return false;
     }
+    if signal == STOP && info.code == sys::SI_QUEUE && info.errno == WHY_EVENT {
+        on_event(&user.regs);
+        return false;
+    }
     match interrupted(&user.regs, signal, info) {
         Some((context, status)) => {
             end_upcall(context, status, signal, info, user);
@@ -149,6 +154,14 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
         }
         None if signal == STOP && info.code == sys::SI_QUEUE && sent_by_supervisor(info) => false,
         None => deliver(signal, info, user, jump),
+    }
+}
+
+/// Deliver events, if the interrupted code is the program's own. An upcall does it on its way out.
+fn on_event(regs: &Registers) {
+    let on_upcall_stack = context::index_of_stack(regs.rsp as usize).is_some();
+    if !on_upcall_stack && !arch::before_delivery(regs.rip) {
+        events::signal_came();
     }
 }
 

@@ -17,7 +17,7 @@ use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
 };
-use crate::{boot, context, fault, signals, sys};
+use crate::{boot, context, events, fault, signals, sys};
 
 /// What a process knows of itself; private, and zero in a forked child.
 #[derive(Debug, Clone, Copy)]
@@ -177,6 +177,7 @@ fn join(how: Joined) -> Result<(), Errno> {
     let (row, generation) = row_of(pid).or_else(|| new_row(pid)).ok_or(sys::EAGAIN)?;
     let process = context::common().process(row);
     end_former_contexts(pid);
+    events::begin(row);
     process.parent.store(sys::getppid(), Relaxed);
     process.pid_space.store(sys::pid_space(), Relaxed);
     note_name(process);

@@ -2,7 +2,7 @@
 //!
 //! This is the only module of the image that talks to the kernel.
 
-use libos::signals::Action;
+use libos::signals::{Action, STOP};
 
 use crate::arch::syscall6;
 
@@ -75,6 +75,7 @@ pub(crate) mod nr {
     pub(crate) const EXIT_GROUP: usize = 231;
     pub(crate) const TGKILL: usize = 234;
     pub(crate) const OPENAT: usize = 257;
+    pub(crate) const RT_TGSIGQUEUEINFO: usize = 297;
     pub(crate) const GETRANDOM: usize = 318;
     pub(crate) const EXECVEAT: usize = 322;
     pub(crate) const MEMBARRIER: usize = 324;
@@ -303,6 +304,26 @@ pub(crate) fn kill(pid: u32, signal: i32) {
         // SAFETY: takes numbers only.
         unsafe { syscall6(nr::KILL, [pid as usize, signal as usize, 0, 0, 0, 0]) };
     }
+}
+
+/// Queue the signal [`STOP`] to a thread, with a reason and a value.
+pub(crate) fn queue_stop(pid: u32, tid: u32, why: i32, value: u64) -> Result<usize, Errno> {
+    #[repr(C)]
+    struct Queued {
+        signal: i32,
+        errno: i32,
+        code: i32,
+        pad: i32,
+        sender: [u32; 2],
+        value: u64,
+        rest: [u64; 12],
+    }
+    const _: () = assert!(size_of::<Queued>() == 128);
+    let (sender, rest) = ([getpid(), 0], [0; 12]);
+    let queued = Queued { signal: STOP, errno: why, code: SI_QUEUE, pad: 0, sender, value, rest };
+    let at = (&raw const queued) as usize;
+    // SAFETY: the kernel reads a siginfo.
+    unsafe { call(nr::RT_TGSIGQUEUEINFO, [pid as usize, tid as usize, STOP as usize, at]) }
 }
 
 /// The pid namespace of this process: the number of its file under /proc, or 0.

@@ -19,7 +19,7 @@ use libos::image::{self, Image, ImageError};
 use libos::layout::{ARENAS_OFFSET, slot_offset};
 use libos::manifest;
 
-use super::{Sandbox, SandboxError, global_barrier};
+use super::{LIBOS_ROWS, Sandbox, SandboxError, global_barrier};
 use crate::worker::{self, Job, Outcome};
 
 /// So many restarts within [`RESTARTS_WITHIN`] put an extension into quarantine.
@@ -497,8 +497,9 @@ impl Sandbox {
     pub fn restore_tables(&mut self) {
         let ours: Vec<usize> =
             self.loaded.iter().flat_map(|one| &one.handlers).map(|one| one.row).collect();
-        // Handler 0 is libos's own.
-        (1..HANDLERS_MAX).filter(|row| !ours.contains(row)).for_each(|row| self.make_stale(row));
+        (LIBOS_ROWS..HANDLERS_MAX)
+            .filter(|row| !ours.contains(row))
+            .for_each(|row| self.make_stale(row));
         // What was being unloaded is unloaded: its callers have seen that it is gone.
         let gone: Vec<String> = self
             .loaded

@@ -38,6 +38,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Context, window) == 16);
     assert!(core::mem::offset_of!(Context, stack_top) == 24);
     assert!(core::mem::offset_of!(Context, frame) == 32);
+    assert!(core::mem::offset_of!(Context, pending) == 40);
     assert!(core::mem::offset_of!(Context, code) == 48);
     assert!(core::mem::offset_of!(Boot, cache) == 0);
     assert!(core::mem::offset_of!(Boot, handlers) == 8);
@@ -123,6 +124,13 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "call rax",
         "mov [rbx], r12",
         "mov rsp, rbp",
+        // Events that have come are delivered from here, outside of the upcall.
+        "mov rcx, [rbx + 40]",
+        "cmp dword ptr [rcx], 0",
+        "jne 70f",
+        ".hidden sbx_gate_delivered",
+        ".globl sbx_gate_delivered",
+        "sbx_gate_delivered:",
         "mov r12, [rbp + 24]",
         "mov rbx, [rbp + 32]",
         "mov rbp, [rbp + 40]",
@@ -165,6 +173,14 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "inc qword ptr [r9]",
         "mov eax, {stale}",
         "ret",
+        "70:",
+        "mov r12d, eax",
+        "mov rdi, rbx",
+        "sub rsp, 8",
+        "call {deliver}",
+        "mov rsp, rbp",
+        "mov eax, r12d",
+        "jmp sbx_gate_delivered",
         ".hidden sbx_gate_end",
         ".globl sbx_gate_end",
         "sbx_gate_end:",
@@ -175,6 +191,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         window = const WINDOW_LEN,
         handlers_max = const HANDLERS_MAX,
         slow = sym crate::context::sbx_context_slow,
+        deliver = sym crate::events::sbx_deliver,
         nested = sym nested_call,
         reentered = const Status::Reentered as u32,
         stale = const Status::Stale as u32,
@@ -386,6 +403,7 @@ unsafe extern "C" {
     /// Labels within [`sbx_call`].
     static sbx_gate_first: u8;
     static sbx_gate_true_base: u8;
+    static sbx_gate_delivered: u8;
     static sbx_gate_end: u8;
     static sbx_nested_end: u8;
     static sbx_leave_end: u8;
@@ -415,6 +433,12 @@ unsafe impl Sync for Ends {}
 pub(crate) fn in_gate(rip: u64) -> bool {
     let at = rip as usize as *const ();
     SBX_GATE.0.chunks_exact(2).any(|ends| (ends[0]..ends[1]).contains(&at))
+}
+
+/// Is this an address in the gate before it has looked for events on its way out?
+pub(crate) fn before_delivery(rip: u64) -> bool {
+    let (first, last) = (sbx_call as *const () as u64, &raw const sbx_gate_delivered as u64);
+    (first..last).contains(&rip)
 }
 
 /// A thread with FS base 0 faults on the gate's first instruction: let it take the other way. True

@@ -1,0 +1,372 @@
+//! Events: what is posted to a process, and how it gets there.
+//!
+//! ```text
+//!  post ──► inbox of the target ──► bell ──┬─ a thread of it looks or sleeps: that one, at once
+//!                                          ├─ one is inside an upcall: on its way out
+//!                                          └─ none, and it is urgent: one signal to one thread
+//! ```
+//!
+//! Events of one process are delivered one after another, each as an upcall of its own, never
+//! inside another upcall: whoever has the inbox's *turn* delivers, and others leave it to them.
+//! Events for any process wait in the pool for a thread that has nothing else to do.
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+
+use ext_api::abi::{
+    HOW_ALL, HOW_ANY, HOW_KIND, HOW_PEER, HOW_PID, HOW_URGENT, NO_EVENT, Reply, Status,
+};
+use ext_api::limits::{CONTEXTS_MAX, PROCESSES_MAX};
+use libos::bell::Wake;
+use libos::data::{Claimed, Context, Inbox, SUPERVISOR_CLAIMANT, Tally};
+use libos::mailbox::{Claimant, EVENT_WORDS, Event, KIND, Mailbox, Taken};
+use libos::signals::WHY_EVENT;
+
+use crate::arch::{sbx_call, stack_pointer};
+use crate::{context, heap, start, sys, time};
+
+/// Events that one way out of libos delivers at most; the next one goes on.
+const BATCH: usize = 64;
+/// Events of the pool that a wait runs before it looks at its own inbox again.
+const POOL_BATCH: usize = 8;
+/// How long a waiter looks before it sleeps: less than to be woken takes.
+const SPIN_NS: u64 = 5_000;
+/// Looks between two readings of the clock.
+const LOOKS: u32 = 64;
+
+/// Names the upcall that the calling thread is in, for a claim. None outside of one.
+fn claimant() -> Option<Claimant> {
+    let context = context::current()?;
+    let sequence = context.sequence.load(Relaxed) as u32;
+    Some(sequence << KIND.count_ones() | (context::index_of(context) as u32 + 1))
+}
+
+/// May the claimant still go on?
+fn is_alive(claimant: Claimant) -> bool {
+    let own = claimant & KIND;
+    let common = context::common();
+    if own == SUPERVISOR_CLAIMANT {
+        let pid = common.supervisor().load(Relaxed);
+        return (pid << KIND.count_ones()) | SUPERVISOR_CLAIMANT == claimant;
+    }
+    let index = own as usize - 1;
+    if index >= CONTEXTS_MAX {
+        return false;
+    }
+    let (context, pid) = (common.context(index), common.claim(index).load().pid);
+    let sequence = context.sequence.load(Acquire) as u32;
+    sequence << KIND.count_ones() | own == claimant
+        && pid != 0
+        && sys::thread_exists(pid, context.tid.load(Relaxed))
+}
+
+/// A process, so that nobody else is ever taken for it: its row and the row's generation.
+const fn peer_of(row: usize, generation: u32) -> u64 {
+    (generation as u64) << 32 | row as u64
+}
+
+/// The live process that `peer` names.
+fn live(peer: u64) -> Option<(usize, u32)> {
+    let row = peer as u32 as usize;
+    if row >= PROCESSES_MAX {
+        return None;
+    }
+    let seen = context::common().process(row).claim.load();
+    (seen.pid != 0 && u64::from(seen.generation) == peer >> 32).then_some((row, seen.pid))
+}
+
+/// The process `pid` of this pid namespace; 0 if it takes no part.
+pub(crate) extern "C" fn peer(pid: u32) -> u64 {
+    let common = context::common();
+    let is = |row: &usize| {
+        let process = common.process(*row);
+        process.claim.load().pid == pid && process.joined.load(Relaxed) != 0
+    };
+    let found = common.rows().find(is).filter(|_| pid != 0);
+    found.map_or(0, |row| peer_of(row, common.process(row).claim.load().generation))
+}
+
+/// [`ext_api::abi::Runtime::post`].
+///
+/// # Safety
+/// Four words are readable at `words`.
+pub(crate) unsafe extern "C" fn post(how: u64, target: u64, handle: u64, words: *const u64) -> u64 {
+    // SAFETY: by contract.
+    let words = unsafe { words.cast::<[u64; EVENT_WORDS]>().read_unaligned() };
+    let (status, count) = post_to(how, target, Event { handle, words, to: 0 });
+    status as u64 | count << 32
+}
+
+/// Handler 1: [`post`] for programs. The argument words are: how, target, handler, four words.
+///
+/// # Safety
+/// Seven words, and a reply or null, as its signature says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_post(args: *const u64, reply: *mut Reply) -> u32 {
+    // SAFETY: by contract.
+    let [how, target, handle, a, b, c, d] = unsafe { args.cast::<[u64; 7]>().read_unaligned() };
+    let (status, count) = post_to(how, target, Event { handle, words: [a, b, c, d], to: 0 });
+    // SAFETY: by contract.
+    if let Some(reply) = unsafe { reply.as_mut() } {
+        reply.word = count;
+    }
+    status as u32
+}
+
+/// Handler 2: what names the process `pid` in [`sbx_post`].
+///
+/// # Safety
+/// One word, and a reply or null, as its signature says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_peer(args: *const u64, reply: *mut Reply) -> u32 {
+    // SAFETY: by contract.
+    let pid = unsafe { args.read_unaligned() } as u32;
+    let peer = peer(pid);
+    // SAFETY: by contract.
+    if let Some(reply) = unsafe { reply.as_mut() } {
+        reply.word = peer;
+    }
+    if peer == 0 { Status::Gone as u32 } else { Status::Ok as u32 }
+}
+
+/// Post; the status, and how many mailboxes have the event.
+fn post_to(how: u64, target: u64, event: Event) -> (Status, u64) {
+    let Some(own) = claimant() else { return (Status::NotAttached, 0) };
+    match context::live_handler(event.handle) {
+        None => return (Status::Stale, 0),
+        // The others read memory at their words.
+        Some(handler) if handler.event_words == NO_EVENT => return (Status::BadArgs, 0),
+        Some(_) => {}
+    }
+    let urgent = how & HOW_URGENT != 0;
+    let single = |status: Status| (status, u64::from(status == Status::Ok));
+    match how & HOW_KIND {
+        HOW_PEER => single(put(own, target, event, urgent)),
+        HOW_PID => single(put(own, peer(target as u32), event, urgent)),
+        HOW_ANY => single(put_in_pool(own, event)),
+        HOW_ALL => {
+            let common = context::common();
+            let (mut status, mut count) = (Status::Ok, 0);
+            for row in common.rows() {
+                let Claimed { generation, pid } = common.process(row).claim.load();
+                if pid == 0 || common.process(row).joined.load(Relaxed) == 0 {
+                    continue;
+                }
+                match put(own, peer_of(row, generation), event, urgent) {
+                    Status::Ok => count += 1,
+                    Status::Full => status = Status::Full,
+                    _ => {}
+                }
+            }
+            (status, count)
+        }
+        _ => (Status::BadArgs, 0),
+    }
+}
+
+fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> Status {
+    let Some((row, pid)) = live(peer) else { return Status::Gone };
+    event.to = peer;
+    let inbox = context::common().inbox(row);
+    if inbox.mail.push(own, event).is_err() {
+        inbox.tally.refused.fetch_add(1, Relaxed);
+        return Status::Full;
+    }
+    match inbox.bell.ring() {
+        Wake::Sleeper => drop(wake(inbox)),
+        Wake::Nobody if urgent && inbox.bell.may_signal() => signal(inbox, pid),
+        Wake::Nobody | Wake::Spinner => {}
+    }
+    Status::Ok
+}
+
+/// Wake one who sleeps. False if nobody does.
+fn wake(inbox: &Inbox) -> bool {
+    // SAFETY: a word of the data zone.
+    unsafe { sys::futex_wake(inbox.bell.word.as_ptr(), 1) > 0 }
+}
+
+/// Interrupt one thread of `pid` that is outside of libos. A thread that is inside looks on its
+/// way out.
+fn signal(inbox: &Inbox, pid: u32) {
+    let common = context::common();
+    let outside = |index: &usize| {
+        common.claim(*index).load().pid == pid
+            && common.context(*index).sequence.load(Relaxed).is_multiple_of(2)
+    };
+    let tid = common.contexts().find(outside).map(|index| common.context(index).tid.load(Relaxed));
+    if sys::queue_stop(pid, tid.unwrap_or(pid), WHY_EVENT, 0).is_err() {
+        inbox.bell.signal_came();
+    }
+}
+
+fn put_in_pool(own: Claimant, event: Event) -> Status {
+    let pool = context::common().pool();
+    if pool.mail.push(own, event).is_err() {
+        pool.tally.refused.fetch_add(1, Relaxed);
+        return Status::Full;
+    }
+    core::sync::atomic::fence(SeqCst);
+    for (index, word) in pool.idle.iter().enumerate() {
+        let mut bits = word.load(Relaxed);
+        while bits != 0 {
+            let inbox = context::common().inbox(index * 64 + bits.trailing_zeros() as usize);
+            let takes_it = match inbox.bell.ring() {
+                Wake::Sleeper => wake(inbox),
+                Wake::Spinner => true,
+                Wake::Nobody => false,
+            };
+            if takes_it {
+                return Status::Ok;
+            }
+            // Up already, or killed in its sleep.
+            bits &= bits - 1;
+        }
+    }
+    Status::Ok
+}
+
+/// For the gate, on the way out of the upcalls of `context`: deliver what has come meanwhile.
+pub(crate) extern "C" fn sbx_deliver(context: &Context) {
+    if let Some(own) = start::this_process() {
+        deliver(&own, context.tid.load(Relaxed));
+    }
+}
+
+/// A signal has come to say that there are events, while this thread was in code of its own.
+pub(crate) fn signal_came() {
+    let Some(own) = start::this_process() else { return };
+    context::common().inbox(own.row).bell.signal_came();
+    deliver(&own, sys::gettid());
+}
+
+/// Deliver what waits for this process, unless another thread is at it; how many.
+fn deliver(own: &start::ThisProcess, tid: u32) -> u64 {
+    let inbox = context::common().inbox(own.row);
+    let (peer, mut count) = (peer_of(own.row, own.generation), 0);
+    loop {
+        if !take_turn(inbox, tid) {
+            return count;
+        }
+        inbox.bell.pending.swap(0, SeqCst);
+        core::sync::atomic::fence(SeqCst);
+        let batch = run(&inbox.mail, &inbox.tally, BATCH, |event| event.to == peer);
+        count += batch as u64;
+        inbox.turn.store(0, Release);
+        core::sync::atomic::fence(SeqCst);
+        if batch == BATCH {
+            inbox.bell.pending.store(1, Release);
+            return count;
+        }
+        // Put in behind our last look, by somebody who saw that it was our turn.
+        if batch == 0 || inbox.mail.is_empty() {
+            return count;
+        }
+    }
+}
+
+/// Only one thread of a process delivers at a time. A turn is a thread and where its stack was: a
+/// handler of the program that jumped out of a delivery has its stack above that again.
+fn take_turn(inbox: &Inbox, tid: u32) -> bool {
+    let mine = u64::from(tid) << 32 | (stack_pointer() as u64 >> 4 & 0xffff_ffff);
+    let seen = inbox.turn.load(Relaxed);
+    let jumped_out = seen >> 32 == mine >> 32 && seen as u32 <= mine as u32;
+    (seen == 0 || jumped_out) && inbox.turn.compare_exchange(seen, mine, Acquire, Relaxed).is_ok()
+}
+
+/// Take at most `most` events and run their handlers; how many.
+fn run<const N: usize>(
+    mail: &Mailbox<N>,
+    tally: &Tally,
+    most: usize,
+    is_ours: impl Fn(&Event) -> bool,
+) -> usize {
+    for count in 0..most {
+        let Taken::Event(event) = mail.pop(is_alive) else { return count };
+        let outcome = if is_ours(&event) {
+            if upcall(&event) { &tally.delivered } else { &tally.failed }
+        } else {
+            &tally.lost
+        };
+        outcome.fetch_add(1, Relaxed);
+    }
+    most
+}
+
+/// Run the handler of an event. False: it failed, or is there no longer.
+fn upcall(event: &Event) -> bool {
+    let mut reply = Reply::empty();
+    // SAFETY: events are for handlers that take numbers, at most as many as there are words; the
+    // reply is ours.
+    let status = unsafe { sbx_call(event.handle, event.words.as_ptr(), &raw mut reply) };
+    if !reply.spill.is_null() {
+        // SAFETY: the handler made it for this reply.
+        unsafe { heap::free(reply.spill.cast()) };
+    }
+    status == Status::Ok as u32 || status == Status::None as u32
+}
+
+/// [`ext_api::abi::WaitFn`]: wait for events, at most so long; how many were delivered.
+#[unsafe(no_mangle)]
+pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
+    let Some(own) = start::this_process() else { return 0 };
+    let (common, tid) = (context::common(), sys::gettid());
+    let (inbox, pool) = (common.inbox(own.row), common.pool());
+    // Who has the turn may have ended in the middle of it.
+    let turn = inbox.turn.load(Relaxed);
+    if turn != 0 && !sys::thread_exists(own.pid, (turn >> 32) as u32) {
+        let _ = inbox.turn.compare_exchange(turn, 0, Relaxed, Relaxed);
+    }
+    let work = || {
+        let count = deliver(&own, tid);
+        count + run(&pool.mail, &pool.tally, POOL_BATCH, |_| true) as u64
+    };
+    let is_empty = || inbox.mail.is_empty() && pool.mail.is_empty();
+    let count = work();
+    if count != 0 || timeout_ns == 0 {
+        return count;
+    }
+    let began = time::now_ns();
+    inbox.bell.begin_to_spin();
+    let limit = SPIN_NS.min(timeout_ns);
+    'spin: loop {
+        for _ in 0..LOOKS {
+            if !is_empty() {
+                break 'spin;
+            }
+            core::hint::spin_loop();
+        }
+        if time::now_ns() - began >= limit {
+            break;
+        }
+    }
+    inbox.bell.end_to_spin();
+    let count = work();
+    if count != 0 || timeout_ns <= limit {
+        return count;
+    }
+    let seen = inbox.bell.lie_down();
+    let (idle, bit) = (&pool.idle[own.row / 64], 1 << (own.row % 64));
+    idle.fetch_or(bit, SeqCst);
+    if is_empty() {
+        // SAFETY: a word of the data zone.
+        unsafe { sys::futex_wait(inbox.bell.word.as_ptr(), seen, timeout_ns - limit) };
+    }
+    inbox.bell.get_up();
+    idle.fetch_and(!bit, SeqCst);
+    if inbox.bell.has_waiter() {
+        // Another thread of this process. What it missed meanwhile is ours to take.
+        idle.fetch_or(bit, SeqCst);
+    }
+    work()
+}
+
+/// A process has taken row `row` of the process table: what waits there was for another.
+pub(crate) fn begin(row: usize) {
+    let inbox = context::common().inbox(row);
+    inbox.bell.reset();
+    inbox.turn.store(0, Relaxed);
+    context::common().pool().idle[row / 64].fetch_and(!(1 << (row % 64)), Relaxed);
+    while let Taken::Event(_) = inbox.mail.pop(is_alive) {
+        inbox.tally.lost.fetch_add(1, Relaxed);
+    }
+}

@@ -1,0 +1,143 @@
+//! Who is told of an event: nobody if a thread of the target is looking anyway, the one that sleeps
+//! otherwise, and whoever leaves libos next in any case.
+//!
+//! The poster puts the event in and then looks who waits; the waiter says that it waits and then
+//! looks for events. With a full fence between the two on either side, one of them sees the other.
+
+use crate::sync::{AtomicU32, Ordering, fence};
+
+/// The bell of one mailbox. All zeros is a bell that nobody waits for.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Bell {
+    /// Not 0: there may be events. The gate looks at it on its way out.
+    pub pending: AtomicU32,
+    /// Changes with each ring: what sleepers sleep on.
+    pub word: AtomicU32,
+    sleepers: AtomicU32,
+    spinners: AtomicU32,
+    signalled: AtomicU32,
+}
+
+/// Whom the poster has to wake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// Nobody sleeps: the event is found by who runs.
+    Nobody,
+    /// A sleeper on [`Bell::word`].
+    Sleeper,
+    /// Somebody looks at the mailbox all the time.
+    Spinner,
+}
+
+impl Bell {
+    /// An event has been put in.
+    pub fn ring(&self) -> Wake {
+        fence(Ordering::SeqCst);
+        if self.spinners.load(Ordering::Relaxed) != 0 {
+            return Wake::Spinner;
+        }
+        if self.pending.load(Ordering::Relaxed) == 0 {
+            self.pending.store(1, Ordering::Release);
+        }
+        if self.sleepers.load(Ordering::Relaxed) == 0 {
+            return Wake::Nobody;
+        }
+        self.word.fetch_add(1, Ordering::Release);
+        Wake::Sleeper
+    }
+
+    /// A thread begins to look at the mailbox all the time.
+    pub fn begin_to_spin(&self) {
+        self.spinners.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It does so no longer, and looks for the last time.
+    pub fn end_to_spin(&self) {
+        self.spinners.fetch_sub(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// A thread is about to sleep: what [`Bell::word`] must be still when it does. It looks for
+    /// events once more before.
+    pub fn lie_down(&self) -> u32 {
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let seen = self.word.load(Ordering::Acquire);
+        fence(Ordering::SeqCst);
+        seen
+    }
+
+    /// It is awake.
+    pub fn get_up(&self) {
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Is the caller the one to send a signal, since none is on its way?
+    pub fn may_signal(&self) -> bool {
+        self.signalled.swap(1, Ordering::AcqRel) == 0
+    }
+
+    /// The signal has come.
+    pub fn signal_came(&self) {
+        self.signalled.store(0, Ordering::Release);
+    }
+
+    /// Does any thread sleep on it or look at it?
+    pub fn has_waiter(&self) -> bool {
+        self.sleepers.load(Ordering::Relaxed) + self.spinners.load(Ordering::Relaxed) != 0
+    }
+
+    /// As new: the process that had it has ended.
+    pub fn reset(&self) {
+        for word in [&self.pending, &self.sleepers, &self.spinners, &self.signalled] {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::{Bell, Wake};
+    use crate::sync::{AtomicU64, Ordering::Relaxed};
+    use loom::sync::Arc;
+
+    /// A mailbox that holds one event.
+    type Mail = AtomicU64;
+
+    #[test]
+    fn loom_no_sleeper_misses_an_event() {
+        loom::model(|| {
+            let shared = Arc::new((Bell::default(), Mail::new(0)));
+            let other = shared.clone();
+            let poster = loom::thread::spawn(move || {
+                other.1.store(1, Relaxed);
+                other.0.ring()
+            });
+            let (bell, mail) = (&shared.0, &shared.1);
+            let seen = bell.lie_down();
+            let sleeps = mail.load(Relaxed) == 0;
+            let told = poster.join().expect("no panic");
+            // The kernel compares the word before it lets anybody sleep.
+            let woken = told == Wake::Sleeper && bell.word.load(Relaxed) != seen;
+            assert!(!sleeps || woken);
+        });
+    }
+
+    #[test]
+    fn loom_no_spinner_leaves_an_event_behind() {
+        loom::model(|| {
+            let shared = Arc::new((Bell::default(), Mail::new(0)));
+            shared.0.begin_to_spin();
+            let other = shared.clone();
+            let poster = loom::thread::spawn(move || {
+                other.1.store(1, Relaxed);
+                other.0.ring()
+            });
+            let (bell, mail) = (&shared.0, &shared.1);
+            bell.end_to_spin();
+            let found = mail.load(Relaxed) == 1;
+            let told = poster.join().expect("no panic");
+            assert!(found || (told == Wake::Nobody && bell.pending.load(Relaxed) == 1));
+        });
+    }
+}
