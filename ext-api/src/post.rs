@@ -164,7 +164,8 @@ impl crate::client::Sandbox {
     }
 
     /// Wait until events have been delivered to this process, at most for `timeout`; how many. Those
-    /// that wait already are delivered at once. Work for [any](To::any) process is taken, too. May
+    /// that wait already are delivered at once. What is delivered on the way out of an upcall is
+    /// not counted: have the handler say that it ran. Work for [any](To::any) process is taken, too. May
     /// come back early with 0.
     #[must_use = "0 says that nothing came"]
     pub fn wait(&self, timeout: std::time::Duration) -> u64 {

@@ -2,9 +2,10 @@
 //! otherwise, and whoever leaves libos next in any case.
 //!
 //! The poster puts the event in and then looks who waits; the waiter says that it waits and then
-//! looks for events. With a full fence between the two on either side, one of them sees the other.
+//! looks for events. In between each of them swaps [`Bell::pending`]: whoever comes second there
+//! sees what the first one did before.
 
-use crate::sync::{AtomicU32, Ordering, fence};
+use crate::sync::{AtomicU32, Ordering};
 
 /// The bell of one mailbox. All zeros is a bell that nobody waits for.
 #[derive(Debug, Default)]
@@ -33,12 +34,9 @@ pub enum Wake {
 impl Bell {
     /// An event has been put in.
     pub fn ring(&self) -> Wake {
-        fence(Ordering::SeqCst);
+        self.pending.swap(1, Ordering::AcqRel);
         if self.spinners.load(Ordering::Relaxed) != 0 {
             return Wake::Spinner;
-        }
-        if self.pending.load(Ordering::Relaxed) == 0 {
-            self.pending.store(1, Ordering::Release);
         }
         if self.sleepers.load(Ordering::Relaxed) == 0 {
             return Wake::Nobody;
@@ -47,29 +45,35 @@ impl Bell {
         Wake::Sleeper
     }
 
+    /// What has been said so far is seen by every poster whose event the caller does not see now.
+    /// True if there may be events.
+    pub fn answer(&self) -> bool {
+        self.pending.swap(0, Ordering::AcqRel) != 0
+    }
+
     /// A thread begins to look at the mailbox all the time.
     pub fn begin_to_spin(&self) {
-        self.spinners.fetch_add(1, Ordering::SeqCst);
+        self.spinners.fetch_add(1, Ordering::Relaxed);
     }
 
     /// It does so no longer, and looks for the last time.
     pub fn end_to_spin(&self) {
-        self.spinners.fetch_sub(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.spinners.fetch_sub(1, Ordering::Relaxed);
+        self.answer();
     }
 
     /// A thread is about to sleep: what [`Bell::word`] must be still when it does. It looks for
     /// events once more before.
     pub fn lie_down(&self) -> u32 {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
         let seen = self.word.load(Ordering::Acquire);
-        fence(Ordering::SeqCst);
+        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        self.answer();
         seen
     }
 
     /// It is awake.
     pub fn get_up(&self) {
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Is the caller the one to send a signal, since none is on its way?
@@ -138,6 +142,24 @@ mod models {
             let found = mail.load(Relaxed) == 1;
             let told = poster.join().expect("no panic");
             assert!(found || (told == Wake::Nobody && bell.pending.load(Relaxed) == 1));
+        });
+    }
+
+    #[test]
+    fn loom_an_event_is_seen_by_who_has_the_turn_or_by_its_poster() {
+        loom::model(|| {
+            let shared = Arc::new((Bell::default(), Mail::new(0), AtomicU64::new(1)));
+            let other = shared.clone();
+            let poster = loom::thread::spawn(move || {
+                other.1.store(1, Relaxed);
+                other.0.ring();
+                // A signal's handler that finds the turn taken leaves the event to its holder.
+                other.2.load(Relaxed) == 0
+            });
+            let (bell, mail, turn) = (&shared.0, &shared.1, &shared.2);
+            turn.store(0, Relaxed);
+            let found = bell.answer() || mail.load(Relaxed) == 1;
+            assert!(poster.join().expect("no panic") || found);
         });
     }
 }

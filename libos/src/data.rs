@@ -198,6 +198,9 @@ pub struct Inbox {
     pub tally: Tally,
     /// Which thread delivers them: its tid, and where its stack was; 0 if none does.
     pub turn: AtomicU64,
+    /// How long a waiter looks before it sleeps, in nanoseconds, as far as that has paid lately; 0
+    /// before anybody has waited.
+    pub patience_ns: AtomicU32,
     /// The events.
     pub mail: Mailbox<{ ext_api::limits::INBOX_EVENTS_MAX }>,
 }

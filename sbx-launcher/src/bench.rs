@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+mod events;
 mod faults;
 mod inside;
 mod kv;
@@ -23,7 +24,7 @@ pub use inside::serve;
 pub use report::{Goal, Report, Row};
 
 /// Names of the benchmarks.
-pub const NAMES: [&str; 4] = ["upcall", "kv", "launch", "faults"];
+pub const NAMES: [&str; 5] = ["upcall", "kv", "launch", "faults", "events"];
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +75,7 @@ pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
         "kv" => kv::run(options),
         "launch" => launch::run(options),
         "faults" => faults::run(options),
+        "events" => events::run(options),
         _ => Err(BenchError::Unknown(name.to_owned())),
     }
 }

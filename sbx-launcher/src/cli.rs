@@ -107,9 +107,10 @@ Restore: sbx-launcher up web --restore web.snapshot")]
     },
     /// Measure what things cost, beside what else there is.
     #[command(after_help = "Example: sbx-launcher bench upcall --json
-Benchmarks: upcall (a call), kv (a cache), launch (starting programs), faults (what goes wrong).")]
+Benchmarks: upcall (a call), kv (a cache), launch (starting programs), faults (what goes wrong), \
+events (telling another process).")]
     Bench {
-        /// upcall, kv, launch or faults.
+        /// upcall, kv, launch, faults or events.
         name: String,
         /// Print JSON.
         #[arg(long)]

@@ -176,6 +176,20 @@ pub mod ledger {
         Cx::post(To::peer(Peer::from_raw(to)), note, &[poster, number])
     }
 
+    /// An event that is answered by another one.
+    #[handler]
+    fn bounce(to: u64, handler: u64, word: u64) -> Result<u64, CallError> {
+        Cx::post(To::peer(Peer::from_raw(to)), handler, &[word])
+    }
+
+    /// An event that adds one to a word of the process that it is for.
+    #[handler]
+    fn add_to(word: u64) {
+        let word = word as *const AtomicU64;
+        // SAFETY: the poster is the process itself, which gave the address of a live word.
+        unsafe { &*word }.fetch_add(1, SeqCst);
+    }
+
     /// Stay inside an upcall for so long.
     #[handler]
     fn linger(us: u64) {

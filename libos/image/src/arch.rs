@@ -7,6 +7,6 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{
     Jump, Registers, before_delivery, cache_index, copy_backwards, copy_forwards, early_call, fill,
-    in_gate, leave_upcall, mend_gate, redirect, sbx_call, sbx_restorer, sbx_signal_entry,
+    fs_base, in_gate, leave_upcall, mend_gate, redirect, sbx_call, sbx_restorer, sbx_signal_entry,
     stack_pointer, syscall6,
 };

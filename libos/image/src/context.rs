@@ -11,7 +11,9 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
 use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context};
-use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, WINDOW_BELOW};
+use libos::layout::{
+    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, WINDOW_BELOW, WINDOW_LEN,
+};
 
 use crate::arch::{cache_index, stack_pointer};
 use crate::{boot, signals, start, sys};
@@ -107,6 +109,16 @@ pub(crate) extern "C" fn sbx_context_slow(fs: u64, stack: usize) -> usize {
     let address = settle(context, fs, stack);
     entry.store(address as u64, Release);
     address
+}
+
+/// The tid of the calling thread, without a system call if it has a context that the cache knows.
+pub(crate) fn own_tid() -> u32 {
+    let fs = crate::arch::fs_base();
+    let known = cached(cache_entry(fs)).filter(|context| {
+        let below = stack_pointer().wrapping_sub(context.window.load(Relaxed) as usize);
+        context.fs_base.load(Relaxed) == fs && below < WINDOW_LEN
+    });
+    known.map_or_else(sys::gettid, |context| context.tid.load(Relaxed))
 }
 
 /// Note where the thread is now.

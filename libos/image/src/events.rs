@@ -25,13 +25,15 @@ use crate::arch::{sbx_call, stack_pointer};
 use crate::{context, heap, start, sys, time};
 
 /// Events that one way out of libos delivers at most; the next one goes on.
-const BATCH: usize = 64;
+const BATCH: u64 = 64;
 /// Events of the pool that a wait runs before it looks at its own inbox again.
-const POOL_BATCH: usize = 8;
-/// How long a waiter looks before it sleeps: less than to be woken takes.
-const SPIN_NS: u64 = 5_000;
+const POOL_BATCH: u64 = 8;
+/// How long a waiter looks before it sleeps: as long as to wake another one and hear from it takes.
+const SPIN_NS: u64 = 10_000;
+/// Patience up to here counts the waits until a long one is tried again.
+const SPIN_NS_MIN: u64 = 256;
 /// Looks between two readings of the clock.
-const LOOKS: u32 = 64;
+const LOOKS: u32 = 16;
 
 /// Names the upcall that the calling thread is in, for a claim. None outside of one.
 fn claimant() -> Option<Claimant> {
@@ -232,11 +234,18 @@ pub(crate) extern "C" fn sbx_deliver(context: &Context) {
     }
 }
 
-/// A signal has come to say that there are events, while this thread was in code of its own.
+/// A signal has come to say that there are events.
 pub(crate) fn signal_came() {
-    let Some(own) = start::this_process() else { return };
-    context::common().inbox(own.row).bell.signal_came();
-    deliver(&own, sys::gettid());
+    if let Some(own) = start::this_process() {
+        context::common().inbox(own.row).bell.signal_came();
+    }
+}
+
+/// Deliver events to a thread that a signal has interrupted in code of its own.
+pub(crate) fn deliver_here() {
+    if let Some(own) = start::this_process() {
+        deliver(&own, sys::gettid());
+    }
 }
 
 /// Deliver what waits for this process, unless another thread is at it; how many.
@@ -247,18 +256,17 @@ fn deliver(own: &start::ThisProcess, tid: u32) -> u64 {
         if !take_turn(inbox, tid) {
             return count;
         }
-        inbox.bell.pending.swap(0, SeqCst);
-        core::sync::atomic::fence(SeqCst);
+        inbox.bell.answer();
         let batch = run(&inbox.mail, &inbox.tally, BATCH, |event| event.to == peer);
-        count += batch as u64;
+        count += batch.count;
         inbox.turn.store(0, Release);
-        core::sync::atomic::fence(SeqCst);
-        if batch == BATCH {
+        if batch.end == End::Enough {
             inbox.bell.pending.store(1, Release);
             return count;
         }
-        // Put in behind our last look, by somebody who saw that it was our turn.
-        if batch == 0 || inbox.mail.is_empty() {
+        // Go on with what was put in behind our last look, by somebody who saw that it was our
+        // turn. Who is putting one in at this moment rings when it is there.
+        if !inbox.bell.answer() && (batch.end == End::Busy || inbox.mail.is_empty()) {
             return count;
         }
     }
@@ -273,23 +281,43 @@ fn take_turn(inbox: &Inbox, tid: u32) -> bool {
     (seen == 0 || jumped_out) && inbox.turn.compare_exchange(seen, mine, Acquire, Relaxed).is_ok()
 }
 
-/// Take at most `most` events and run their handlers; how many.
+/// Why no more events are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Empty,
+    Busy,
+    Enough,
+}
+
+/// Events that were taken, and why no more.
+#[derive(Debug, Clone, Copy)]
+struct Batch {
+    count: u64,
+    end: End,
+}
+
+/// Take at most `most` events and run their handlers.
 fn run<const N: usize>(
     mail: &Mailbox<N>,
     tally: &Tally,
-    most: usize,
+    most: u64,
     is_ours: impl Fn(&Event) -> bool,
-) -> usize {
+) -> Batch {
     for count in 0..most {
-        let Taken::Event(event) = mail.pop(is_alive) else { return count };
+        let event = match mail.pop(is_alive) {
+            Taken::Event(event) => event,
+            Taken::Empty => return Batch { count, end: End::Empty },
+            Taken::Busy => return Batch { count, end: End::Busy },
+        };
         let outcome = if is_ours(&event) {
             if upcall(&event) { &tally.delivered } else { &tally.failed }
         } else {
             &tally.lost
         };
-        outcome.fetch_add(1, Relaxed);
+        // Another taker of the pool may come between: these are for people.
+        outcome.store(outcome.load(Relaxed) + 1, Relaxed);
     }
-    most
+    Batch { count: most, end: End::Enough }
 }
 
 /// Run the handler of an event. False: it failed, or is there no longer.
@@ -309,47 +337,39 @@ fn upcall(event: &Event) -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
     let Some(own) = start::this_process() else { return 0 };
-    let (common, tid) = (context::common(), sys::gettid());
+    let common = context::common();
     let (inbox, pool) = (common.inbox(own.row), common.pool());
+    let work = || {
+        let count = deliver(&own, context::own_tid());
+        count + run(&pool.mail, &pool.tally, POOL_BATCH, |_| true).count
+    };
+    let is_empty = || inbox.mail.is_empty() && pool.mail.is_empty();
+    if timeout_ns == 0 || !is_empty() {
+        let count = work();
+        if count != 0 || timeout_ns == 0 {
+            return count;
+        }
+    }
+    let patience = patience(inbox).min(timeout_ns);
+    inbox.bell.begin_to_spin();
+    let found = look(patience, is_empty);
+    inbox.bell.end_to_spin();
+    note_patience(inbox, patience, found);
+    let count = work();
+    if count != 0 || timeout_ns <= patience {
+        return count;
+    }
     // Who has the turn may have ended in the middle of it.
     let turn = inbox.turn.load(Relaxed);
     if turn != 0 && !sys::thread_exists(own.pid, (turn >> 32) as u32) {
         let _ = inbox.turn.compare_exchange(turn, 0, Relaxed, Relaxed);
-    }
-    let work = || {
-        let count = deliver(&own, tid);
-        count + run(&pool.mail, &pool.tally, POOL_BATCH, |_| true) as u64
-    };
-    let is_empty = || inbox.mail.is_empty() && pool.mail.is_empty();
-    let count = work();
-    if count != 0 || timeout_ns == 0 {
-        return count;
-    }
-    let began = time::now_ns();
-    inbox.bell.begin_to_spin();
-    let limit = SPIN_NS.min(timeout_ns);
-    'spin: loop {
-        for _ in 0..LOOKS {
-            if !is_empty() {
-                break 'spin;
-            }
-            core::hint::spin_loop();
-        }
-        if time::now_ns() - began >= limit {
-            break;
-        }
-    }
-    inbox.bell.end_to_spin();
-    let count = work();
-    if count != 0 || timeout_ns <= limit {
-        return count;
     }
     let seen = inbox.bell.lie_down();
     let (idle, bit) = (&pool.idle[own.row / 64], 1 << (own.row % 64));
     idle.fetch_or(bit, SeqCst);
     if is_empty() {
         // SAFETY: a word of the data zone.
-        unsafe { sys::futex_wait(inbox.bell.word.as_ptr(), seen, timeout_ns - limit) };
+        unsafe { sys::futex_wait(inbox.bell.word.as_ptr(), seen, timeout_ns - patience) };
     }
     inbox.bell.get_up();
     idle.fetch_and(!bit, SeqCst);
@@ -358,6 +378,46 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
         idle.fetch_or(bit, SeqCst);
     }
     work()
+}
+
+/// Look until there is something, for so long; whether there is.
+fn look(limit_ns: u64, is_empty: impl Fn() -> bool) -> bool {
+    let mut began = None;
+    if limit_ns <= SPIN_NS_MIN {
+        return !is_empty();
+    }
+    loop {
+        for _ in 0..LOOKS {
+            if !is_empty() {
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        let now = time::now_ns();
+        if now - *began.get_or_insert(now) >= limit_ns {
+            return false;
+        }
+    }
+}
+
+/// How long to look: long while that pays, as between two that run on CPUs of their own; hardly
+/// where who is to post cannot run meanwhile.
+fn patience(inbox: &Inbox) -> u64 {
+    match inbox.patience_ns.load(Relaxed) {
+        0 => SPIN_NS,
+        ns => u64::from(ns),
+    }
+}
+
+fn note_patience(inbox: &Inbox, was: u64, paid: bool) {
+    // Now and then it comes back to where a look can pay again.
+    let next = match was {
+        _ if paid => SPIN_NS,
+        0..=SPIN_NS_MIN => was + 1,
+        _ => was / 2,
+    };
+    let next = if next > SPIN_NS_MIN && !paid && was <= SPIN_NS_MIN { SPIN_NS } else { next };
+    inbox.patience_ns.store(next as u32, Relaxed);
 }
 
 /// A process has taken row `row` of the process table: what waits there was for another.

@@ -159,9 +159,10 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
 
 /// Deliver events, if the interrupted code is the program's own. An upcall does it on its way out.
 fn on_event(regs: &Registers) {
+    events::signal_came();
     let on_upcall_stack = context::index_of_stack(regs.rsp as usize).is_some();
     if !on_upcall_stack && !arch::before_delivery(regs.rip) {
-        events::signal_came();
+        events::deliver_here();
     }
 }
 

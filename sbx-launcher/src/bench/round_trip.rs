@@ -84,7 +84,7 @@ pub(super) fn tcp(cpu: usize, count: u64) -> io::Result<f64> {
 }
 
 /// A page that a forked child shares.
-fn shared_words() -> io::Result<&'static [AtomicU32; 64]> {
+pub(super) fn shared_words() -> io::Result<&'static [AtomicU32; 64]> {
     let (prot, flags) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
     // SAFETY: a new mapping.
@@ -139,7 +139,13 @@ pub(super) fn futexes(cpu: usize, count: u64) -> io::Result<f64> {
 }
 
 pub(super) fn spin(count: u64) -> io::Result<f64> {
-    turns(1, count, |_, _| spin_loop(), |_| ())
+    spin_from(0, 1, count)
+}
+
+/// As [`spin`], from the caller's CPU `own` to `cpu`.
+pub(super) fn spin_from(own: usize, cpu: usize, count: u64) -> io::Result<f64> {
+    pin(0, own);
+    turns(cpu, count, |_, _| spin_loop(), |_| ())
 }
 
 /// A signal to oneself, handled.

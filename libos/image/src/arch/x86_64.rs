@@ -441,6 +441,14 @@ pub(crate) fn before_delivery(rip: u64) -> bool {
     (first..last).contains(&rip)
 }
 
+/// The thread's FS base.
+pub(crate) fn fs_base() -> u64 {
+    let base: u64;
+    // SAFETY: reads a register; the launcher refuses machines without the instruction.
+    unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+    base
+}
+
 /// A thread with FS base 0 faults on the gate's first instruction: let it take the other way. True
 /// if that is what happened.
 pub(crate) fn mend_gate(regs: &mut Registers) -> bool {

@@ -1,0 +1,248 @@
+//! `bench events`: what it takes until an event has reached a handler, beside what else wakes.
+#![expect(unsafe_code, reason = "forks, and signals the child")]
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
+
+use ext_api::abi::Status;
+use ext_api::client::Sandbox;
+use ext_api::error::CallError;
+use ext_api::post::{Peer, To};
+
+use super::inside::Inside;
+use super::pin::{pin, time};
+use super::round_trip::{self, shared_words};
+use super::{BenchError, Measure, Options, Report, built, measure};
+
+/// A child of the process in the sandbox; ends with the value.
+struct Child(i32);
+
+impl Child {
+    fn start(cpu: usize, body: impl FnOnce()) -> io::Result<Self> {
+        // SAFETY: a benchmark has one thread.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                pin(0, cpu);
+                body();
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(0) }
+            }
+            child => Ok(Self(child)),
+        }
+    }
+
+    fn peer(&self, sandbox: &Sandbox) -> Peer {
+        loop {
+            if let Ok(peer) = sandbox.peer(self.0 as u32) {
+                return peer;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SAFETY: our own child.
+        unsafe { libc::kill(self.0, libc::SIGKILL) };
+        // SAFETY: as above.
+        unsafe { libc::waitpid(self.0, std::ptr::null_mut(), 0) };
+    }
+}
+
+const LONG: Duration = Duration::from_secs(10);
+
+/// The process in the sandbox, which runs on CPU 0: one figure.
+pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, String> {
+    let run = || -> Result<f64, CallError> {
+        let null = sandbox.find("hello.null")?;
+        let own = sandbox.peer(std::process::id())?;
+        match what {
+            "event-self" => {
+                let mut sent = Ok(0);
+                let ns = time(count, || {
+                    for _ in 0..count {
+                        sent = sent.clone().and(sandbox.post(To::peer(own), null, &[]));
+                    }
+                });
+                sent.map(|_| ns)
+            }
+            "event-urgent" => {
+                let child = child(0, 1, || {
+                    loop {
+                        std::hint::spin_loop();
+                    }
+                })?;
+                round_trips(sandbox, own, To::peer(child.peer(sandbox)).urgent(), count)
+            }
+            "event-rate" => {
+                let child = child(0, 1, || {
+                    loop {
+                        let _ = sandbox.wait(LONG);
+                    }
+                })?;
+                rate(sandbox, child.peer(sandbox), count)
+            }
+            _ => {
+                let cpu = usize::from(what == "event-cross");
+                let child = child(0, cpu, || {
+                    loop {
+                        let _ = sandbox.wait(LONG);
+                    }
+                })?;
+                round_trips(sandbox, own, To::peer(child.peer(sandbox)), count)
+            }
+        }
+    };
+    run().map_err(|error| error.to_string())
+}
+
+fn child(own_cpu: usize, cpu: usize, body: impl FnOnce()) -> Result<Child, CallError> {
+    pin(0, own_cpu);
+    Child::start(cpu, body).map_err(|error| CallError::Attach(error.to_string()))
+}
+
+/// Nanoseconds from a post until the answer that its handler posts has been delivered.
+fn round_trips(sandbox: &Sandbox, own: Peer, to: To, count: u64) -> Result<f64, CallError> {
+    let (bounce, add) = (sandbox.find("ledger.bounce")?, sandbox.find("ledger.add_to")?);
+    let (mut result, mut sent) = (Ok(0), 0);
+    let got = std::sync::atomic::AtomicU64::new(0);
+    let words = [own.to_raw(), add, got.as_ptr() as u64];
+    let mut once = || {
+        result = sandbox.post(to, bounce, &words);
+        sent += 1;
+        // The answer may be there before we wait: it is delivered on the way out of the post.
+        while result.is_ok() && got.load(SeqCst) < sent {
+            let _ = sandbox.wait(LONG);
+        }
+    };
+    (0..100).for_each(|_| once());
+    let ns = time(count, || (0..count).for_each(|_| once()));
+    result.map(|_| ns)
+}
+
+/// Millions of events per second that one process posts and another one handles.
+fn rate(sandbox: &Sandbox, to: Peer, count: u64) -> Result<f64, CallError> {
+    let work = sandbox.find("ledger.work")?;
+    let noted = sandbox.find("ledger.noted")?;
+    let before = sandbox.invoke::<u64>(noted, &[0])?;
+    let mut result = Ok(());
+    let ns = time(count, || {
+        let mut left = count;
+        while left != 0 {
+            match sandbox.post(To::peer(to), work, &[0]) {
+                Ok(_) => left -= 1,
+                Err(CallError::Refused(Status::Full)) => std::hint::spin_loop(),
+                Err(error) => {
+                    result = Err(error);
+                    return;
+                }
+            }
+        }
+        while sandbox.invoke::<u64>(noted, &[0]).is_ok_and(|noted| noted < before + count) {}
+    });
+    result.map(|()| 1e3 / ns)
+}
+
+/// Nanoseconds from a queued signal until its handler's answer is seen: without us.
+fn signal_round_trip(count: u64) -> io::Result<f64> {
+    static WORD: std::sync::OnceLock<&'static AtomicU32> = std::sync::OnceLock::new();
+    extern "C" fn handler(_: i32) {
+        if let Some(word) = WORD.get() {
+            word.fetch_add(1, SeqCst);
+        }
+    }
+    let word = WORD.get_or_init(|| &shared_words().expect("a page")[0]);
+    let before = word.load(SeqCst);
+    let child = Child::start(0, || {
+        // SAFETY: the handler touches one atomic.
+        unsafe { libc::signal(libc::SIGUSR1, handler as *const () as libc::sighandler_t) };
+        word.fetch_add(1, SeqCst);
+        loop {
+            std::hint::spin_loop();
+        }
+    })?;
+    while word.load(SeqCst) == before {}
+    let mut info = [0i32; 32];
+    info[2] = libc::SI_QUEUE;
+    Ok(time(count, || {
+        for _ in 0..count {
+            let seen = word.load(SeqCst);
+            let number = libc::SYS_rt_tgsigqueueinfo;
+            // SAFETY: the kernel reads a siginfo.
+            unsafe { libc::syscall(number, child.0, child.0, libc::SIGUSR1, info.as_ptr()) };
+            while word.load(SeqCst) == seen {
+                std::hint::spin_loop();
+            }
+        }
+    }))
+}
+
+pub(super) fn run(options: Options) -> Result<Report, BenchError> {
+    let images = [built("libhello_upcall.so")?, built("libledger.so")?];
+    let inside = std::cell::RefCell::new(Inside::start(&images, "")?);
+    let scale = if options.quick { 20 } else { 1 };
+    pin(0, 1);
+    let mut rows: Vec<Measure<'_>> = Vec::new();
+    for (name, unit, what, count) in [
+        ("null upcall", "ns", "null", 1_000_000 / scale),
+        ("post to oneself, and its delivery", "ns", "event-self", 1_000_000 / scale),
+        ("event there and back, other core", "ns", "event-cross", 200_000 / scale),
+        ("event there and back, same core", "ns", "event-same", 50_000 / scale),
+        ("urgent event there and back, other core", "ns", "event-urgent", 50_000 / scale),
+        ("events to another process", "M/s", "event-rate", 1_000_000 / scale),
+    ] {
+        let inside = &inside;
+        rows.push((name.into(), unit, Box::new(move || inside.borrow_mut().measure(what, count))));
+    }
+    let doing = |error| BenchError::Io("a round trip without us", error);
+    let (spins, wakes) = (500_000 / scale, 50_000 / scale);
+    rows.push((
+        "shared line there and back, other core".into(),
+        "ns",
+        Box::new(move || round_trip::spin_from(1, 0, spins).map_err(doing)),
+    ));
+    rows.push((
+        "futex there and back, same core".into(),
+        "ns",
+        Box::new(move || round_trip::futexes(1, wakes).map_err(doing)),
+    ));
+    rows.push((
+        "queued signal there, shared line back".into(),
+        "ns",
+        Box::new(move || signal_round_trip(wakes).map_err(doing)),
+    ));
+    let mut report = Report::new("events", options.rounds, measure(options.rounds, rows)?);
+    report.goal(
+        "post and delivery beyond an upcall, ns",
+        ["post to oneself, and its delivery", "null upcall"],
+        |[post, null]| post - null,
+        ("<=", 50.0),
+    );
+    for (name, of, beside, most) in [
+        (
+            "spinning waiter / shared line",
+            "event there and back, other core",
+            "shared line there and back, other core",
+            1.5,
+        ),
+        (
+            "parked / futex, same core",
+            "event there and back, same core",
+            "futex there and back, same core",
+            1.0,
+        ),
+        (
+            "urgent / queued signal",
+            "urgent event there and back, other core",
+            "queued signal there, shared line back",
+            1.0,
+        ),
+    ] {
+        report.goal(name, [of, beside], |[ours, theirs]| ours / theirs, ("<=", most));
+    }
+    report.goal("events per second, M", ["events to another process"], |[rate]| rate, (">=", 1.0));
+    Ok(report)
+}
