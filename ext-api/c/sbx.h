@@ -17,6 +17,8 @@
 #include <string.h>
 
 #define SBX_ABI_VERSION 2u
+/* How an event is posted; SBX_URGENT is added to one of the others. */
+enum { SBX_TO_PEER = 0, SBX_TO_PID = 1, SBX_TO_ANY = 2, SBX_TO_ALL = 3, SBX_URGENT = 256 };
 enum { SBX_OK = 0, SBX_NONE = 1, SBX_FAILED = 2, SBX_STALE = 16, SBX_PANICKED = 32 };
 
 typedef uint64_t sbx_handle;
@@ -37,6 +39,7 @@ typedef struct {
     sbx_call_fn call;
     sbx_find_fn find;
     sbx_release_fn release;
+    uint64_t (*wait)(uint64_t timeout_ns);
 } sbx_t;
 
 /* 0, or -1 if this process is in no sandbox, or -2 if the sandbox has another ABI. */
@@ -47,7 +50,9 @@ static inline int sbx_current(sbx_t *sbx) {
         uint32_t abi_version, size;
         uint64_t base, len, sandbox_id, flags;
         uint32_t supervisor_pid, map_count;
-        uint64_t call, find, release;
+        uint64_t call, find, release, others[5];
+        char name[32];
+        uint64_t maps[48][4], handlers, extensions, wait;
     };
     char line[512];
     FILE *maps = fopen("/proc/self/maps", "r");
@@ -64,6 +69,7 @@ static inline int sbx_current(sbx_t *sbx) {
     sbx->call = (sbx_call_fn)(uintptr_t)block->call;
     sbx->find = (sbx_find_fn)(uintptr_t)block->find;
     sbx->release = (sbx_release_fn)(uintptr_t)block->release;
+    sbx->wait = (uint64_t (*)(uint64_t))(uintptr_t)block->wait;
     return 0;
 }
 
@@ -75,6 +81,21 @@ static inline sbx_handle sbx_find(const sbx_t *sbx, const char *name) {
 static inline uint32_t sbx_call(const sbx_t *sbx, sbx_handle handle, const uint64_t *words,
                                 sbx_reply *reply) {
     return sbx->call(handle, words, reply);
+}
+
+/* Have a handler run in other processes, with up to four numbers. *count: how many have the event. */
+static inline uint32_t sbx_post(const sbx_t *sbx, uint64_t how, uint64_t to, sbx_handle handler,
+                                const uint64_t event[4], uint64_t *count) {
+    const uint64_t words[7] = {how, to, handler, event[0], event[1], event[2], event[3]};
+    sbx_reply reply = {0};
+    const uint32_t status = sbx->call((sbx_handle)1 << 32 | 1, words, &reply);
+    if (count) *count = reply.word;
+    return status;
+}
+
+/* Wait for events to this process; how many were delivered. */
+static inline uint64_t sbx_wait(const sbx_t *sbx, uint64_t timeout_ns) {
+    return sbx->wait(timeout_ns);
 }
 
 static inline void sbx_release(const sbx_t *sbx, sbx_reply *reply) {

@@ -20,6 +20,8 @@ _ABI_VERSION = 2
 _BUFFER_LEN = 4096
 # Magic, versions, base, length, id, flags, supervisor and number of mappings, entry points.
 _SUPERBLOCK = struct.Struct("<8sII4QII8Q")
+# Name, mappings, handler table, extension table; then the address of the function that waits.
+_WAIT_BEHIND_ENTRY = 32 + 48 * 32 + 8 + 8
 
 
 class Error(Exception):
@@ -140,6 +142,8 @@ class Sandbox:
         self._call = ctypes.PYFUNCTYPE(ctypes.c_uint32)(call)
         self._find = ctypes.CFUNCTYPE(_U64, ctypes.c_char_p, ctypes.c_size_t)(find)
         self._release = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(release)
+        at = base + _SUPERBLOCK.size + _WAIT_BEHIND_ENTRY
+        self._wait = ctypes.CFUNCTYPE(_U64, _U64)(_U64.from_address(at).value)
         self.name = ctypes.string_at(base + _SUPERBLOCK.size, 32).rstrip(b"\0").decode()
         self._table = base + (64 << 10)
         self._handlers = {}
@@ -158,6 +162,29 @@ class Sandbox:
         if function is None:
             function = self._handlers[name] = self.handler(name)
         return function(*args)
+
+    def post(self, name, *words, pid=None, urgent=False):
+        """Have a handler run in other processes, with up to four numbers.
+
+        pid: a participant, "any" for whichever waits first, None for all of them. Returns how many
+        have the event now. Urgent ones interrupt a process that runs code of its own.
+        """
+        raw = name.encode()
+        handle = self._find(raw, len(raw))
+        if not handle:
+            raise Error("no handler %s: load its extension (sbx-launcher ext load)" % name)
+        if len(words) > 4:
+            raise Error("an event carries up to four numbers")
+        how, target = {None: (3, 0), "any": (2, 0)}.get(pid, (1, pid))
+        words = words + (0,) * (4 - len(words))
+        return self.call("libos.post", how | (256 if urgent else 0), target, handle, *words)
+
+    def wait(self, seconds=None):
+        """Wait until events have been delivered to this process; how many, or 0.
+
+        Those that wait already are delivered at once. Other threads run meanwhile.
+        """
+        return self._wait(1 << 60 if seconds is None else int(seconds * 1e9))
 
     def _signature(self, handle):
         row = self._table + (handle & 0xFFFFFFFF) * 256
@@ -234,6 +261,8 @@ _STATUS = {
     21: "this process is not in the sandbox",
     22: "the extension failed and is being restarted; try again",
     23: "the extension failed too often in a row; it is tried again later",
+    24: "the target's mailbox is full; post again later",
+    25: "the target is no participant, or no longer",
     32: "the handler panicked",
     33: "the handler aborted",
     34: "the handler used a function that the region does not have",

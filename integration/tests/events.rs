@@ -1,6 +1,9 @@
 //! Events by every route: delivered once, in order, refused when there is no room or nobody.
 
-use integration::{Sandbox, built, launcher};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use integration::{Sandbox, built, compile, launcher, run};
 
 fn route(which: &str) -> Sandbox {
     let sandbox = Sandbox::up(&format!("events-{which}"));
@@ -58,4 +61,59 @@ fn everybody_can_be_told() {
 #[test]
 fn whoever_is_idle_takes_work() {
     route("any");
+}
+
+#[test]
+fn python_and_c_programs_and_operators_post_and_wait() {
+    let sandbox = Sandbox::up("events-others");
+    sandbox.load_hello();
+    sandbox.load(&built("libledger.so"));
+    let script = "
+import os, sbx, sys
+box = sbx.current()
+child = os.fork()
+if not child:
+    while box.call('ledger.noted', 0) < 3: box.wait(5)
+    os._exit(0)
+while True:
+    try:
+        if box.call('libos.peer', child): break
+    except sbx.Refused: pass
+print([box.post('ledger.note', 1, n, pid=child) for n in (1, 2)], box.post('ledger.work', 1, pid='any'))
+os.waitpid(child, 0)
+try: box.post('ledger.note', 1, 3, pid=child)
+except sbx.Refused as error: print(error)
+print([box.call('ledger.noted', which) for which in (0, 1)])
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", script]);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    let ended = run(&mut command);
+    assert_eq!(ended.stdout, "[1, 1] 1\nthe target is no participant, or no longer\n[3, 0]\n", "{}", ended.stderr);
+
+    let program = compile("cc", "waits", &[]);
+    let mut waiting = Command::new(built("sbx-launcher"))
+        .args(["run", "--sandbox", &sandbox.name, "--", program.text()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut line = String::new();
+    let mut out = BufReader::new(waiting.stdout.take().expect("piped"));
+    out.read_line(&mut line).expect("it writes");
+    let posted = launcher(&["post", &sandbox.name, "ledger.work", "1", "--pid", line.trim()]);
+    assert_eq!(posted.stdout, "posted to 1\n", "{}", posted.stderr);
+    line.clear();
+    out.read_line(&mut line).expect("it writes");
+    assert_eq!(line, "one for us, one to ourselves\n");
+    assert!(waiting.wait().expect("it ends").success());
+    // What an operator may get wrong.
+    for (args, said) in [
+        (["ledger.none", "1", "--all"], "no handler named ledger.none"),
+        (["hello.greet", "me", "--all"], "an event carries up to four numbers"),
+        (["ledger.work", "one", "--all"], "is not of type u64"),
+        (["ledger.work", "1", "--pid=1"], "no participant"),
+    ] {
+        let ended = launcher(&[&["post", &sandbox.name], &args[..]].concat());
+        assert!(ended.status == 125 && ended.stderr.contains(said), "{}", ended.stderr);
+    }
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use ext_api::abi::{HOW_ALL, HOW_ANY, HOW_PID, HOW_URGENT};
 use serde_json::Value;
 
 use crate::control::{self, Request};
@@ -95,6 +96,28 @@ Restore: sbx-launcher up web --restore web.snapshot")]
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Post an event: have a handler run in other processes, as soon as they come by.
+    #[command(after_help = "Example: sbx-launcher post web cache.clear --all")]
+    Post {
+        /// Sandbox.
+        name: String,
+        /// EXTENSION.HANDLER; it takes up to four numbers.
+        handler: String,
+        /// Its arguments.
+        args: Vec<String>,
+        /// To this participant.
+        #[arg(long, value_name = "PID", conflicts_with_all = ["any", "all"])]
+        pid: Option<u32>,
+        /// To whichever waits first.
+        #[arg(long, conflicts_with = "all")]
+        any: bool,
+        /// To every participant.
+        #[arg(long, required_unless_present_any = ["pid", "any"])]
+        all: bool,
+        /// Interrupt those that run code of their own.
+        #[arg(long)]
+        urgent: bool,
     },
     /// List the participants of a sandbox.
     #[command(after_help = "Example: sbx-launcher ps web --json")]
@@ -253,6 +276,18 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Ls { json } => list(json),
         Command::Ext(ext) => extension(ext),
         Command::Call { name, handler, args, json } => call(&name, handler, args, json),
+        Command::Post { name, handler, args, pid, any, urgent, .. } => {
+            let kind = match (pid, any) {
+                (Some(_), _) => HOW_PID,
+                (None, true) => HOW_ANY,
+                (None, false) => HOW_ALL,
+            };
+            let how = kind | if urgent { HOW_URGENT } else { 0 };
+            let target = u64::from(pid.unwrap_or(0));
+            let answer = ask(&name, Request::Post { handler, how, target, args })?;
+            println!("posted to {}", answer["value"]);
+            Ok(0)
+        }
         Command::Ps { name, json } => participants(&name, json),
         Command::Bench { name, json, plot, quick } => measure(&name, json, plot, quick),
         Command::BenchInside => Ok(bench::serve()),
@@ -416,21 +451,22 @@ fn participants(name: &str, json: bool) -> Result<i32> {
         return Ok(0);
     }
     println!(
-        "{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}",
-        "PID", "NAME", "PARENT", "STATE", "HOW", "CONTEXTS", "UPCALLS"
+        "{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12} {:>8}",
+        "PID", "NAME", "PARENT", "STATE", "HOW", "CONTEXTS", "UPCALLS", "EVENTS"
     );
     for row in answer["participants"].as_array().into_iter().flatten() {
         let text = |key: &str| row[key].as_str().unwrap_or("").to_owned();
         let number = |key: &str| row[key].as_u64().unwrap_or(0);
         println!(
-            "{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12}",
+            "{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12} {:>8}",
             number("pid"),
             text("name"),
             number("parent"),
             text("state"),
             text("how"),
             number("contexts"),
-            number("upcalls")
+            number("upcalls"),
+            row["events"]["delivered"]
         );
     }
     let uses = answer["uses"].as_array().into_iter().flatten();

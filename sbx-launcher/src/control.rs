@@ -8,13 +8,14 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use libos::data::Joined;
+use ext_api::abi::NO_EVENT;
+use libos::data::{Joined, Tally};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::sandbox::extensions::{Life, Loaded};
-use crate::sandbox::status_text;
+use crate::sandbox::{event_words, status_text};
 use crate::supervisor::{End, Supervisor};
 use crate::worker::{Job, Outcome};
 
@@ -70,6 +71,17 @@ pub enum Request {
         /// Arguments as typed.
         args: Vec<String>,
     },
+    /// Post an event, in the worker.
+    Post {
+        /// `extension.handler`.
+        handler: String,
+        /// As [`ext_api::abi::HOW_KIND`].
+        how: u64,
+        /// A pid, if that is what `how` says.
+        target: u64,
+        /// Arguments as typed.
+        args: Vec<String>,
+    },
     /// The log of the sandbox.
     Log,
 }
@@ -84,6 +96,7 @@ impl Request {
                 | Self::Snapshot { .. }
                 | Self::Unload { .. }
                 | Self::Call { .. }
+                | Self::Post { .. }
         )
     }
 }
@@ -261,6 +274,15 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
             }
             Err(why) => Err(why),
         },
+        Ok(Request::Post { handler, how, target, args }) => {
+            match post(supervisor, handler, [*how, *target], args) {
+                Ok((job, signature)) => {
+                    supervisor.start_call(job, received.connection, signature);
+                    return None;
+                }
+                Err(why) => Err(why),
+            }
+        }
         Ok(request) => carry_out(supervisor, request, &received),
     };
     let fds = match (&received.request, &result) {
@@ -344,9 +366,10 @@ fn carry_out(
         }
         Request::Extensions => Ok(extensions(supervisor)),
         Request::Symbols => symbols(supervisor),
-        Request::Load { .. } | Request::Upgrade { .. } | Request::Call { .. } => {
-            Err("answered later".to_owned())
-        }
+        Request::Load { .. }
+        | Request::Upgrade { .. }
+        | Request::Call { .. }
+        | Request::Post { .. } => Err("answered later".to_owned()),
         Request::Log => Ok(json!({ "text": log_text(supervisor) })),
     }
 }
@@ -380,6 +403,7 @@ fn participants(supervisor: &Supervisor) -> Vec<Value> {
                 "state": if live { "live" } else { "exited" },
                 "upcalls": open + process.upcalls_ended.load(Relaxed),
                 "contexts": contexts.len(),
+                "events": events(&common.inbox(row).tally),
                 "how": match how {
                     Some(Joined::Exec) => "exec",
                     Some(Joined::Fork) => "fork",
@@ -390,6 +414,16 @@ fn participants(supervisor: &Supervisor) -> Vec<Value> {
             }))
         })
         .collect()
+}
+
+/// What became of the events for one process.
+fn events(tally: &Tally) -> Value {
+    json!({
+        "delivered": tally.delivered.load(Relaxed),
+        "failed": tally.failed.load(Relaxed),
+        "refused": tally.refused.load(Relaxed),
+        "lost": tally.lost.load(Relaxed),
+    })
 }
 
 fn uses(supervisor: &Supervisor) -> Vec<Value> {
@@ -447,6 +481,28 @@ fn call(supervisor: &Supervisor, handler: &str, args: &[String]) -> Result<(Job,
         supervisor.sandbox.find(handler).ok_or_else(|| format!("no handler named {handler}"))?;
     let words = words(&signature, args)?;
     let job = supervisor.sandbox.start_worker(handle, &words).map_err(|error| error.to_string())?;
+    Ok((job, signature))
+}
+
+/// Turn typed text into words by the handler's signature, and post them in a worker.
+fn post(
+    supervisor: &Supervisor,
+    handler: &str,
+    [how, target]: [u64; 2],
+    args: &[String],
+) -> Result<(Job, String), String> {
+    let find = |name: &str| {
+        supervisor.sandbox.find(name).ok_or_else(|| format!("no handler named {name}"))
+    };
+    let (handle, signature) = find(handler)?;
+    let given = words(&signature, args)?;
+    if event_words(&signature) == NO_EVENT {
+        return Err(format!("{handler} takes {signature}: an event carries up to four numbers"));
+    }
+    let mut event = [how, target, handle, 0, 0, 0, 0];
+    event[3..][..given.len()].copy_from_slice(&given);
+    let (post, signature) = find("libos.post")?;
+    let job = supervisor.sandbox.start_worker(post, &event).map_err(|error| error.to_string())?;
     Ok((job, signature))
 }
 

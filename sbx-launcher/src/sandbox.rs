@@ -579,8 +579,9 @@ pub fn status_text(status: u32) -> String {
     }
 }
 
-/// Argument words of a handler, if an event can carry them.
-fn event_words(signature: &str) -> u32 {
+/// Argument words of a handler, if an event can carry them; else [`NO_EVENT`].
+#[must_use]
+pub fn event_words(signature: &str) -> u32 {
     let parameters = signature.strip_prefix('(').and_then(|rest| rest.split_once(')'));
     let Some((parameters, _)) = parameters else { return NO_EVENT };
     let kinds: Vec<&str> = parameters.split(',').filter_map(|one| one.split(": ").nth(1)).collect();

@@ -425,6 +425,10 @@ pub(crate) fn begin(row: usize) {
     let inbox = context::common().inbox(row);
     inbox.bell.reset();
     inbox.turn.store(0, Relaxed);
+    let tally = &inbox.tally;
+    for count in [&tally.delivered, &tally.failed, &tally.refused, &tally.lost] {
+        count.store(0, Relaxed);
+    }
     context::common().pool().idle[row / 64].fetch_and(!(1 << (row % 64)), Relaxed);
     while let Taken::Event(_) = inbox.mail.pop(is_alive) {
         inbox.tally.lost.fetch_add(1, Relaxed);
