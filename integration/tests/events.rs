@@ -89,7 +89,11 @@ print([box.call('ledger.noted', which) for which in (0, 1)])
     command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", script]);
     command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
     let ended = run(&mut command);
-    assert_eq!(ended.stdout, "[1, 1] 1\nthe target is no participant, or no longer\n[3, 0]\n", "{}", ended.stderr);
+    assert_eq!(
+        ended.stdout, "[1, 1] 1\nthe target is no participant, or no longer\n[3, 0]\n",
+        "{}",
+        ended.stderr
+    );
 
     let program = compile("cc", "waits", &[]);
     let mut waiting = Command::new(built("sbx-launcher"))
