@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ext_api::abi::NO_EVENT;
@@ -19,8 +20,10 @@ use crate::sandbox::{event_words, status_text};
 use crate::supervisor::{End, Supervisor};
 use crate::worker::{Job, Outcome};
 
-/// Longest request or answer.
+/// Longest request. A longer answer comes as a file.
 const MESSAGE_LEN_MAX: usize = 128 << 10;
+/// What is sent with the file that has the answer.
+const IN_FILE: &str = "in-file";
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -315,9 +318,18 @@ impl Answer {
 
     /// Send it. If the peer has gone there is nobody to tell.
     pub fn send(self) {
-        let sent = send(&self.connection, &self.text, &self.fds);
-        if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)) {
-            let text = json!({ "error": "the answer is too long for the control socket" });
+        if self.text.len() <= MESSAGE_LEN_MAX / 2 {
+            let _ = send(&self.connection, &self.text, &self.fds);
+            return;
+        }
+        // Too long for a message: as a file.
+        let file = memfd::MemfdOptions::new().create("sbx-answer").map_err(io::Error::other);
+        let sent = file.and_then(|file| {
+            file.as_file().write_all_at(self.text.as_bytes(), 0)?;
+            send(&self.connection, IN_FILE, &[file.as_file().as_raw_fd()])
+        });
+        if let Err(error) = sent {
+            let text = json!({ "error": format!("handing the answer over: {error}") });
             let _ = send(&self.connection, &text.to_string(), &[]);
         }
     }
@@ -595,7 +607,14 @@ fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
             _ => error,
         }
     })?;
-    let (text, _) = receive(&connection)?;
+    let (mut text, mut fds) = receive(&connection)?;
+    if let (IN_FILE, Some(file)) = (text.as_str(), fds.pop()) {
+        let (file, mut bytes) = (std::fs::File::from(file), Vec::new());
+        // Its offset is where the writer left it.
+        bytes.resize(file.metadata()?.len() as usize, 0);
+        file.read_exact_at(&mut bytes, 0)?;
+        text = String::from_utf8_lossy(&bytes).into_owned();
+    }
     let mut answer: Value = serde_json::from_str(&text)?;
     match answer.get("error").and_then(Value::as_str) {
         Some(why) => Err(io::Error::other(why.to_owned())),
