@@ -467,7 +467,22 @@ pub struct HandlerDecl {
     pub code: HandlerFn,
     /// CPU time one upcall may take in nanoseconds, or 0 for the extension's.
     pub budget_ns: u64,
+    /// When it runs by itself: one of the `HOOK_*` constants, or 0.
+    pub hook: u64,
+    /// What belongs to `hook`.
+    pub hook_value: u64,
 }
+
+/// [`HandlerDecl::hook`]: periodically, every `hook_value` nanoseconds. Its first argument, if it
+/// takes one, is how many periods it has missed since it ran last.
+pub const HOOK_TIMER: u64 = 1;
+/// [`HandlerDecl::hook`]: a process has begun to take part. Argument: its pid.
+pub const HOOK_START: u64 = 2;
+/// [`HandlerDecl::hook`]: a participant executes another program. Argument: its pid.
+pub const HOOK_EXEC: u64 = 3;
+/// [`HandlerDecl::hook`]: a participant has ended. Arguments: its pid, its status as `waitpid` gives
+/// it (2^32 - 1 if nobody can tell), and how many events did not reach it.
+pub const HOOK_EXIT: u64 = 4;
 
 // SAFETY: as `Manifest`.
 #[expect(unsafe_code, reason = "a manifest is a static, and statics must be Sync")]

@@ -72,6 +72,9 @@ pub const INIT_BUDGET_NS: u64 = 10_000_000_000;
 /// taken for lost.
 pub const STUCK_MS: u64 = 5_000;
 
+/// Shortest period of a timer, in nanoseconds.
+pub const TIMER_NS_MIN: u64 = 1_000_000;
+
 /// Events that wait for one process at a time.
 pub const INBOX_EVENTS_MAX: usize = 64;
 

@@ -1,12 +1,72 @@
 //! An extension's manifest, read out of its relocated image without running anything.
 
-use ext_api::abi::{ABI_VERSION, KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest};
+use std::fmt;
+
+use ext_api::abi::{
+    ABI_VERSION, HOOK_EXEC, HOOK_EXIT, HOOK_START, HOOK_TIMER, KILL_SAFE, MANIFEST_MAGIC,
+    MANIFEST_SYMBOL_PREFIX, Manifest,
+};
 use ext_api::limits::{
     BUDGET_NS_DEFAULT, HANDLER_NAME_LEN_MAX, HANDLERS_MAX, HEAP_LEN_DEFAULT, HUGE_PAGE_LEN,
-    NAME_LEN_MAX, SIGNATURE_LEN_MAX,
+    NAME_LEN_MAX, SIGNATURE_LEN_MAX, TIMER_NS_MIN,
 };
 
 use crate::image::{Image, ImageError};
+
+/// When a handler runs by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// Never.
+    None,
+    /// Again and again.
+    Timer {
+        /// How often, in nanoseconds.
+        period_ns: u64,
+    },
+    /// A process begins to take part.
+    Start,
+    /// A participant executes another program.
+    Exec,
+    /// A participant has ended.
+    Exit,
+}
+
+impl Hook {
+    /// From a manifest's words.
+    const fn from_raw(hook: u64, value: u64) -> Option<Self> {
+        Some(match hook {
+            0 => Self::None,
+            HOOK_TIMER if value >= TIMER_NS_MIN => Self::Timer { period_ns: value },
+            HOOK_START => Self::Start,
+            HOOK_EXEC => Self::Exec,
+            HOOK_EXIT => Self::Exit,
+            _ => return None,
+        })
+    }
+
+    /// Numbers that the handler may be given.
+    const fn words(self) -> usize {
+        match self {
+            Self::None => usize::MAX,
+            Self::Timer { .. } | Self::Start | Self::Exec => 1,
+            Self::Exit => 3,
+        }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => to.write_str("when it is called"),
+            Self::Timer { period_ns } => {
+                write!(to, "every {} ms", *period_ns as f64 / 1_000_000.0)
+            }
+            Self::Start => to.write_str("when a process starts"),
+            Self::Exec => to.write_str("when a process executes a program"),
+            Self::Exit => to.write_str("when a process ends"),
+        }
+    }
+}
 
 /// One handler, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +79,8 @@ pub struct Handler {
     pub code: u64,
     /// CPU time of one upcall in nanoseconds.
     pub budget_ns: u64,
+    /// When it runs by itself.
+    pub hook: Hook,
 }
 
 /// A manifest, checked.
@@ -139,6 +201,16 @@ fn text(image: &Image, address: u64, len: u64, len_max: usize) -> Result<String,
     String::from_utf8(bytes.to_vec()).map_err(|_| bad("a text that is not UTF-8"))
 }
 
+/// Does a handler take more than `most` arguments, or others than numbers?
+fn takes_other_than(signature: &str, most: usize) -> bool {
+    let inside = signature.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    let kinds =
+        inside.map_or("", |(inside, _)| inside).split(',').filter_map(|it| it.split_once(':'));
+    let kinds: Vec<&str> = kinds.map(|(_, kind)| kind.trim()).collect();
+    most != usize::MAX
+        && (kinds.len() > most || kinds.iter().any(|it| matches!(*it, "bytes" | "str")))
+}
+
 fn handlers(
     image: &Image,
     extension: &str,
@@ -167,7 +239,14 @@ fn handlers(
                 0 => budget_ns,
                 own => own,
             },
+            hook: Hook::from_raw(field(48)?, field(56)?).ok_or_else(|| {
+                bad(format!("handler {short} runs by itself, but when? (1 ms at least)"))
+            })?,
         };
+        if takes_other_than(&handler.signature, handler.hook.words()) {
+            let what = format!("handler {}: what runs by itself takes", handler.name);
+            return Err(bad(format!("{what} at most {} numbers", handler.hook.words())));
+        }
         if !image.is_code(handler.code) || handler.name.len() > HANDLER_NAME_LEN_MAX {
             return Err(bad(format!("handler {} is not code", handler.name)));
         }

@@ -420,7 +420,8 @@ fn extension(ext: Ext) -> Result<i32> {
                 );
                 for handler in ext["handlers"].as_array().into_iter().flatten() {
                     let text = |key: &str| handler[key].as_str().unwrap_or("").to_owned();
-                    println!("  {}{}", text("name"), text("signature"));
+                    let runs = handler["runs"].as_str().map(|when| format!("  runs {when}"));
+                    println!("  {}{}{}", text("name"), text("signature"), runs.unwrap_or_default());
                 }
             }
         }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ext_api::abi::NO_EVENT;
 use libos::data::{Joined, Tally};
+use libos::manifest::Hook;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
@@ -413,6 +414,7 @@ fn participants(supervisor: &Supervisor) -> Vec<Value> {
                 "name": String::from_utf8_lossy(&name).trim_end_matches('\0'),
                 "parent": process.parent.load(Relaxed),
                 "state": if live { "live" } else { "exited" },
+                "status": (!live).then(|| process.status.load(Relaxed)).filter(|it| *it >= 0),
                 "upcalls": open + process.upcalls_ended.load(Relaxed),
                 "contexts": contexts.len(),
                 "events": events(&common.inbox(row).tally),
@@ -466,7 +468,9 @@ fn extensions(supervisor: &Supervisor) -> Value {
                 .iter()
                 .map(|handler| {
                     let signature = sandbox.find(&handler.name).map(|(_, signature)| signature);
-                    json!({ "name": handler.name, "signature": signature })
+                    let hook = handler.hook.to_string();
+                    let hook = (handler.hook != Hook::None).then_some(hook);
+                    json!({ "name": handler.name, "signature": signature, "runs": hook })
                 })
                 .collect();
             let slot = ext.room.map(|room| room.slot);

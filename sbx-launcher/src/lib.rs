@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod filter;
 pub mod follow;
 pub mod hand;
+pub mod hooks;
 pub mod keeper;
 pub mod memory;
 pub mod policy;

@@ -16,11 +16,14 @@ use ext_api::limits::{
     SLOTS_MAX,
 };
 use libos::arena::Arena;
-use libos::data::Common;
+use libos::data::{Common, Joined};
 use libos::image::{self, Image, ImageError, Imports, NoImports};
 use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 use libos::mailbox::{EVENT_WORDS, Taken};
 
+use libos::manifest::Hook;
+
+use crate::hooks::Happened;
 use crate::memory;
 use crate::zones::{Zones, random};
 
@@ -122,6 +125,8 @@ pub struct Sandbox {
     pub changes: u64,
     /// How many of them the keeper knows; none if there is no keeper.
     pub kept: Option<u64>,
+    /// What has happened to processes since the hooks ran last.
+    pub happened: Vec<Happened>,
 }
 
 /// An upcall that is open, as its frame says.
@@ -240,6 +245,7 @@ impl Sandbox {
             budgets: HashMap::new(),
             changes: 0,
             kept: None,
+            happened: Vec::new(),
         };
         sandbox.install(&image, 0);
         // No heap: whatever libos allocates, it does for the extension that runs.
@@ -249,6 +255,12 @@ impl Sandbox {
         sandbox.publish_handler(2, 0, peer, "libos.peer", "(pid: u64) -> u64");
         sandbox.write_superblock()?;
         Ok(sandbox)
+    }
+
+    /// Addresses that a server needs: libos's `join` and `wait`.
+    #[must_use]
+    pub const fn server_entries(&self) -> [u64; 2] {
+        [self.join_worker, self.wait]
     }
 
     /// The common area.
@@ -446,6 +458,25 @@ impl Sandbox {
         }
     }
 
+    /// The handle of the handler in `row`, as it is now.
+    fn handle_of(&self, row: usize) -> u64 {
+        // SAFETY: only the supervisor writes the row.
+        let generation = unsafe { &*self.handler_row(row) }.generation.load(Ordering::Relaxed);
+        u64::from(generation) << 32 | row as u64
+    }
+
+    /// Row and generation of the process `pid`, once it has joined.
+    #[must_use]
+    pub fn joined_as(&self, pid: u32) -> Option<(usize, u32)> {
+        let common = self.common();
+        common.rows().find_map(|row| {
+            let (process, seen) = (common.process(row), common.process(row).claim.load());
+            // The first upcall is the last thing that joining does.
+            let joined = seen.pid == pid && process.joined.load(Ordering::Acquire) != 0;
+            joined.then_some((row, seen.generation))
+        })
+    }
+
     fn is_live(&self, row: usize) -> bool {
         // SAFETY: only the supervisor writes the row.
         unsafe { &*self.handler_row(row) }.generation.load(Ordering::Relaxed) % 2 == 1
@@ -556,6 +587,10 @@ impl Sandbox {
             let seen = process.claim.load();
             if seen.pid == pid {
                 let lost = self.clear_inbox(row);
+                if process.joined.load(Ordering::Relaxed) != Joined::Worker as u32 {
+                    let (what, words) = (Hook::Exit, [status as u32 as u64, lost]);
+                    self.happened.push(Happened { what, pid, words });
+                }
                 if lost != 0 {
                     let text = format!("sbx: pid {pid} ended before {lost} events reached it\n");
                     common.log().append(text.as_bytes());

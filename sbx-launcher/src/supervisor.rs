@@ -2,22 +2,27 @@
 #![expect(unsafe_code, reason = "polls, reaps and watches processes")]
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use libos::data::DOORBELL;
+use libos::manifest::Hook;
 
 use crate::control::{self, Answer, Server};
 use crate::follow::{Followed, Follower, pidfd, take_turns};
+use crate::hooks::{Happened, Hooks};
 use crate::keeper::{Keeper, Side};
 use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::watchdog::{Watchdog, wake_promptly};
 use crate::worker::Job;
+
+/// The status of a process of which nobody can tell it.
+const UNKNOWN: i32 = -1;
 
 /// How the supervisor's loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +59,7 @@ pub struct Supervisor {
     /// What is to be told once the keeper knows it.
     answers: Vec<Answer>,
     keeper: Option<Keeper>,
+    hooks: Hooks,
 }
 
 /// An upcall in a worker, and what it is for.
@@ -99,6 +105,7 @@ impl Supervisor {
             upgrade: None,
             answers: Vec::new(),
             keeper: None,
+            hooks: Hooks::default(),
         })
     }
 
@@ -165,6 +172,7 @@ impl Supervisor {
         // Its children are not ours.
         self.command = None;
         self.sandbox.kept = None;
+        self.hooks.forget_server();
         self.sandbox.set_supervisor();
         self.sandbox.restore_tables();
         // Those that have joined since the keeper was made.
@@ -184,9 +192,10 @@ impl Supervisor {
         std::process::exit(0)
     }
 
-    /// Go on without a keeper.
+    /// Go on without a keeper, and with another server: those of this process end with it.
     pub fn dismiss_keeper(&mut self) {
         self.keeper = None;
+        self.hooks.forget_server();
     }
 
     /// Pid of the keeper, if there is one.
@@ -211,9 +220,11 @@ impl Supervisor {
         fds.extend(pids.iter().filter_map(|pid| self.watched.get(pid)).map(AsRawFd::as_raw_fd));
         let first_job = fds.len();
         fds.extend(self.jobs.iter().map(|pending| pending.job.from.as_raw_fd()));
-        let ready = poll(&fds, self.timeout_ms());
+        let ready = poll(&fds, self.timeout());
         let idle = ready.is_empty();
         self.follower.look_after_late();
+        let happened = std::mem::take(&mut self.sandbox.happened);
+        self.hooks.run(&self.sandbox, happened);
         self.look_after_upcalls();
         let done: Vec<u32> = ready
             .iter()
@@ -248,14 +259,20 @@ impl Supervisor {
 
     /// Until when to sleep, if nothing happens: somebody has to look after upcalls while there is
     /// anybody to make them.
-    fn timeout_ms(&self) -> i32 {
+    fn timeout(&self) -> Option<Duration> {
+        let hooks =
+            if self.sandbox.happened.is_empty() { self.hooks.left() } else { Some(Duration::ZERO) };
+        let others = self.timeout_without_hooks();
+        hooks.map_or(others, |hooks| Some(others.map_or(hooks, |others| others.min(hooks))))
+    }
+
+    fn timeout_without_hooks(&self) -> Option<Duration> {
         if self.watched.is_empty() && self.jobs.is_empty() && !self.sandbox.is_busy() {
-            return if self.follower.busy() { 50 } else { -1 };
+            return self.follower.busy().then_some(Duration::from_millis(50));
         }
         let period = self.watchdog.period();
         let left = period.saturating_sub(self.looked.elapsed());
-        let left = if self.sandbox.is_busy() { left.min(Duration::from_millis(1)) } else { left };
-        left.as_micros().div_ceil(1000) as i32
+        Some(if self.sandbox.is_busy() { left.min(Duration::from_millis(1)) } else { left })
     }
 
     /// Watch the time of upcalls and the state of extensions.
@@ -295,7 +312,8 @@ impl Supervisor {
                 || process.joined.load(Relaxed) == 0
                 || process.pid_space.load(Relaxed) != self.pid_space
                 || self.watched.contains_key(&pid)
-                || self.jobs.iter().any(|pending| pending.job.pid == pid);
+                || self.jobs.iter().any(|pending| pending.job.pid == pid)
+                || self.hooks.is_server(pid);
             if known {
                 continue;
             }
@@ -303,7 +321,7 @@ impl Supervisor {
                 Some(fd) => {
                     self.watched.insert(pid, fd);
                 }
-                None => self.sandbox.sweep(pid, 0),
+                None => self.sandbox.sweep(pid, UNKNOWN),
             }
         }
     }
@@ -386,7 +404,9 @@ impl Supervisor {
         for event in events {
             match event {
                 Followed::Started(pid, fd) => {
-                    self.watched.insert(pid, fd);
+                    let known = self.watched.insert(pid, fd).is_some();
+                    let what = if known { Hook::Exec } else { Hook::Start };
+                    self.sandbox.happened.push(Happened { what, pid, words: [0; 2] });
                 }
                 Followed::Note(text) => {
                     eprintln!("sbx: {text}");
@@ -402,8 +422,8 @@ impl Supervisor {
     }
 
     fn ended(&mut self, pid: u32) {
-        self.watched.remove(&pid);
-        self.sandbox.sweep(pid, 0);
+        let fd = self.watched.remove(&pid);
+        self.sandbox.sweep(pid, fd.and_then(|fd| exit_code(fd.as_fd(), pid)).unwrap_or(UNKNOWN));
         self.look_now();
     }
 
@@ -443,6 +463,13 @@ impl Supervisor {
             if self.keeper() == Some(pid) {
                 // Somebody killed it; it is reaped, and the next one is made at the turn's end.
                 std::mem::forget(self.keeper.take());
+                continue;
+            }
+            if self.hooks.is_server(pid as u32) {
+                if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+                    self.hooks.forget_server();
+                    self.sandbox.sweep(pid as u32, status);
+                }
                 continue;
             }
             if let Some(pending) = self.jobs.iter_mut().find(|known| known.job.pid == pid as u32) {
@@ -488,6 +515,34 @@ impl Supervisor {
     }
 }
 
+/// Status of a process that has ended, as `waitpid` gives it, whether its parent has waited for it or
+/// not.
+fn exit_code(fd: BorrowedFd<'_>, pid: u32) -> Option<i32> {
+    /// `struct pidfd_info`, its first version; `mask` says what the kernel has filled in.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        status: i32,
+    }
+    const STATUS: u64 = 1 << 3;
+    const GET_INFO: u64 = 3 << 30 | (size_of::<Info>() as u64) << 16 | 0xff << 8 | 11;
+    let zombie = || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, rest) = text.rsplit_once(") ")?;
+        rest.starts_with('Z').then(|| rest.split_whitespace().last()?.parse().ok()).flatten()
+    };
+    // The kernel says it once it has been waited for, which may happen meanwhile.
+    zombie().or_else(|| {
+        let mut info = Info { mask: STATUS, ..Info::default() };
+        // SAFETY: the kernel reads and writes a structure of this size; older ones refuse.
+        let done = unsafe { libc::ioctl(fd.as_raw_fd(), GET_INFO, &raw mut info) };
+        (done == 0 && info.mask & STATUS != 0).then_some(info.status)
+    })
+}
+
 /// A descriptor that tells of children and of what is sent to the launcher.
 fn child_signals() -> std::io::Result<OwnedFd> {
     // SAFETY: a set is plain bits.
@@ -509,11 +564,16 @@ fn child_signals() -> std::io::Result<OwnedFd> {
 }
 
 /// Indices of the descriptors that have something, and what.
-fn poll(fds: &[i32], timeout_ms: i32) -> Vec<(usize, i16)> {
+fn poll(fds: &[i32], timeout: Option<Duration>) -> Vec<(usize, i16)> {
+    let timeout = timeout.map(|left| libc::timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: i64::from(left.subsec_nanos()),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     let mut polled: Vec<libc::pollfd> =
         fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
-    // SAFETY: an array of this many entries.
-    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as u64, timeout_ms) };
+    // SAFETY: an array of this many entries, a time or none, and no signal mask.
+    unsafe { libc::ppoll(polled.as_mut_ptr(), polled.len() as u64, timeout, std::ptr::null()) };
     polled
         .iter()
         .enumerate()

@@ -4,9 +4,10 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use ext_api::abi::{CallFn, Reply, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
+use ext_api::abi::{CallFn, Reply, WaitFn, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
 use libos::layout;
 
+use crate::sandbox::Sandbox;
 use crate::zones::Zones;
 
 /// Most bytes of a reply that the worker hands on.
@@ -60,6 +61,34 @@ pub fn start(zones: &Zones, gate: u64, join: u64, handle: u64, args: &[u64]) -> 
     }
 }
 
+/// Start the worker that stays: it runs what is posted to it until its supervisor ends. Its pid.
+///
+/// # Errors
+/// The kernel's.
+pub fn start_server(sandbox: &Sandbox) -> io::Result<u32> {
+    let [join, wait] = sandbox.server_entries();
+    let supervisor = std::process::id();
+    // SAFETY: the supervisor has one thread, so the child may do anything.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            end_with(supervisor);
+            let entered = enter(&sandbox.zones, join);
+            // Of the supervisor's descriptors it needs none.
+            // SAFETY: takes numbers only; nothing of this copy uses them again.
+            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+            // SAFETY: the address of libos's entry.
+            let wait: WaitFn = unsafe { std::mem::transmute(wait) };
+            while entered.is_ok() {
+                wait(1 << 60);
+            }
+            // SAFETY: ends the child without running the supervisor's exit handlers.
+            unsafe { libc::_exit(1) }
+        }
+        child => Ok(child as u32),
+    }
+}
+
 impl Job {
     /// The outcome, which is there or will be at once.
     ///
@@ -90,14 +119,8 @@ impl Job {
     }
 }
 
-/// The child's life.
-fn serve(
-    zones: &Zones,
-    [gate, join]: [u64; 2],
-    handle: u64,
-    args: &[u64],
-    mut to: std::fs::File,
-) -> io::Result<()> {
+/// Make this copy of the supervisor a participant.
+fn enter(zones: &Zones, join: u64) -> io::Result<()> {
     map_region(zones)?;
     // The supervisor takes its signals by descriptor; extension code has them as usual.
     // SAFETY: a set is plain bits.
@@ -115,6 +138,18 @@ fn serve(
         // SAFETY: this copy of the process never uses its aliases again.
         unsafe { libc::munmap(zone.alias().cast(), zone.len()) };
     }
+    Ok(())
+}
+
+/// The child's life.
+fn serve(
+    zones: &Zones,
+    [gate, join]: [u64; 2],
+    handle: u64,
+    args: &[u64],
+    mut to: std::fs::File,
+) -> io::Result<()> {
+    enter(zones, join)?;
     let mut buffer = vec![0; 64 << 10];
     let mut reply = Reply { buf: buffer.as_mut_ptr(), cap: buffer.len(), ..Reply::empty() };
     // SAFETY: the address of libos's gate.

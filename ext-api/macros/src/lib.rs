@@ -99,6 +99,32 @@ fn handler_budget(function: &ItemFn) -> Result<u64> {
     Ok(budget_ns)
 }
 
+/// `#[on(timer = "1s")]`, `#[on(process = "exit")]`: the manifest's words.
+fn hook_of(function: &ItemFn) -> Result<(u64, u64)> {
+    let mut hook = (0, 0);
+    let Some(attribute) = function.attrs.iter().find(|a| a.path().is_ident("on")) else {
+        return Ok(hook);
+    };
+    attribute.parse_nested_meta(|meta| {
+        let rule = "expected timer = \"...\" or process = \"start\", \"exec\" or \"exit\"";
+        let value: LitStr = meta.value()?.parse()?;
+        let process =
+            |text: &str| ["start", "exec", "exit"].iter().position(|known| *known == text);
+        hook = if meta.path.is_ident("timer") {
+            (1, nanoseconds(&value)?)
+        } else if let (true, Some(at)) = (meta.path.is_ident("process"), process(&value.value())) {
+            (2 + at as u64, 0)
+        } else {
+            return Err(meta.error(rule));
+        };
+        if hook.0 == 1 && hook.1 < 1_000_000 {
+            return Err(Error::new(value.span(), "the shortest period is 1ms"));
+        }
+        Ok(())
+    })?;
+    Ok(hook)
+}
+
 /// `#[save(version = 2)]`: 1 if it does not say.
 fn save_version(function: &ItemFn) -> Result<u64> {
     let mut version = 1;
@@ -134,6 +160,7 @@ struct Handler {
     out: bool,
     returns: Type,
     budget_ns: u64,
+    hook: (u64, u64),
     docs: Vec<syn::Attribute>,
 }
 
@@ -145,10 +172,6 @@ fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
     let (mut save, mut upgrade) = (None, None);
     for item in items.iter_mut() {
         let Item::Fn(function) = item else { continue };
-        if take_attribute(function, "on") {
-            let later = "events come with a later version; #[handler] and #[init] are there now";
-            return Err(Error::new(function.sig.ident.span(), later));
-        }
         let version = save_version(function)?;
         if take_attribute(function, "save") {
             let saver = handler_of(function)?;
@@ -169,8 +192,9 @@ fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
             init = Some(init_of(function)?);
         }
         let budget_ns = handler_budget(function)?;
-        if take_attribute(function, "handler") {
-            handlers.push(Handler { budget_ns, ..handler_of(function)? });
+        let hook = hook_of(function)?;
+        if take_attribute(function, "handler") | take_attribute(function, "on") {
+            handlers.push(Handler { budget_ns, hook, ..handler_of(function)? });
         }
     }
     let state = init.as_ref().map(|init| init.state.clone());
@@ -273,7 +297,8 @@ fn handler_of(function: &ItemFn) -> Result<Handler> {
         .filter(|attribute| attribute.path().is_ident("doc"))
         .cloned()
         .collect();
-    Ok(Handler { name: sig.ident.clone(), state, parameters, out, returns, budget_ns: 0, docs })
+    let (name, budget_ns, hook) = (sig.ident.clone(), 0, (0, 0));
+    Ok(Handler { name, state, parameters, out, returns, budget_ns, hook, docs })
 }
 
 /// The signature's word for a parameter type.
@@ -447,13 +472,15 @@ fn manifest(
     let rows = handlers.iter().map(|handler| {
         let (name, code) = (handler.name.to_string(), wrapper_name(handler));
         let signature = signature(handler);
-        let budget = handler.budget_ns;
+        let (budget, (hook, hook_value)) = (handler.budget_ns, handler.hook);
         quote! {
             ::ext_api::abi::HandlerDecl {
                 name: ::ext_api::abi::Text::new(#name),
                 signature: ::ext_api::abi::Text::new(#signature),
                 code: #code,
                 budget_ns: #budget,
+                hook: #hook,
+                hook_value: #hook_value,
             }
         }
     });

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use ext_api::limits::{HANDLERS_MAX, HUGE_PAGE_LEN, INIT_BUDGET_NS, SLOTS_MAX};
 use libos::image::{self, Image, ImageError};
 use libos::layout::{ARENAS_OFFSET, slot_offset};
-use libos::manifest;
+use libos::manifest::{self, Hook};
 
 use super::{LIBOS_ROWS, Sandbox, SandboxError, global_barrier};
 use crate::worker::{self, Job, Outcome};
@@ -61,6 +61,17 @@ pub struct LoadedHandler {
     pub name: String,
     pub(super) row: usize,
     pub(super) code: u64,
+    /// When it runs by itself.
+    pub hook: Hook,
+}
+
+/// A handler that runs by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Hooked {
+    /// Its row of the handler table.
+    pub row: usize,
+    /// Its handle.
+    pub handle: u64,
 }
 
 /// One loaded extension.
@@ -277,7 +288,12 @@ impl Sandbox {
         known.handlers = now
             .clone()
             .zip(&loading.rows)
-            .map(|(handler, &row)| LoadedHandler { name: handler.name, row, code: handler.code })
+            .map(|(handler, &row)| LoadedHandler {
+                name: handler.name,
+                row,
+                code: handler.code,
+                hook: handler.hook,
+            })
             .collect();
         let slot = loading.room.slot;
         for (handler, &row) in now.zip(&loading.rows) {
@@ -406,7 +422,12 @@ impl Sandbox {
             file: loading.file,
             room: Some(loading.room),
             handlers: named
-                .map(|(handler, row)| LoadedHandler { name: handler.name, row, code: handler.code })
+                .map(|(handler, row)| LoadedHandler {
+                    name: handler.name,
+                    row,
+                    code: handler.code,
+                    hook: handler.hook,
+                })
                 .collect(),
             missing: loading.missing,
             life: Life::Live,
@@ -483,6 +504,14 @@ impl Sandbox {
             self.retire(room);
         }
         Ok(())
+    }
+
+    /// Live handlers that run by themselves, and when.
+    pub fn hooked(&self, which: impl Fn(Hook) -> bool) -> impl Iterator<Item = (Hook, Hooked)> {
+        self.loaded.iter().flat_map(|one| &one.handlers).filter_map(move |one| {
+            let wanted = one.hook != Hook::None && which(one.hook);
+            wanted.then(|| (one.hook, Hooked { row: one.row, handle: self.handle_of(one.row) }))
+        })
     }
 
     pub(super) fn index_of(&self, name: &str) -> Result<usize, SandboxError> {

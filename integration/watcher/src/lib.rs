@@ -1,0 +1,76 @@
+//! An extension that runs by itself, and says how often it did.
+
+use ext_api::prelude::*;
+
+#[extension(name = "watcher", kill_safe)]
+#[expect(missing_docs, missing_debug_implementations, reason = "for tests only")]
+pub mod watcher {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    use std::time::Duration;
+
+    use ext_api::prelude::*;
+
+    const FIGURES: usize = 10;
+
+    pub struct State {
+        figures: [AtomicU64; FIGURES],
+    }
+
+    impl State {
+        fn add(&self, at: usize, count: u64) {
+            self.figures[at].fetch_add(count, SeqCst);
+        }
+
+        fn set(&self, at: usize, value: u64) {
+            self.figures[at].store(value, SeqCst);
+        }
+    }
+
+    #[init]
+    fn init(_cx: &Cx) -> Result<State, String> {
+        Ok(State { figures: std::array::from_fn(|_| AtomicU64::new(0)) })
+    }
+
+    /// Figures 0 to 2: how often, periods missed, in which process.
+    #[on(timer = "10ms")]
+    fn tick(state: &State, missed: u64) {
+        state.add(0, 1);
+        state.add(1, missed);
+        state.set(2, u64::from(Cx::pid()));
+        // While it is told to, it takes longer than its period.
+        if state.figures[9].load(SeqCst) != 0 {
+            std::thread::sleep(Duration::from_millis(35));
+        }
+    }
+
+    /// Figure 3.
+    #[on(process = "start")]
+    fn started(state: &State, _pid: u64) {
+        state.add(3, 1);
+    }
+
+    /// Figure 4.
+    #[on(process = "exec")]
+    fn executed(state: &State, _pid: u64) {
+        state.add(4, 1);
+    }
+
+    /// Figures 5 to 8: how often, pid and status of the last one, sum of all statuses.
+    #[on(process = "exit")]
+    fn ended(state: &State, pid: u64, status: u64, _unread: u64) {
+        state.set(6, pid);
+        state.set(7, status);
+        state.add(8, status);
+        state.add(5, 1);
+    }
+
+    #[handler]
+    fn figure(state: &State, which: u64) -> u64 {
+        state.figures.get(which as usize).map_or(0, |figure| figure.load(SeqCst))
+    }
+
+    #[handler]
+    fn dawdle(state: &State, on: bool) {
+        state.set(9, u64::from(on));
+    }
+}
