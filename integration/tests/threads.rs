@@ -109,7 +109,9 @@ fn an_extension_in_c_without_a_c_library() {
     assert_eq!(sandbox.call(&["cext.twice", ""]).stdout, "(none)\n");
     let long = "x".repeat(50_000);
     assert_eq!(sandbox.call(&["cext.twice", &long]).stdout.len(), 100_001);
-    let ended = sandbox.call(&["cext.twice", &"x".repeat(100_000)]);
+    let long = "x".repeat(100_000);
+    assert_eq!(sandbox.call(&["cext.twice", &long]).stdout.len(), 200_001);
+    let ended = sandbox.call(&["cext.twice", &long, &long, &long]);
     assert!(ended.status == 125 && ended.stderr.contains("too long"), "{}", ended.stderr);
 }
 
