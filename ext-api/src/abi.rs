@@ -483,6 +483,61 @@ pub const HOOK_EXEC: u64 = 3;
 /// [`HandlerDecl::hook`]: a participant has ended. Arguments: its pid, its status as `waitpid` gives
 /// it (2^32 - 1 if nobody can tell), and how many events did not reach it.
 pub const HOOK_EXIT: u64 = 4;
+/// [`HandlerDecl::hook`]: the signal `hook_value`, in a process that was launched since. Arguments:
+/// its number, the address of a fault or the sender's pid, `si_code`, the value of a queued signal.
+/// Result: true if the program is not to see it.
+pub const HOOK_SIGNAL: u64 = 5;
+
+/// Signals that a handler can be hooked to.
+pub const HOOKABLE_SIGNALS: [(&str, u64); 23] = [
+    ("SIGHUP", 1),
+    ("SIGINT", 2),
+    ("SIGQUIT", 3),
+    ("SIGILL", 4),
+    ("SIGTRAP", 5),
+    ("SIGABRT", 6),
+    ("SIGBUS", 7),
+    ("SIGFPE", 8),
+    ("SIGUSR1", 10),
+    ("SIGSEGV", 11),
+    ("SIGUSR2", 12),
+    ("SIGPIPE", 13),
+    ("SIGALRM", 14),
+    ("SIGTERM", 15),
+    ("SIGCHLD", 17),
+    ("SIGURG", 23),
+    ("SIGXCPU", 24),
+    ("SIGXFSZ", 25),
+    ("SIGVTALRM", 26),
+    ("SIGPROF", 27),
+    ("SIGWINCH", 28),
+    ("SIGIO", 29),
+    ("SIGPWR", 30),
+];
+
+/// Number of a signal of [`HOOKABLE_SIGNALS`], at compile time.
+///
+/// # Panics
+/// There is none of that name: the extension does not build.
+#[must_use]
+pub const fn signal_number(name: &str) -> u64 {
+    let mut at = 0;
+    while at < HOOKABLE_SIGNALS.len() {
+        let (known, number) = HOOKABLE_SIGNALS[at];
+        let (known, name) = (known.as_bytes(), name.as_bytes());
+        let mut same = known.len() == name.len();
+        let mut byte = 0;
+        while same && byte < known.len() {
+            same = known[byte] == name[byte];
+            byte += 1;
+        }
+        if same {
+            return number;
+        }
+        at += 1;
+    }
+    panic!("handlers can be hooked to the signals of ext_api::abi::HOOKABLE_SIGNALS only")
+}
 
 // SAFETY: as `Manifest`.
 #[expect(unsafe_code, reason = "a manifest is a static, and statics must be Sync")]

@@ -81,7 +81,9 @@ while True:
     except sbx.Refused: pass
 print([box.post('ledger.note', 1, n, pid=child) for n in (1, 2)], box.post('ledger.work', 1, pid='any'))
 os.waitpid(child, 0)
-try: box.post('ledger.note', 1, 3, pid=child)
+# Until somebody has noticed its end.
+try:
+    while box.post('ledger.linger', 0, pid=child): pass
 except sbx.Refused as error: print(error)
 print([box.call('ledger.noted', which) for which in (0, 1)])
 ";
@@ -120,4 +122,46 @@ print([box.call('ledger.noted', which) for which in (0, 1)])
         let ended = launcher(&[&["post", &sandbox.name], &args[..]].concat());
         assert!(ended.status == 125 && ended.stderr.contains(said), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn an_urgent_event_that_fails_harms_nobody() {
+    let sandbox = Sandbox::up("events-failing");
+    sandbox.load_hello();
+    sandbox.load(&built("libledger.so"));
+    // Neither program has a signal stack of its own; the first one's never looks for events.
+    let spins = "import os, time\nprint(os.getpid(), flush=True)\nend = time.time() + 20\n\
+                 while not os.path.exists(f'/tmp/sbx-stop-{os.getpid()}') and time.time() < end: pass\n\
+                 print('whole')";
+    let mut spinning = Command::new(built("sbx-launcher"))
+        .args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", spins])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut out = BufReader::new(spinning.stdout.take().expect("piped"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("it writes");
+    let pid = line.trim().to_owned();
+    let noted = |which: &str| sandbox.call(&["ledger.noted", which]).stdout.trim().to_owned();
+    let post = |args: &[&str]| {
+        let ended =
+            launcher(&[&["post", &sandbox.name], args, &["--pid", &pid, "--urgent"]].concat());
+        assert_eq!(ended.stdout, "posted to 1\n", "{}", ended.stderr);
+    };
+    for round in 1..=20 {
+        post(&["ledger.fault"]);
+        post(&["ledger.note", "1", &round.to_string()]);
+        let start = std::time::Instant::now();
+        while noted("0") != round.to_string() {
+            assert!(start.elapsed() < std::time::Duration::from_secs(10), "round {round}");
+        }
+    }
+    assert_eq!((noted("1"), noted("2")), ("0".to_owned(), pid.clone()));
+    let stop = format!("/tmp/sbx-stop-{pid}");
+    std::fs::write(&stop, "").expect("a scratch file");
+    line.clear();
+    out.read_line(&mut line).expect("it writes");
+    let _ = std::fs::remove_file(stop);
+    assert_eq!(line, "whole\n");
+    assert!(spinning.wait().expect("it ends").success());
 }

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, built, launcher};
+use integration::{Sandbox, built, compile, launcher};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -106,4 +106,35 @@ fn a_start_an_exec_and_an_end_with_its_status_are_told() {
     let ps = sandbox.participants();
     let killed = ps.iter().filter(|row| row["status"].as_i64() == Some(9));
     assert!(killed.count() >= 1, "{ps:?}");
+}
+
+#[test]
+fn signals_are_seen_by_hooks_and_by_programs_as_ever() {
+    let sandbox = watched("signals");
+    sandbox.load(&built("libledger.so"));
+    let program = compile("cc", "hooked", &[]);
+    for _ in 0..5 {
+        let ended = sandbox.run(&[program.text()]);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "as without\n"), "{}", ended.stderr);
+        assert_eq!(launcher(&["ext", "unload", &sandbox.name, "watcher"]).status, 0);
+        sandbox.load(&built("libwatcher.so"));
+    }
+    // One in Python: its own handlers run, and interrupt what waits.
+    let script = "
+import os, signal, time
+got = []
+signal.signal(signal.SIGUSR1, lambda *_: got.append(1))
+signal.signal(signal.SIGALRM, lambda *_: got.append(2))
+os.kill(os.getpid(), signal.SIGUSR1)
+os.kill(os.getpid(), signal.SIGUSR2)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+r, w = os.pipe()
+def stop(*_): raise TimeoutError
+signal.signal(signal.SIGALRM, stop)
+try: os.read(r, 1)
+except TimeoutError: got.append(3)
+print(got)
+";
+    let ended = sandbox.run(&["/usr/bin/python3", "-c", script]);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("[1, 3]\n", ""));
 }

@@ -180,6 +180,9 @@ pub struct Context {
     pub tls_generation: [AtomicU32; SLOTS_MAX],
     /// Thread-local blocks, one per slot; kept from holder to holder.
     pub tls: [AtomicU64; SLOTS_MAX],
+    /// Bit per signal: what came during an upcall and is blocked until it ends. Meanwhile `pending`
+    /// is this word's address.
+    pub deferred: AtomicU32,
     /// 1 while the holder's alternate signal stack is the context's, not one of its own.
     pub alt_stack: AtomicU32,
     /// Bytes used of `text`.

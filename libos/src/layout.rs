@@ -28,6 +28,9 @@ pub const HANDLERS_OFFSET: usize = 64 << 10;
 /// Offset of the extension table in the control zone.
 pub const EXTENSIONS_OFFSET: usize = 16 << 10;
 
+/// Offset of the hook table in the control zone: [`crate::signals::HookTable`].
+pub const HOOKS_OFFSET: usize = 1 << 20;
+
 /// Offset of the common area: [`crate::data`].
 pub const COMMON_OFFSET: usize = CONTROL_LEN;
 /// Length of the common area.
@@ -69,13 +72,16 @@ pub const KEPT_OFFSET: usize = WIPED_LEN;
 pub const KEPT_LEN: usize = PAGE_LEN;
 
 /// What lies in an upcall stack's room of [`STACK_LEN`], from its lowest address: a guard page,
-/// the alternate signal stack, another guard page, the upcall stack.
+/// the alternate signal stack, another guard page, a second one, another guard page, the upcall
+/// stack. The second one is for signals that come while a handler of the first one makes an upcall.
 pub const ALT_STACK_OFFSET: usize = PAGE_LEN;
 /// Length of an alternate signal stack: the kernel's largest frame (11 KiB with AMX) and what an
 /// application's own handler may need that runs there.
 pub const ALT_STACK_LEN: usize = 32 << 10;
 /// The guard page below the upcall stack.
-pub const GUARD_OFFSET: usize = ALT_STACK_OFFSET + ALT_STACK_LEN;
+pub const GUARD_OFFSET: usize = SECOND_STACK_OFFSET + ALT_STACK_LEN;
+/// The second alternate stack.
+pub const SECOND_STACK_OFFSET: usize = ALT_STACK_OFFSET + ALT_STACK_LEN + PAGE_LEN;
 
 /// How far below and above the place of its first upcall a thread's stack pointer may be for the
 /// fast path to believe that it is the same thread. Only raw clones that share their parent's FS

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use ext_api::abi::{
-    ABI_VERSION, HOOK_EXEC, HOOK_EXIT, HOOK_START, HOOK_TIMER, KILL_SAFE, MANIFEST_MAGIC,
-    MANIFEST_SYMBOL_PREFIX, Manifest,
+    ABI_VERSION, HOOK_EXEC, HOOK_EXIT, HOOK_SIGNAL, HOOK_START, HOOK_TIMER, HOOKABLE_SIGNALS,
+    KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest,
 };
 use ext_api::limits::{
     BUDGET_NS_DEFAULT, HANDLER_NAME_LEN_MAX, HANDLERS_MAX, HEAP_LEN_DEFAULT, HUGE_PAGE_LEN,
@@ -29,17 +29,23 @@ pub enum Hook {
     Exec,
     /// A participant has ended.
     Exit,
+    /// A signal has come to the process that it runs in.
+    Signal {
+        /// Its number.
+        number: u64,
+    },
 }
 
 impl Hook {
     /// From a manifest's words.
-    const fn from_raw(hook: u64, value: u64) -> Option<Self> {
+    fn from_raw(hook: u64, value: u64) -> Option<Self> {
         Some(match hook {
             0 => Self::None,
             HOOK_TIMER if value >= TIMER_NS_MIN => Self::Timer { period_ns: value },
             HOOK_START => Self::Start,
             HOOK_EXEC => Self::Exec,
             HOOK_EXIT => Self::Exit,
+            HOOK_SIGNAL if signal_name(value).is_some() => Self::Signal { number: value },
             _ => return None,
         })
     }
@@ -50,6 +56,7 @@ impl Hook {
             Self::None => usize::MAX,
             Self::Timer { .. } | Self::Start | Self::Exec => 1,
             Self::Exit => 3,
+            Self::Signal { .. } => 4,
         }
     }
 }
@@ -64,8 +71,13 @@ impl fmt::Display for Hook {
             Self::Start => to.write_str("when a process starts"),
             Self::Exec => to.write_str("when a process executes a program"),
             Self::Exit => to.write_str("when a process ends"),
+            Self::Signal { number } => write!(to, "on {}", signal_name(*number).unwrap_or("?")),
         }
     }
+}
+
+fn signal_name(number: u64) -> Option<&'static str> {
+    HOOKABLE_SIGNALS.iter().find(|(_, known)| *known == number).map(|(name, _)| *name)
 }
 
 /// One handler, checked.
@@ -239,13 +251,15 @@ fn handlers(
                 0 => budget_ns,
                 own => own,
             },
-            hook: Hook::from_raw(field(48)?, field(56)?).ok_or_else(|| {
-                bad(format!("handler {short} runs by itself, but when? (1 ms at least)"))
-            })?,
+            hook: Hook::from_raw(field(48)?, field(56)?)
+                .ok_or_else(|| bad(format!("handler {short} runs by itself, but when?")))?,
         };
         if takes_other_than(&handler.signature, handler.hook.words()) {
             let what = format!("handler {}: what runs by itself takes", handler.name);
             return Err(bad(format!("{what} at most {} numbers", handler.hook.words())));
+        }
+        if matches!(handler.hook, Hook::Signal { .. }) && !handler.signature.ends_with("-> bool") {
+            return Err(bad(format!("handler {}: on a signal it returns bool", handler.name)));
         }
         if !image.is_code(handler.code) || handler.name.len() > HANDLER_NAME_LEN_MAX {
             return Err(bad(format!("handler {} is not code", handler.name)));

@@ -1,6 +1,8 @@
 //! The signals that the region needs for itself, and where an application's own wishes for them
 //! are kept. The supervisor writes the table on behalf of a participant that calls `sigaction`.
 
+use core::sync::atomic::AtomicU64;
+
 /// Signals that libos handles: faults, and the supervisor's [`STOP`].
 pub const OURS: [i32; 6] = [4, 5, 7, 8, 11, STOP];
 
@@ -32,10 +34,37 @@ pub struct Action {
     pub mask: u64,
 }
 
-/// An application's actions for the signals of [`OURS`], by number.
+/// An application's actions for the signals that libos handles, by number.
 #[derive(Debug)]
 #[repr(C)]
 pub struct SignalTable {
     /// Indexed by signal.
-    pub actions: [Action; 65],
+    pub actions: [Action; SIGNALS],
+    /// Bit per signal, from bit 1: hooks of extensions are called for it.
+    pub armed: u64,
+    /// Of these, the ones that the kernel has the application's own action for at present: it
+    /// ignores them, in ways that only the kernel can.
+    pub released: u64,
+    /// Address of libos's handler.
+    pub handler: u64,
+}
+
+/// Signals that `SignalTable` and `HookTable` have room for, from 0.
+pub const SIGNALS: usize = 32;
+
+/// Hooks of one signal.
+pub const HOOKS_MAX: usize = 8;
+
+/// Handles of the handlers that are hooked to signals, in the order in which they are asked. Lies in
+/// the control zone.
+#[derive(Debug)]
+#[repr(C)]
+pub struct HookTable {
+    /// By signal; 0 ends a row that is not full.
+    pub signals: [[AtomicU64; HOOKS_MAX]; SIGNALS],
+}
+
+/// The signals of a mask, as bits from bit 1 on.
+pub fn in_mask(mask: u64) -> impl Iterator<Item = i32> {
+    (1..SIGNALS as i32).filter(move |signal| mask >> signal & 1 == 1)
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::follow::Listener;
 use crate::sandbox::extensions::{Life, Loaded};
 use crate::sandbox::{event_words, status_text};
 use crate::supervisor::{End, Supervisor};
@@ -35,7 +36,10 @@ pub enum Request {
     /// Where the region lies.
     Place,
     /// Take over the notifications of a command that is about to start; comes with a descriptor.
-    Follow,
+    Follow {
+        /// Signals that are hooked in it, by bit.
+        armed: u64,
+    },
     /// End the sandbox.
     Down,
     /// Who takes part.
@@ -248,7 +252,7 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
             | Request::Upgrade { .. }
             | Request::Snapshot { .. }
             | Request::Unload { .. }
-            | Request::Follow)
+            | Request::Follow { .. })
     );
     let result = match &received.request {
         Err(why) => Err(why.clone()),
@@ -354,13 +358,15 @@ fn carry_out(
             supervisor.watch(received.pid);
             Ok(json!({ "base": supervisor.sandbox.zones.place.base }))
         }
-        Request::Follow => {
+        Request::Follow { armed } => {
             let fd = received.fd.as_ref().ok_or("no descriptor came with the request")?;
-            supervisor.add_listener(fd.try_clone().map_err(|error| error.to_string())?);
+            let fd = fd.try_clone().map_err(|error| error.to_string())?;
+            supervisor.add_listener(Listener { fd, armed: *armed });
             Ok(Value::Null)
         }
         Request::Place => Ok(json!({ "base": supervisor.sandbox.zones.place.base,
                                      "len": supervisor.sandbox.zones.place.len,
+                                     "armed": supervisor.sandbox.armed(),
                                      "supervisor": std::process::id(),
                                      "zones_kib": supervisor.sandbox.zones.held_kib() })),
         Request::Down => Ok(json!({ "participants": supervisor.alive() })),

@@ -100,6 +100,8 @@ pub struct FilterSpec {
     /// rt_sigaction of the signals that libos handles, and sigaltstack, are notified unless libos
     /// makes the call.
     pub keep_signals: bool,
+    /// Signals that are hooked besides: bit per signal.
+    pub armed: u64,
     /// execve and execveat are notified.
     pub follow_exec: bool,
     /// fork, and clone without `CLONE_VM`, are notified; clone3, whose flags no filter sees,
@@ -112,16 +114,17 @@ pub struct FilterSpec {
 }
 
 /// The program for a sandbox whose shared part is `region`: `policy`, execs and forks followed, as
-/// much left to mseal as this kernel can do.
+/// much left to mseal as this kernel can do, the signals of `armed` hooked.
 ///
 /// # Errors
 /// See [`FilterError`].
-pub fn build(region: &Range<usize>, policy: Policy) -> Result<BpfProgram, FilterError> {
+pub fn build(region: &Range<usize>, armed: u64, policy: Policy) -> Result<BpfProgram, FilterError> {
     let text = Place { base: region.start, len: region.len() }.code_half(0);
     build_spec(&FilterSpec {
         region: region.start as u64..region.end as u64,
         libos_text: text.start as u64..text.end as u64,
         keep_signals: true,
+        armed,
         follow_exec: true,
         follow_fork: true,
         mseal: crate::doctor::has_mseal(),
@@ -316,7 +319,9 @@ impl Builder<'_> {
             return;
         }
         self.asm.load(Field::Arg(0));
-        for signal in libos::signals::OURS {
+        let armed = libos::signals::in_mask(self.spec.armed);
+        let handled: BTreeSet<i32> = libos::signals::OURS.into_iter().chain(armed).collect();
+        for signal in handled {
             let next = self.asm.label();
             self.asm.branch(Test::Equal(signal.unsigned_abs()), notify, next);
             self.asm.bind(next);

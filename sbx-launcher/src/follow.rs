@@ -39,11 +39,21 @@ const SYSCALL_LEN: u64 = 2;
 #[derive(Debug)]
 enum Expected {
     /// Exec, with these descriptors of the zones in its table.
-    Exec { fds: [i32; 3], since: Instant, found: Option<Found> },
+    Exec { fds: [i32; 3], armed: u64, since: Instant, found: Option<Found> },
     /// Fork.
     Fork { since: Instant, participant: bool },
     /// Its first stop as a forked child.
     Child,
+}
+
+/// What a program is let in with.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    /// Descriptors of the zones in its table.
+    fds: [i32; 3],
+    armed: u64,
+    /// Its number when it called exec.
+    known_as: i32,
 }
 
 /// What happened that the supervisor should know.
@@ -54,6 +64,15 @@ pub enum Followed {
     Started(u32, OwnedFd),
     /// Something that an operator wants to read.
     Note(String),
+}
+
+/// Where the notifications of a launched command come from.
+#[derive(Debug)]
+pub struct Listener {
+    /// The kernel's descriptor.
+    pub fd: OwnedFd,
+    /// Signals that are hooked in the command and what it starts, by bit.
+    pub armed: u64,
 }
 
 /// The tasks that are seized at the moment.
@@ -88,7 +107,7 @@ impl Follower {
     /// The supervisor whose copy this is has died: finish what it had in hand.
     pub fn take_over(
         &mut self,
-        listeners: &[OwnedFd],
+        listeners: &[Listener],
         common: Common,
         participant: impl Fn(u32) -> bool,
     ) -> Vec<Followed> {
@@ -99,23 +118,23 @@ impl Follower {
         for found in self.hand.take() {
             let options = (libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD) as u64;
             if ptrace(libc::PTRACE_SEIZE, found.tid, 0, options).is_ok() {
-                self.expect_exec(found.tid, found.fds, Some(found));
+                self.expect_exec(found.tid, found.fds, found.armed, Some(found));
                 let _ = ptrace(libc::PTRACE_INTERRUPT, found.tid, 0, 0);
             }
         }
         if let Some(request) = self.hand.request() {
             // The number is good for the filter that it came from, and for no other.
-            let from = listeners.iter().find(|listener| valid(listener.as_fd(), request.id));
+            let from = listeners.iter().find(|listener| valid(listener.fd.as_fd(), request.id));
             if let Some(from) = from {
-                events = self.answer(from.as_fd(), common, request, participant);
+                events = self.answer(from, common, request, participant);
             }
         }
         events
     }
 
-    fn expect_exec(&mut self, tid: i32, fds: [i32; 3], found: Option<Found>) {
-        self.hand.begin(tid, fds);
-        self.seized.insert(tid, Expected::Exec { fds, since: Instant::now(), found });
+    fn expect_exec(&mut self, tid: i32, fds: [i32; 3], armed: u64, found: Option<Found>) {
+        self.hand.begin(tid, fds, armed);
+        self.seized.insert(tid, Expected::Exec { fds, armed, since: Instant::now(), found });
     }
 
     /// True while a stop is expected, so that the caller should look again soon.
@@ -127,27 +146,28 @@ impl Follower {
     /// Answer one notification of `listener`. `participant` says whether a pid is one.
     pub fn notified(
         &mut self,
-        listener: BorrowedFd<'_>,
+        listener: &Listener,
         common: Common,
         participant: impl Fn(u32) -> bool,
     ) -> Vec<Followed> {
-        receive(listener, self.hand.empty());
+        receive(listener.fd.as_fd(), self.hand.empty());
         let request = self.hand.request();
         request.map_or_else(Vec::new, |it| self.answer(listener, common, it, participant))
     }
 
     fn answer(
         &mut self,
-        listener: BorrowedFd<'_>,
+        from: &Listener,
         common: Common,
         request: libc::seccomp_notif,
         participant: impl Fn(u32) -> bool,
     ) -> Vec<Followed> {
+        let listener = from.fd.as_fd();
         let mut events = Vec::new();
         let tid = request.pid as i32;
         let number = i64::from(request.data.nr);
         if number == libc::SYS_rt_sigaction || number == libc::SYS_sigaltstack {
-            self.answer_signals(listener, common, &request);
+            self.answer_signals(from, common, &request);
             return events;
         }
         let is_exec = number == libc::SYS_execve || number == libc::SYS_execveat;
@@ -166,7 +186,9 @@ impl Follower {
         if seized {
             if is_exec {
                 match [0, 1, 2].map(|which| self.hand_over(listener, request.id, which)) {
-                    [Some(a), Some(b), Some(c)] => self.expect_exec(tid, [a, b, c], None),
+                    [Some(a), Some(b), Some(c)] => {
+                        self.expect_exec(tid, [a, b, c], from.armed, None);
+                    }
                     _ => events.push(Followed::Note(format!(
                         "pid {process}: its descriptor table is full; it runs outside of the \
                          sandbox"
@@ -196,12 +218,8 @@ impl Follower {
     }
 
     /// Answer a call about the signals that libos handles.
-    fn answer_signals(
-        &self,
-        listener: BorrowedFd<'_>,
-        common: Common,
-        request: &libc::seccomp_notif,
-    ) {
+    fn answer_signals(&self, from: &Listener, common: Common, request: &libc::seccomp_notif) {
+        let listener = from.fd.as_fd();
         let tid = request.pid as i32;
         let ids = [tid, thread_group(tid).map_or(tid, |pid| pid as i32)];
         let [a, b, c, d, ..] = request.data.args;
@@ -248,14 +266,14 @@ impl Follower {
         // If another thread called exec, the task has the leader's number now.
         let former = event_message(pid).map_or(pid, |tid| tid as i32);
         let expected = self.seized.remove(&former).or_else(|| self.seized.remove(&pid));
-        let Some(Expected::Exec { fds, .. }) = expected else {
+        let Some(Expected::Exec { fds, armed, .. }) = expected else {
             let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
             return;
         };
         start_watch(pid, events);
         // Out of execve, whose result would go over the registers that we set.
         let regs = to_system_call(pid).and_then(|_| registers(pid));
-        self.let_in(pid, regs, fds, former, events);
+        self.let_in(pid, regs, Given { fds, armed, known_as: former }, events);
     }
 
     /// Let a program in that is stopped before its first instruction, with these registers.
@@ -263,14 +281,13 @@ impl Follower {
         &self,
         pid: i32,
         regs: io::Result<libc::user_regs_struct>,
-        fds: [i32; 3],
-        known_as: i32,
+        given: Given,
         events: &mut Vec<Followed>,
     ) {
-        if let Err(error) = regs.and_then(|regs| self.inject(pid, regs, fds, known_as)) {
+        if let Err(error) = regs.and_then(|regs| self.inject(pid, regs, given)) {
             events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
         }
-        self.hand.end(known_as);
+        self.hand.end(given.known_as);
     }
 
     /// Have the program map the code half of slot 0 and go on at libos's exec stub.
@@ -280,8 +297,7 @@ impl Follower {
         &self,
         pid: i32,
         original: libc::user_regs_struct,
-        [control, code, data]: [i32; 3],
-        known_as: i32,
+        Given { fds: [control, code, data], armed, known_as }: Given,
     ) -> io::Result<()> {
         if original.cs != 0x33 {
             return ptrace(libc::PTRACE_DETACH, pid, 0, 0)
@@ -306,6 +322,7 @@ impl Follower {
             r12: control as u64,
             r13: code as u64,
             r14: data as u64,
+            r15: armed,
             ..original
         };
         let killed = || io::Error::other("it was killed while it joined");
@@ -429,7 +446,8 @@ impl Follower {
             // It has been through the stub, and found our call where its own code begins.
             return set_registers(pid, &fresh).map(|()| true);
         }
-        self.inject(pid, fresh, found.fds, pid).map(|()| true)
+        let Found { fds, armed, .. } = found;
+        self.inject(pid, fresh, Given { fds, armed, known_as: pid }).map(|()| true)
     }
 
     /// Close descriptors that were given to a stopped task, as far as they are still the zones.

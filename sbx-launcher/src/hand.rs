@@ -19,6 +19,8 @@ pub struct Exec {
     /// The task; 0 for none.
     tid: AtomicI32,
     fds: [AtomicI32; 3],
+    /// Signals that are hooked in it.
+    armed: AtomicU64,
     /// Where its first instructions are others' for the moment, or 0; and what belongs there.
     entry: AtomicU64,
     saved: AtomicU64,
@@ -43,6 +45,8 @@ pub struct Found {
     pub tid: i32,
     /// Descriptors of the zones in its table.
     pub fds: [i32; 3],
+    /// Signals that are hooked in it.
+    pub armed: u64,
     /// Address and bytes to be put back, if any.
     pub patched: Option<(u64, u64)>,
 }
@@ -105,13 +109,14 @@ impl Hand {
     }
 
     /// A task begins its exec.
-    pub fn begin(&self, tid: i32, fds: [i32; 3]) {
+    pub fn begin(&self, tid: i32, fds: [i32; 3], armed: u64) {
         let Some(free) = self.page.execs.iter().find(|exec| exec.tid.load(SeqCst) == 0) else {
             return;
         };
         for (to, fd) in free.fds.iter().zip(fds) {
             to.store(fd, SeqCst);
         }
+        free.armed.store(armed, SeqCst);
         free.entry.store(0, SeqCst);
         free.tid.store(tid, SeqCst);
     }
@@ -139,7 +144,8 @@ impl Hand {
             let fds = exec.fds.each_ref().map(|fd| fd.load(SeqCst));
             let entry = exec.entry.load(SeqCst);
             let patched = (entry != 0).then(|| (entry, exec.saved.load(SeqCst)));
-            (tid != 0).then_some(Found { tid, fds, patched })
+            let armed = exec.armed.load(SeqCst);
+            (tid != 0).then_some(Found { tid, fds, armed, patched })
         };
         self.page.execs.iter().filter_map(found).collect()
     }
@@ -163,11 +169,11 @@ mod tests {
     #[test]
     fn what_is_in_hand_is_found_once() {
         let hand = Hand::new().expect("a page");
-        hand.begin(7, [3, 4, 5]);
-        hand.begin(8, [6, 7, 8]);
+        hand.begin(7, [3, 4, 5], 0);
+        hand.begin(8, [6, 7, 8], 2);
         hand.patch(8, 0x1000, 0x90);
         hand.end(7);
-        let expected = Found { tid: 8, fds: [6, 7, 8], patched: Some((0x1000, 0x90)) };
+        let expected = Found { tid: 8, fds: [6, 7, 8], armed: 2, patched: Some((0x1000, 0x90)) };
         assert_eq!(hand.take(), [expected]);
         assert_eq!(hand.take(), []);
     }
@@ -175,7 +181,7 @@ mod tests {
     #[test]
     fn a_full_page_forgets_none_of_those_that_it_has() {
         let hand = Hand::new().expect("a page");
-        (1..=EXECS_MAX as i32 + 1).for_each(|tid| hand.begin(tid, [0; 3]));
+        (1..=EXECS_MAX as i32 + 1).for_each(|tid| hand.begin(tid, [0; 3], 0));
         assert_eq!(hand.take().len(), EXECS_MAX);
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::control::{self, Request, Server};
 use crate::filter;
+use crate::follow::Listener;
 use crate::policy::Policy;
 use crate::sandbox::Sandbox;
 use crate::supervisor::{End, Supervisor};
@@ -41,8 +42,9 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
         supervisor.load(file, &command.config)?;
     }
     let region = supervisor.sandbox.zones.place.shared();
-    let (pid, listener) = start(command.argv, &region, command.policy)?;
-    supervisor.add_listener(listener);
+    let armed = supervisor.sandbox.armed();
+    let (pid, fd) = start(command.argv, &region, armed, command.policy)?;
+    supervisor.add_listener(Listener { fd, armed });
     supervisor.set_command(pid);
     let End::Command(status) = supervisor.serve() else {
         return Ok(0);
@@ -74,8 +76,9 @@ pub fn in_named_sandbox(
     let place = control::ask(name, &Request::Place, &[])?;
     let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
     let region = number("base")..number("base") + number("len");
-    let (pid, listener) = start_held(argv, &region, policy, |listener| {
-        control::ask(name, &Request::Follow, &[listener]).map(|_| ())
+    let armed = place["armed"].as_u64().unwrap_or(0);
+    let (pid, listener) = start_held(argv, &region, armed, policy, |listener| {
+        control::ask(name, &Request::Follow { armed }, &[listener]).map(|_| ())
     })?;
     drop(listener);
     for signal in [libc::SIGINT, libc::SIGQUIT] {
@@ -112,9 +115,10 @@ const fn exit_status(status: i32) -> i32 {
 fn start(
     argv: Vec<OsString>,
     region: &std::ops::Range<usize>,
+    armed: u64,
     policy: Policy,
 ) -> io::Result<(i32, OwnedFd)> {
-    start_held(argv, region, policy, |_| Ok(()))
+    start_held(argv, region, armed, policy, |_| Ok(()))
 }
 
 /// Fork; in the child install the filter, hand its listener over, execute. The child waits until
@@ -122,10 +126,11 @@ fn start(
 fn start_held(
     argv: Vec<OsString>,
     region: &std::ops::Range<usize>,
+    armed: u64,
     policy: Policy,
     take: impl FnOnce(i32) -> io::Result<()>,
 ) -> io::Result<(i32, OwnedFd)> {
-    let program = filter::build(region, policy).map_err(io::Error::other)?;
+    let program = filter::build(region, armed, policy).map_err(io::Error::other)?;
     let argv = argv
         .into_iter()
         .map(|arg| CString::new(arg.into_vec()))

@@ -18,10 +18,10 @@ use ext_api::limits::{
 use libos::arena::Arena;
 use libos::data::{Common, Joined};
 use libos::image::{self, Image, ImageError, Imports, NoImports};
-use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
+use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET, HOOKS_OFFSET};
 use libos::mailbox::{EVENT_WORDS, Taken};
-
 use libos::manifest::Hook;
+use libos::signals::HookTable;
 
 use crate::hooks::Happened;
 use crate::memory;
@@ -127,6 +127,8 @@ pub struct Sandbox {
     pub kept: Option<u64>,
     /// What has happened to processes since the hooks ran last.
     pub happened: Vec<Happened>,
+    /// The changes that the hook table knows.
+    hooks_of: Option<u64>,
 }
 
 /// An upcall that is open, as its frame says.
@@ -246,6 +248,7 @@ impl Sandbox {
             changes: 0,
             kept: None,
             happened: Vec::new(),
+            hooks_of: None,
         };
         sandbox.install(&image, 0);
         // No heap: whatever libos allocates, it does for the extension that runs.
@@ -455,6 +458,30 @@ impl Sandbox {
         if self.is_live(row) {
             // SAFETY: only the supervisor writes the row.
             unsafe { &*self.handler_row(row) }.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Signals that handlers are hooked to, by bit.
+    #[must_use]
+    pub fn armed(&self) -> u64 {
+        self.hooked(|_| true).fold(0, |armed, (hook, _)| match hook {
+            Hook::Signal { number } => armed | 1 << number,
+            _ => armed,
+        })
+    }
+
+    /// Have the hook table say what is loaded now.
+    pub fn publish_hooks(&mut self) {
+        if self.hooks_of.replace(self.changes) == Some(self.changes) {
+            return;
+        }
+        let at = self.zones.control.alias().wrapping_add(HOOKS_OFFSET).cast::<HookTable>();
+        // SAFETY: the control zone has room for it there; all atomics.
+        let table = unsafe { &*at };
+        for (number, row) in (0..).zip(&table.signals) {
+            let hooks = self.hooked(|hook| hook == Hook::Signal { number });
+            let handles = hooks.map(|(_, handler)| handler.handle).chain(std::iter::repeat(0));
+            row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
         }
     }
 

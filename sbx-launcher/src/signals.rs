@@ -9,7 +9,7 @@ use std::io;
 
 use libos::data::{Common, Context};
 use libos::layout::{KEPT_OFFSET, PROCESS_OFFSET, Place};
-use libos::signals::Action;
+use libos::signals::{Action, OURS, SignalTable};
 
 use crate::memory;
 
@@ -38,13 +38,46 @@ pub fn sigaction(place: Place, [tid, pid]: [i32; 2], args: [u64; 4]) -> Answer {
     if len != MASK_LEN {
         return Answer::Failed(libc::EINVAL);
     }
-    let entry = (place.cache() + KEPT_OFFSET) as u64 + signal * size_of::<Action>() as u64;
+    let table = (place.cache() + KEPT_OFFSET) as u64;
+    if !OURS.iter().any(|&ours| ours as u64 == signal) {
+        match is_the_kernels(tid, table, signal, new) {
+            Ok(false) => {}
+            Ok(true) | Err(_) => return Answer::Continue,
+        }
+    }
+    let entry = table + signal * size_of::<Action>() as u64;
     match exchange(tid, entry, new, old) {
         Ok(()) => Answer::Done,
         Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Answer::Failed(libc::EFAULT),
         // We may not reach into it (another user, not dumpable): faults there are its own.
         Err(_) => Answer::Continue,
     }
+}
+
+/// A signal that is hooked: is the call one that the kernel has to carry out?
+///
+/// What a program ignores, the kernel ignores in ways that libos cannot: over exec, and children
+/// that need no waiting for. From then on the signal is the kernel's, until the program puts back
+/// what it had found: libos's handler.
+fn is_the_kernels(tid: i32, table: u64, signal: u64, new: u64) -> io::Result<bool> {
+    const NO_WAIT: u64 = libc::SA_NOCLDWAIT as u64;
+    let at = |offset: usize| table + offset as u64;
+    let released_at = at(std::mem::offset_of!(SignalTable, released));
+    let [released] = memory::read_words::<1>(tid, released_at)?;
+    let bit = 1 << signal;
+    if new == 0 {
+        return Ok(released & bit != 0);
+    }
+    let [ours] = memory::read_words::<1>(tid, at(std::mem::offset_of!(SignalTable, handler)))?;
+    let [handler, flags, ..] = memory::read_words::<ACTION_WORDS>(tid, new)?;
+    let is_ignored =
+        handler == libc::SIG_IGN as u64 || signal == libc::SIGCHLD as u64 && flags & NO_WAIT != 0;
+    if handler == ours {
+        memory::write_words(tid, released_at, &[released & !bit])?;
+    } else if is_ignored {
+        memory::write_words(tid, released_at, &[released | bit])?;
+    }
+    Ok(handler == ours || is_ignored || released & bit != 0)
 }
 
 fn exchange(tid: i32, entry: u64, new: u64, old: u64) -> io::Result<()> {

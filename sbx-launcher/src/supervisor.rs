@@ -12,7 +12,7 @@ use libos::data::DOORBELL;
 use libos::manifest::Hook;
 
 use crate::control::{self, Answer, Server};
-use crate::follow::{Followed, Follower, pidfd, take_turns};
+use crate::follow::{Followed, Follower, Listener, pidfd, take_turns};
 use crate::hooks::{Happened, Hooks};
 use crate::keeper::{Keeper, Side};
 use crate::run::is_job_control;
@@ -41,7 +41,7 @@ pub struct Supervisor {
     /// The sandbox.
     pub sandbox: Sandbox,
     follower: Follower,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<Listener>,
     watched: HashMap<u32, OwnedFd>,
     server: Option<Server>,
     children: OwnedFd,
@@ -110,9 +110,9 @@ impl Supervisor {
     }
 
     /// Take over the notifications of a launched command.
-    pub fn add_listener(&mut self, listener: OwnedFd) {
+    pub fn add_listener(&mut self, listener: Listener) {
         self.sandbox.changed();
-        take_turns(listener.as_fd());
+        take_turns(listener.fd.as_fd());
         self.listeners.push(listener);
     }
 
@@ -146,6 +146,7 @@ impl Supervisor {
     /// The keeper of a sandbox that lives for one command is made when there is nothing else to do:
     /// most commands have ended by then.
     fn settle(&mut self, idle: bool) {
+        self.sandbox.publish_hooks();
         let wanted = self.stays || self.keeper.is_some() || (idle && self.command.is_some());
         if wanted && (self.sandbox.is_unkept() || self.keeper.is_none()) {
             self.renew_keeper();
@@ -214,7 +215,7 @@ impl Supervisor {
         let mut fds = vec![self.children.as_raw_fd()];
         fds.extend(self.server.as_ref().map(|server| server.as_raw_fd()));
         let first_listener = fds.len();
-        fds.extend(self.listeners.iter().map(AsRawFd::as_raw_fd));
+        fds.extend(self.listeners.iter().map(|listener| listener.fd.as_raw_fd()));
         let first_process = fds.len();
         let pids: Vec<u32> = self.watched.keys().copied().collect();
         fds.extend(pids.iter().filter_map(|pid| self.watched.get(pid)).map(AsRawFd::as_raw_fd));
@@ -393,7 +394,7 @@ impl Supervisor {
     }
 
     fn notified(&mut self, index: usize) -> Option<End> {
-        let (watched, listener) = (&self.watched, self.listeners[index].as_fd());
+        let (watched, listener) = (&self.watched, &self.listeners[index]);
         let common = self.sandbox.common();
         let events = self.follower.notified(listener, common, |pid| watched.contains_key(&pid));
         self.note(events);

@@ -99,27 +99,37 @@ fn handler_budget(function: &ItemFn) -> Result<u64> {
     Ok(budget_ns)
 }
 
-/// `#[on(timer = "1s")]`, `#[on(process = "exit")]`: the manifest's words.
-fn hook_of(function: &ItemFn) -> Result<(u64, u64)> {
-    let mut hook = (0, 0);
+/// `#[on(timer = "1s")]`, `#[on(process = "exit")]`, `#[on(signal = "SIGTERM")]`: the manifest's words.
+fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
+    let mut hook = (0, quote!(0));
     let Some(attribute) = function.attrs.iter().find(|a| a.path().is_ident("on")) else {
         return Ok(hook);
     };
     attribute.parse_nested_meta(|meta| {
-        let rule = "expected timer = \"...\" or process = \"start\", \"exec\" or \"exit\"";
+        let rule = "expected timer = \"...\", process = \"start\", \"exec\" or \"exit\", or \
+                    signal = \"SIG...\"";
         let value: LitStr = meta.value()?.parse()?;
         let process =
             |text: &str| ["start", "exec", "exit"].iter().position(|known| *known == text);
         hook = if meta.path.is_ident("timer") {
-            (1, nanoseconds(&value)?)
+            let period = nanoseconds(&value)?;
+            if period < 1_000_000 {
+                return Err(Error::new(value.span(), "the shortest period is 1ms"));
+            }
+            (1, quote!(#period))
+        } else if meta.path.is_ident("signal") {
+            let is_bool = matches!(&function.sig.output, ReturnType::Type(_, it)
+                if quote!(#it).to_string() == "bool");
+            if !is_bool {
+                let rule = "what is hooked to a signal returns bool: is the program not to see it?";
+                return Err(Error::new(function.sig.ident.span(), rule));
+            }
+            (5, quote!(const { ::ext_api::abi::signal_number(#value) }))
         } else if let (true, Some(at)) = (meta.path.is_ident("process"), process(&value.value())) {
-            (2 + at as u64, 0)
+            (2 + at as u64, quote!(0))
         } else {
             return Err(meta.error(rule));
         };
-        if hook.0 == 1 && hook.1 < 1_000_000 {
-            return Err(Error::new(value.span(), "the shortest period is 1ms"));
-        }
         Ok(())
     })?;
     Ok(hook)
@@ -160,7 +170,7 @@ struct Handler {
     out: bool,
     returns: Type,
     budget_ns: u64,
-    hook: (u64, u64),
+    hook: (u64, Tokens),
     docs: Vec<syn::Attribute>,
 }
 
@@ -297,7 +307,7 @@ fn handler_of(function: &ItemFn) -> Result<Handler> {
         .filter(|attribute| attribute.path().is_ident("doc"))
         .cloned()
         .collect();
-    let (name, budget_ns, hook) = (sig.ident.clone(), 0, (0, 0));
+    let (name, budget_ns, hook) = (sig.ident.clone(), 0, (0, quote!(0)));
     Ok(Handler { name, state, parameters, out, returns, budget_ns, hook, docs })
 }
 
@@ -472,7 +482,7 @@ fn manifest(
     let rows = handlers.iter().map(|handler| {
         let (name, code) = (handler.name.to_string(), wrapper_name(handler));
         let signature = signature(handler);
-        let (budget, (hook, hook_value)) = (handler.budget_ns, handler.hook);
+        let (budget, (hook, hook_value)) = (handler.budget_ns, &handler.hook);
         quote! {
             ::ext_api::abi::HandlerDecl {
                 name: ::ext_api::abi::Text::new(#name),

@@ -1,5 +1,7 @@
 //! An extension that runs by itself, and says how often it did.
 
+#![expect(unsafe_code, reason = "faults on purpose")]
+
 use ext_api::prelude::*;
 
 #[extension(name = "watcher", kill_safe)]
@@ -10,7 +12,7 @@ pub mod watcher {
 
     use ext_api::prelude::*;
 
-    const FIGURES: usize = 10;
+    const FIGURES: usize = 64;
 
     pub struct State {
         figures: [AtomicU64; FIGURES],
@@ -62,6 +64,48 @@ pub mod watcher {
         state.set(7, status);
         state.add(8, status);
         state.add(5, 1);
+    }
+
+    /// Figure 32 and up, by signal: how often. It is the program's.
+    fn seen(state: &State, signal: u64) -> bool {
+        state.add(32 + signal as usize, 1);
+        false
+    }
+
+    #[on(signal = "SIGUSR1")]
+    fn observe(state: &State, signal: u64, sender: u64) -> bool {
+        state.set(6, sender);
+        seen(state, signal)
+    }
+
+    #[on(signal = "SIGHUP")]
+    fn hang_up(state: &State, signal: u64) -> bool {
+        seen(state, signal)
+    }
+
+    #[on(signal = "SIGALRM")]
+    fn alarm(state: &State, signal: u64) -> bool {
+        seen(state, signal)
+    }
+
+    #[on(signal = "SIGCHLD")]
+    fn child(state: &State, signal: u64) -> bool {
+        seen(state, signal)
+    }
+
+    /// The program never sees it.
+    #[on(signal = "SIGUSR2")]
+    fn answer(state: &State, signal: u64) -> bool {
+        seen(state, signal);
+        true
+    }
+
+    /// Fails: the program sees it all the same.
+    #[on(signal = "SIGIO")]
+    fn fail(state: &State, signal: u64) -> bool {
+        seen(state, signal);
+        // SAFETY: none; the upcall is to end here.
+        unsafe { std::hint::black_box(16 as *const u64).read_volatile() == 0 }
     }
 
     #[handler]

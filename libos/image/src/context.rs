@@ -12,11 +12,12 @@ use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context};
 use libos::layout::{
-    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, WINDOW_BELOW, WINDOW_LEN,
+    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, SECOND_STACK_OFFSET,
+    WINDOW_BELOW, WINDOW_LEN,
 };
 
 use crate::arch::{cache_index, stack_pointer};
-use crate::{boot, signals, start, sys};
+use crate::{boot, hooks, signals, start, sys};
 
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
@@ -65,6 +66,12 @@ pub(crate) fn current() -> Option<&'static Context> {
 
 /// Index of the context that owns the upcall stack with this address on it.
 pub(crate) fn index_of_stack(address: usize) -> Option<usize> {
+    let offset = address.wrapping_sub(boot::place().stacks()) % STACK_LEN;
+    index_of_room(address).filter(|_| offset >= GUARD_OFFSET)
+}
+
+/// Index of the context with this address on its upcall stack or on one of its signal stacks.
+pub(crate) fn index_of_room(address: usize) -> Option<usize> {
     let index = address.checked_sub(boot::place().stacks())? / STACK_LEN;
     (index < CONTEXTS_MAX).then_some(index)
 }
@@ -137,13 +144,14 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
         && {
             context.tls_live.store(0, Relaxed);
             context.alt_stack.store(0, Relaxed);
+            hooks::forget(context);
             signals::prepare_thread(index_of(context));
             true
         }
 }
 
 /// The context that `tid` has already.
-fn of_tid(pid: u32, tid: u32) -> Option<&'static Context> {
+pub(crate) fn of_tid(pid: u32, tid: u32) -> Option<&'static Context> {
     let common = common();
     common
         .contexts()
@@ -179,6 +187,7 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
             .store(u64::from(generation) << INDEX_BITS & LIFE | (index as u64 + 1), Relaxed);
         context.errno.store(0, Relaxed);
         context.tls_live.store(0, Relaxed);
+        context.deferred.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
         context.tid.store(tid, Release);
         signals::prepare_thread(index);
@@ -191,7 +200,11 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
 fn make_stack(index: usize) -> Result<usize, sys::Errno> {
     let lowest = boot::place().stacks() + index * STACK_LEN;
     let above_guard = GUARD_OFFSET + PAGE_LEN;
-    let usable = [(ALT_STACK_OFFSET, ALT_STACK_LEN), (above_guard, STACK_LEN - above_guard)];
+    let usable = [
+        (ALT_STACK_OFFSET, ALT_STACK_LEN),
+        (SECOND_STACK_OFFSET, ALT_STACK_LEN),
+        (above_guard, STACK_LEN - above_guard),
+    ];
     for (offset, len) in usable {
         // SAFETY: the stack of a context that this thread has just claimed.
         unsafe { sys::mprotect(lowest + offset, len, sys::PROT_READ | sys::PROT_WRITE) }?;

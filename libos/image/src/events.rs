@@ -22,7 +22,7 @@ use libos::mailbox::{Claimant, EVENT_WORDS, Event, KIND, Mailbox, Taken};
 use libos::signals::WHY_EVENT;
 
 use crate::arch::{sbx_call, stack_pointer};
-use crate::{context, heap, start, sys, time};
+use crate::{context, heap, hooks, start, sys, time};
 
 /// Events that one way out of libos delivers at most; the next one goes on.
 const BATCH: u64 = 64;
@@ -229,6 +229,7 @@ fn put_in_pool(own: Claimant, event: Event) -> Status {
 
 /// For the gate, on the way out of the upcalls of `context`: deliver what has come meanwhile.
 pub(crate) extern "C" fn sbx_deliver(context: &Context) {
+    hooks::come_now(context);
     if let Some(own) = start::this_process() {
         deliver(&own, context.tid.load(Relaxed));
     }

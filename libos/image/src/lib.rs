@@ -16,6 +16,7 @@ mod exports;
 mod fault;
 mod files;
 mod heap;
+mod hooks;
 mod log;
 mod memory;
 mod runtime;

@@ -20,16 +20,22 @@ use ext_api::abi::Status;
 use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
 use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET};
-use libos::signals::{Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART};
+use libos::signals::{
+    Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART, in_mask,
+};
 
 use crate::arch::{self, Jump, Registers};
-use crate::{boot, context, events, fault, sys, text};
+use crate::{boot, context, events, fault, hooks, start, sys, text};
 
 const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
 const SIGFPE: i32 = 8;
+const SIGCHLD: i32 = 17;
+const SIGURG: i32 = 23;
+const SIGWINCH: i32 = 28;
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
+const SA_NOCLDSTOP: u64 = 1;
 const SA_SIGINFO: u64 = 4;
 const SA_RESTORER: u64 = 0x0400_0000;
 const SA_ONSTACK: u64 = 0x0800_0000;
@@ -44,21 +50,21 @@ const SS_DISABLE: u64 = 2;
 pub(crate) struct Info {
     signal: i32,
     errno: i32,
-    code: i32,
+    pub(crate) code: i32,
     pad: i32,
     /// Faulting address, or pid and uid of a sender.
-    address: u64,
+    pub(crate) address: u64,
     /// Value of a queued signal.
-    value: u64,
+    pub(crate) value: u64,
 }
 
 /// `stack_t`.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
-struct AltStack {
-    address: u64,
-    flags: u64,
-    len: u64,
+pub(crate) struct AltStack {
+    pub(crate) address: u64,
+    pub(crate) flags: u64,
+    pub(crate) len: u64,
 }
 
 /// The kernel's `ucontext`.
@@ -71,22 +77,32 @@ pub(crate) struct UserContext {
     pub(crate) regs: Registers,
     fpstate: u64,
     reserved: [u64; 8],
-    mask: u64,
+    pub(crate) mask: u64,
 }
 
 /// Return address, user context and information: what lies on the stack below the vector state.
 const FRAME_LEN: usize = 8 + size_of::<UserContext>() + 128;
 
-/// Take over the signals of [`OURS`]; the application's actions so far go into its table.
-pub(crate) fn take_over() {
-    for signal in OURS {
-        let ours = Action {
-            handler: arch::sbx_signal_entry as *const () as u64,
-            flags: SA_SIGINFO | SA_ONSTACK | SA_RESTORER | SA_RESTART,
-            restorer: arch::sbx_restorer as *const () as u64,
-            mask: OURS.iter().fold(0, |mask, &other| mask | 1 << (other - 1)),
-        };
+/// Take over the signals of [`OURS`] and those that are `armed`, by bit; the application's actions
+/// so far go into its table.
+pub(crate) fn take_over(armed: u64) {
+    let ours = Action {
+        handler: arch::sbx_signal_entry as *const () as u64,
+        flags: SA_SIGINFO | SA_ONSTACK | SA_RESTORER | SA_RESTART,
+        restorer: arch::sbx_restorer as *const () as u64,
+        mask: !0,
+    };
+    let mut released = 0;
+    for signal in OURS.into_iter().chain(in_mask(armed)) {
         let mut theirs = Action::default();
+        if armed >> signal & 1 == 1 {
+            // SAFETY: asks only.
+            let _ = unsafe { sys::sigaction(signal, core::ptr::null(), &raw mut theirs) };
+            if theirs.handler == SIG_IGN && !is_fault(signal) {
+                released |= 1 << signal;
+                continue;
+            }
+        }
         // SAFETY: the handler is made for it.
         let done = unsafe { sys::sigaction(signal, &raw const ours, &raw mut theirs) };
         // A forked child has them already, and the table with them.
@@ -95,10 +111,21 @@ pub(crate) fn take_over() {
             unsafe { (&raw mut (*table()).actions[signal as usize]).write(theirs) };
         }
     }
+    // SAFETY: as above.
+    unsafe { (&raw mut (*table()).handler).write(ours.handler) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*table()).released).write(released) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*table()).armed).write(armed) };
+}
+
+/// Is this the signal of an instruction that failed?
+pub(crate) fn is_fault(signal: i32) -> bool {
+    OURS.contains(&signal) && signal != STOP
 }
 
 /// Where the application's actions are kept: private memory that a forked child inherits.
-fn table() -> *mut SignalTable {
+pub(crate) fn table() -> *mut SignalTable {
     (boot::place().cache() + KEPT_OFFSET) as *mut SignalTable
 }
 
@@ -112,7 +139,7 @@ pub(crate) fn prepare_thread(index: usize) {
     let asked = unsafe { sys::sigaltstack(core::ptr::null(), (&raw mut has).cast()) };
     let stacks = boot::place().stacks() as u64;
     // A forked child has its parent's, which belongs to another context here.
-    let former = context::index_of_stack(has.address as usize).is_some();
+    let former = context::index_of_room(has.address as usize).is_some();
     if asked.is_err() || has.flags & SS_DISABLE == 0 && !former {
         return;
     }
@@ -144,7 +171,7 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
         return false;
     }
     if signal == STOP && info.code == sys::SI_QUEUE && info.errno == WHY_EVENT {
-        on_event(&user.regs);
+        on_event(user);
         return false;
     }
     match interrupted(&user.regs, signal, info) {
@@ -153,16 +180,20 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
             false
         }
         None if signal == STOP && info.code == sys::SI_QUEUE && sent_by_supervisor(info) => false,
+        None if hooks::offer(signal, info, user) => false,
         None => deliver(signal, info, user, jump),
     }
 }
 
 /// Deliver events, if the interrupted code is the program's own. An upcall does it on its way out.
-fn on_event(regs: &Registers) {
+fn on_event(user: &mut UserContext) {
     events::signal_came();
-    let on_upcall_stack = context::index_of_stack(regs.rsp as usize).is_some();
-    if !on_upcall_stack && !arch::before_delivery(regs.rip) {
-        events::deliver_here();
+    let on_upcall_stack = context::index_of_stack(user.regs.rsp as usize).is_some();
+    if on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
+        return;
+    }
+    if let Some(own) = start::this_process() {
+        hooks::with_room(own.pid, sys::gettid(), user, events::deliver_here);
     }
 }
 
@@ -175,7 +206,7 @@ fn sent_by_supervisor(info: &Info) -> bool {
 fn interrupted(regs: &Registers, signal: i32, info: &Info) -> Option<(&'static Context, Status)> {
     let region = boot::place().shared();
     let inside = |address: u64| region.contains(&(address as usize));
-    let index = context::index_of_stack(regs.rsp as usize)?;
+    let index = context::index_of_room(regs.rsp as usize)?;
     let context = context::common().context(index);
     let open = context.tid.load(Relaxed) == sys::gettid()
         && context.sequence.load(Relaxed) % 2 == 1
@@ -196,7 +227,7 @@ fn interrupted(regs: &Registers, signal: i32, info: &Info) -> Option<(&'static C
         return meant.then_some((context, why));
     }
     // What kill() sent is for the application.
-    if info.code <= 0 {
+    if info.code <= 0 || !is_fault(signal) {
         return None;
     }
     let jumped = info.address == regs.rip && inside(word_on_stack(index, regs.rsp).unwrap_or(0));
@@ -253,6 +284,7 @@ fn end_upcall(
     }
     let slot = boot::place().slot_of(user.regs.rip as usize).filter(|&slot| slot != 0);
     fault::report(context, status, line.bytes(), slot);
+    hooks::come_afterwards(context, user);
     arch::redirect(&mut user.regs, context, status);
 }
 
@@ -266,14 +298,22 @@ const fn signal_name(signal: i32) -> &'static [u8] {
     }
 }
 
+/// Does SIGCHLD say that a child has stopped, or goes on?
+const fn is_stop(info: &Info) -> bool {
+    const CLD_TRAPPED_TO_CONTINUED: core::ops::RangeInclusive<i32> = 4..=6;
+    info.code >= *CLD_TRAPPED_TO_CONTINUED.start() && info.code <= *CLD_TRAPPED_TO_CONTINUED.end()
+}
+
 /// Do with a signal what the application asked for. True: enter its handler as `jump` says.
 fn deliver(signal: i32, info: &Info, user: &mut UserContext, jump: &mut Jump) -> bool {
     // SAFETY: our private table; `signal` is one of OURS, which fit.
     let entry = unsafe { &raw mut (*table()).actions[signal as usize] };
     // SAFETY: whole words; the supervisor writes them while a thread waits for its sigaction.
     let action = unsafe { entry.read_volatile() };
-    let sent = info.code <= 0;
-    if action.handler == SIG_IGN && sent {
+    let sent = info.code <= 0 || !is_fault(signal);
+    let nothing = action.handler == SIG_IGN
+        || action.handler == SIG_DFL && matches!(signal, SIGCHLD | SIGURG | SIGWINCH);
+    if nothing && sent || signal == SIGCHLD && is_stop(info) && action.flags & SA_NOCLDSTOP != 0 {
         return false;
     }
     if action.handler == SIG_DFL || action.handler == SIG_IGN {
@@ -290,10 +330,13 @@ fn deliver(signal: i32, info: &Info, user: &mut UserContext, jump: &mut Jump) ->
         // SAFETY: as above.
         unsafe { (&raw mut (*entry).handler).write_volatile(SIG_DFL) };
     }
+    if action.flags & SA_RESTART == 0 {
+        arch::fail_with_eintr(&mut user.regs);
+    }
     let own = if action.flags & SA_NODEFER == 0 { 1 << (signal - 1) } else { 0 };
     sys::set_mask(user.mask | action.mask | own);
     let on_alternate = jump.frame.abs_diff(user.regs.rsp as usize) > 64 << 10
-        || context::index_of_stack(jump.frame).is_some();
+        || context::index_of_room(jump.frame).is_some();
     if on_alternate && action.flags & SA_ONSTACK == 0 {
         // SAFETY: the kernel's frame, whole.
         unsafe { move_frame(jump, user) };

@@ -57,12 +57,14 @@ fn private_block() -> *mut ThisProcess {
 
 /// After exec: map the zones, join, say so with one upcall. Ends the process if the region
 /// cannot be had: a program that was started in a sandbox must not run outside of it.
-pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32) {
+pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32, armed: u64) {
     let result = map_zones(boot::place(), [control, code, data]);
     for fd in [control, code, data] {
         let _ = sys::close(fd);
     }
-    if let Err(errno) = result.and_then(|()| prepare_private()).and_then(|()| join(Joined::Exec)) {
+    if let Err(errno) =
+        result.and_then(|()| prepare_private(armed)).and_then(|()| join(Joined::Exec))
+    {
         refuse(errno);
     }
     hello();
@@ -88,7 +90,7 @@ pub extern "C" fn sbx_join_worker() -> i32 {
 }
 
 fn join_mapped(how: Joined) -> i32 {
-    match prepare_private().and_then(|()| join(how)) {
+    match prepare_private(0).and_then(|()| join(how)) {
         Ok(()) => {
             hello();
             0
@@ -106,7 +108,7 @@ pub extern "C" fn sbx_touch() -> u64 {
 
 /// The first upcall of a process: handler 0, which is ours and does nothing. It makes the
 /// thread's context, so that the sandbox's tables show a participant that works.
-fn hello() {
+pub(crate) fn hello() {
     let Some(entry) = context::handler(0) else { return };
     let handle = u64::from(entry.generation.load(Acquire)) << 32;
     // SAFETY: the handler takes no arguments and leaves the reply alone.
@@ -155,7 +157,7 @@ fn map_piece(record: &MapRecord, start: usize, end: usize, fds: [i32; 3]) -> Res
 
 /// The private part: a writable front that fork wipes; the rest stays reserved. Then nothing of
 /// the shared part may change any more.
-fn prepare_private() -> Result<(), Errno> {
+fn prepare_private(armed: u64) -> Result<(), Errno> {
     let place = boot::place();
     // SAFETY: the front of the reservation, which nobody uses before this.
     unsafe { sys::mprotect(place.cache(), WIPED_LEN, PROT_READ | PROT_WRITE) }?;
@@ -164,7 +166,7 @@ fn prepare_private() -> Result<(), Errno> {
     let kept = place.cache() + layout::KEPT_OFFSET;
     // SAFETY: as above.
     unsafe { sys::mprotect(kept, layout::KEPT_LEN, PROT_READ | PROT_WRITE) }?;
-    signals::take_over();
+    signals::take_over(armed);
     sys::register_membarrier();
     // SAFETY: the shared part is complete. A kernel without mseal leaves it to the filter.
     let _ = unsafe { sys::mseal(place.base, place.len) };

@@ -4,7 +4,7 @@
 
 use libos::signals::{Action, STOP};
 
-use crate::arch::syscall6;
+use crate::arch::{syscall2_on, syscall6};
 
 /// A negated error number as the kernel returns it.
 pub(crate) type Errno = i32;
@@ -182,6 +182,28 @@ pub(crate) unsafe fn sigaction(
 pub(crate) unsafe fn sigaltstack(new: *const u8, old: *mut u8) -> Result<usize, Errno> {
     // SAFETY: passed on to the caller.
     unsafe { call(nr::SIGALTSTACK, [new as usize, old as usize]) }
+}
+
+/// Set the thread's alternate signal stack and learn the former one, while it is that one's handler
+/// that runs: the kernel looks at the stack pointer, which is `elsewhere` meanwhile.
+///
+/// # Safety
+/// Every signal is blocked; `new` is a `stack_t` whose memory is used for nothing else, and `old` has
+/// room for one.
+pub(crate) unsafe fn exchange_alt_stack<T>(elsewhere: usize, new: &T, old: &mut T) {
+    let args = [core::ptr::from_ref(new) as usize, core::ptr::from_mut(old) as usize];
+    // SAFETY: by contract. It can fail for a stack that is too small only, and these are not.
+    let _ = unsafe { syscall2_on(elsewhere, nr::SIGALTSTACK, args) };
+}
+
+/// Queue a signal that has come to this thread once more.
+///
+/// # Safety
+/// `info` is a whole `siginfo_t`.
+pub(crate) unsafe fn queue_again(signal: i32, info: *const u8) {
+    let (pid, tid) = (getpid() as usize, gettid() as usize);
+    // SAFETY: by contract.
+    let _ = unsafe { call(nr::RT_TGSIGQUEUEINFO, [pid, tid, signal as usize, info as usize]) };
 }
 
 /// Unblock the signals of `mask` in this thread.

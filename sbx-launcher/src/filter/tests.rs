@@ -20,6 +20,7 @@ fn spec(policy: Policy) -> FilterSpec {
         region: REGION,
         libos_text: TEXT,
         keep_signals: true,
+        armed: 0,
         follow_exec: true,
         follow_fork: true,
         mseal: false,
@@ -160,6 +161,7 @@ proptest! {
             follow_exec: exec,
             follow_fork: fork,
             keep_signals: signals,
+            armed: 0,
             mseal,
             ..spec(policy)
         };

@@ -22,9 +22,9 @@
 use core::arch::{asm, naked_asm};
 
 use ext_api::abi::{Handle, Reply, Status};
-use ext_api::limits::HANDLERS_MAX;
+use ext_api::limits::{HANDLERS_MAX, STACK_LEN};
 use libos::data::Context;
-use libos::layout::{CACHE_ENTRIES, WINDOW_LEN};
+use libos::layout::{CACHE_ENTRIES, GUARD_OFFSET, WINDOW_LEN};
 
 use crate::boot::{Boot, SBX_BOOT};
 
@@ -125,6 +125,9 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "mov [rbx], r12",
         "mov rsp, rbp",
         // Events that have come are delivered from here, outside of the upcall.
+        ".hidden sbx_gate_looks",
+        ".globl sbx_gate_looks",
+        "sbx_gate_looks:",
         "mov rcx, [rbx + 40]",
         "cmp dword ptr [rcx], 0",
         "jne 70f",
@@ -142,7 +145,12 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "mov r8, rsp",
         "sub r8, [rip + {boot} + 16]",
         "cmp r8, [rip + {boot} + 24]",
-        "jb {nested}",
+        "jae 22f",
+        // A signal stack lies below it.
+        "and r8d, {room_mask}",
+        "cmp r8d, {guard}",
+        "jae {nested}",
+        "22:",
         // Once more with the true FS base: not every program keeps it at its own address.
         "test r10d, r10d",
         "jne 25f",
@@ -189,6 +197,8 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         shift = const HASH_SHIFT,
         boot = sym SBX_BOOT,
         window = const WINDOW_LEN,
+        room_mask = const STACK_LEN - 1,
+        guard = const GUARD_OFFSET,
         handlers_max = const HANDLERS_MAX,
         slow = sym crate::context::sbx_context_slow,
         deliver = sym crate::events::sbx_deliver,
@@ -403,6 +413,7 @@ unsafe extern "C" {
     /// Labels within [`sbx_call`].
     static sbx_gate_first: u8;
     static sbx_gate_true_base: u8;
+    static sbx_gate_looks: u8;
     static sbx_gate_delivered: u8;
     static sbx_gate_end: u8;
     static sbx_nested_end: u8;
@@ -435,10 +446,36 @@ pub(crate) fn in_gate(rip: u64) -> bool {
     SBX_GATE.0.chunks_exact(2).any(|ends| (ends[0]..ends[1]).contains(&at))
 }
 
-/// Is this an address in the gate before it has looked for events on its way out?
-pub(crate) fn before_delivery(rip: u64) -> bool {
-    let (first, last) = (sbx_call as *const () as u64, &raw const sbx_gate_delivered as u64);
-    (first..last).contains(&rip)
+/// Is the interrupted code in the gate, where it will look for events on its way out? If it has
+/// just looked, it looks again.
+pub(crate) fn is_between_upcalls(regs: &mut Registers) -> bool {
+    let (looks, last) = (&raw const sbx_gate_looks as u64, &raw const sbx_gate_delivered as u64);
+    if (looks..=last).contains(&regs.rip) {
+        regs.rip = looks;
+    }
+    (sbx_call as *const () as u64..last).contains(&regs.rip)
+}
+
+/// A call that a signal interrupted and that would go on begins anew: have it fail with EINTR
+/// instead, as without `SA_RESTART`.
+pub(crate) fn fail_with_eintr(regs: &mut Registers) {
+    /// read write open ioctl readv writev connect accept sendto recvfrom sendmsg recvmsg wait4
+    /// msgsnd msgrcv fcntl flock creat futex mq_timedsend mq_timedreceive waitid openat splice tee
+    /// accept4 preadv pwritev recvmmsg sendmmsg getrandom
+    const CAN: [u64; 31] = [
+        0, 1, 2, 16, 19, 20, 42, 43, 44, 45, 46, 47, 61, 69, 70, 72, 73, 85, 202, 242, 243, 247,
+        257, 275, 276, 288, 295, 296, 299, 307, 318,
+    ];
+    const EINTR: u64 = 4;
+    if !CAN.contains(&regs.rax) {
+        return;
+    }
+    // SAFETY: the program was about to execute these bytes, so they can be read.
+    let bytes = unsafe { (regs.rip as *const [u8; 2]).read() };
+    if bytes == [0x0f, 0x05] {
+        regs.rax = EINTR.wrapping_neg();
+        regs.rip += 2;
+    }
 }
 
 /// The thread's FS base.
@@ -469,7 +506,7 @@ pub(crate) fn redirect(regs: &mut Registers, context: *const Context, status: St
 }
 
 /// Where a program starts after exec: with the descriptors of the three zones in `r12d`, `r13d` and
-/// `r14d`, and its true entry point in `rbx`. Joins, then enters the program with every register
+/// `r14d`, the signals to be hooked in `r15`, and its true entry point in `rbx`. Joins, then enters the program with every register
 /// zero, as the kernel would have.
 ///
 /// # Safety
@@ -486,6 +523,7 @@ pub unsafe extern "C" fn sbx_exec_stub() {
         "mov edi, r12d",
         "mov esi, r13d",
         "mov edx, r14d",
+        "mov rcx, r15",
         "call {join}",
         "mov rsp, rbp",
         "xor eax, eax",
@@ -587,6 +625,29 @@ pub(crate) unsafe fn syscall6(number: usize, args: [usize; 6]) -> isize {
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack),
+        );
+    }
+    result
+}
+
+/// A system call of two arguments, made while the stack pointer is `stack`.
+///
+/// # Safety
+/// As the call itself; every signal is blocked, since there need be no stack.
+pub(crate) unsafe fn syscall2_on(stack: usize, number: usize, args: [usize; 2]) -> isize {
+    let result: isize;
+    // SAFETY: the stack pointer is back before anything uses it; the kernel's convention.
+    unsafe {
+        asm!(
+            "xchg rsp, {stack}",
+            "syscall",
+            "xchg rsp, {stack}",
+            stack = inout(reg) stack => _,
+            inlateout("rax") number as isize => result,
+            in("rdi") args[0],
+            in("rsi") args[1],
+            lateout("rcx") _,
+            lateout("r11") _,
         );
     }
     result

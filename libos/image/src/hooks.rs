@@ -1,0 +1,140 @@
+//! Handlers of extensions that are asked about a signal before the program sees it.
+//!
+//! ```text
+//!  signal ──► in an upcall? ── yes ──► blocked and queued again; the gate unblocks it on its way out
+//!                  │ no
+//!                  ▼
+//!             each hook in turn, as an upcall ── true ──► the program does not see it
+//!                  │ false, or the upcall failed
+//!                  ▼
+//!             what the program asked for
+//! ```
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use ext_api::abi::{Reply, Status};
+use ext_api::limits::STACK_LEN;
+use libos::data::Context;
+use libos::layout::{ALT_STACK_LEN, HOOKS_OFFSET, SECOND_STACK_OFFSET};
+use libos::signals::{HookTable, OURS, SIGNALS};
+
+use crate::arch::{self, sbx_call};
+use crate::signals::{AltStack, Info, UserContext, is_fault, table};
+use crate::{boot, context, start, sys};
+
+fn hook_table() -> &'static HookTable {
+    let at = (boot::place().base + HOOKS_OFFSET) as *const HookTable;
+    // SAFETY: in the control zone, which is mapped in every participant; all atomics.
+    unsafe { &*at }
+}
+
+/// Is this process to ask about `signal`?
+fn is_armed(signal: i32) -> bool {
+    // SAFETY: our private table; the word is written before the process has a second thread.
+    let armed = unsafe { (&raw const (*table()).armed).read() };
+    (signal as usize) < SIGNALS && armed >> signal & 1 == 1
+}
+
+/// Ask the hooks of a signal that has interrupted code of the program. True: it is dealt with.
+pub(crate) fn offer(signal: i32, info: &Info, user: &mut UserContext) -> bool {
+    if !is_armed(signal) {
+        return false;
+    }
+    let (tid, pid) = (sys::gettid(), sys::getpid());
+    // A child of vfork runs in its parent's memory.
+    let Some(own) = start::this_process().filter(|own| own.pid == pid) else { return false };
+    let known = context::of_tid(own.pid, tid);
+    let on_upcall_stack = context::index_of_stack(user.regs.rsp as usize).is_some();
+    let open = known.is_some_and(|context| !context.sequence.load(Relaxed).is_multiple_of(2));
+    if open || on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
+        return match known {
+            Some(context) if !(is_fault(signal) && info.code > 0) => {
+                defer(context, signal, info, user);
+                true
+            }
+            _ => false,
+        };
+    }
+    let mut taken = false;
+    with_room(own.pid, tid, user, || taken = ask(signal, info));
+    taken
+}
+
+fn ask(signal: i32, info: &Info) -> bool {
+    let sender = info.address & u64::from(u32::MAX);
+    let from = if is_fault(signal) && info.code > 0 { info.address } else { sender };
+    let words = [signal as u64, from, info.code as u64, info.value];
+    hook_table().signals[signal as usize]
+        .iter()
+        .map(|hook| hook.load(Acquire))
+        .take_while(|&handle| handle != 0)
+        .any(|handle| {
+            let mut reply = Reply::empty();
+            // SAFETY: hooks take numbers only, four at most, and return a bool; the reply is ours.
+            let status = unsafe { sbx_call(handle, words.as_ptr(), &raw mut reply) };
+            status == Status::Ok as u32 && reply.word == 1
+        })
+}
+
+/// Run `work`, which makes upcalls, in a signal handler: faults must be able to come, and find a
+/// stack that is not this handler's.
+pub(crate) fn with_room(pid: u32, tid: u32, user: &UserContext, work: impl FnOnce()) {
+    let context = context::of_tid(pid, tid).or_else(|| {
+        start::hello();
+        // Making a context unblocks what faults need.
+        sys::set_mask(!0);
+        context::of_tid(pid, tid)
+    });
+    let Some(context) = context else { return };
+    let second =
+        boot::place().stacks() + context::index_of(context) * STACK_LEN + SECOND_STACK_OFFSET;
+    let second = AltStack { address: second as u64, flags: 0, len: ALT_STACK_LEN as u64 };
+    let elsewhere = context.stack_top.load(Relaxed) as usize;
+    let mut first = AltStack::default();
+    // SAFETY: the second stack is this context's and not in use: its thread is in no upcall.
+    unsafe { sys::exchange_alt_stack(elsewhere, &second, &mut first) };
+    let ours = OURS.iter().fold(0, |mask, &signal| mask | 1 << (signal - 1));
+    sys::set_mask(user.mask & !ours);
+    work();
+    sys::set_mask(!0);
+    // SAFETY: what was set before.
+    unsafe { sys::exchange_alt_stack(elsewhere, &first, &mut AltStack::default()) };
+}
+
+/// Have the kernel keep a signal until the upcalls of this thread are over.
+fn defer(context: &Context, signal: i32, info: &Info, user: &mut UserContext) {
+    user.mask |= 1 << (signal - 1);
+    // SAFETY: what the kernel gave us, whole.
+    unsafe { sys::queue_again(signal, core::ptr::from_ref(info).cast()) };
+    context.deferred.fetch_or(1 << signal, Relaxed);
+    context.pending.store(context.deferred.as_ptr() as u64, Relaxed);
+}
+
+/// The signals that wait for the end of this thread's upcalls, as a signal mask; they wait no more.
+fn take_deferred(context: &Context) -> u64 {
+    if context.deferred.load(Relaxed) == 0 {
+        return 0;
+    }
+    let row = context.process.load(Relaxed) as usize;
+    let bell = &context::common().inbox(row).bell;
+    context.pending.store(bell.pending.as_ptr() as u64, Relaxed);
+    u64::from(context.deferred.swap(0, Relaxed)) >> 1
+}
+
+/// The context has another holder.
+pub(crate) fn forget(context: &Context) {
+    take_deferred(context);
+}
+
+/// The upcalls of this thread are over.
+pub(crate) fn come_now(context: &Context) {
+    let mask = take_deferred(context);
+    if mask != 0 {
+        sys::unblock(mask);
+    }
+}
+
+/// As [`come_now`], of a thread that a signal has interrupted, once it goes on.
+pub(crate) fn come_afterwards(context: &Context, user: &mut UserContext) {
+    user.mask &= !take_deferred(context);
+}
