@@ -14,6 +14,7 @@ mod faults;
 mod inside;
 mod kv;
 mod launch;
+mod pages;
 mod peers;
 mod pin;
 mod report;

@@ -533,15 +533,16 @@ fn exit_code(fd: BorrowedFd<'_>, pid: u32) -> Option<i32> {
     let zombie = || {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (_, rest) = text.rsplit_once(") ")?;
-        rest.starts_with('Z').then(|| rest.split_whitespace().last()?.parse().ok()).flatten()
+        rest.starts_with(['Z', 'X']).then(|| rest.split_whitespace().last()?.parse().ok()).flatten()
     };
-    // The kernel says it once it has been waited for, which may happen meanwhile.
-    zombie().or_else(|| {
+    // The kernel says it once it has been waited for, which may be happening now.
+    let reaped = || {
         let mut info = Info { mask: STATUS, ..Info::default() };
         // SAFETY: the kernel reads and writes a structure of this size; older ones refuse.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), GET_INFO, &raw mut info) };
         (done == 0 && info.mask & STATUS != 0).then_some(info.status)
-    })
+    };
+    (0..100).find_map(|_| zombie().or_else(reaped))
 }
 
 /// A descriptor that tells of children and of what is sent to the launcher.

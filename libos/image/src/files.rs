@@ -65,7 +65,7 @@ fn on_fd<const N: usize>(number: usize, fd: c_int, rest: [usize; N]) -> isize {
     }))
 }
 
-/// A call that takes paths and numbers only.
+/// A call that takes paths, addresses and numbers only.
 fn on_path<const N: usize>(number: usize, args: [usize; N]) -> isize {
     // SAFETY: the caller of the libc function vouches for its arguments.
     result(unsafe { sys::call(number, args) })
@@ -261,4 +261,45 @@ pub(crate) extern "C" fn syscall(
         nr::EXECVE | nr::EXECVEAT => c_long::from(fail(crate::threads::NO_EXEC)),
         _ => c_long::from(fail(sys::ENOSYS)),
     }
+}
+
+/// Memory of the process that the handler runs in. The region's own mappings are sealed.
+pub(crate) extern "C" fn mmap(
+    at: *mut c_void,
+    len: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: usize,
+) -> *mut c_void {
+    let fd = if fd == -1 { Ok(usize::MAX) } else { to_kernel(fd) };
+    let made = fd.and_then(|fd| {
+        // SAFETY: the caller vouches for what it replaces.
+        unsafe {
+            sys::mmap(at as usize, len, protection as usize, flags as usize, fd as i32, offset)
+        }
+    });
+    result(made) as *mut c_void
+}
+
+pub(crate) extern "C" fn munmap(at: *mut c_void, len: usize) -> c_int {
+    on_path(nr::MUNMAP, [at as usize, len]) as c_int
+}
+
+pub(crate) extern "C" fn mprotect(at: *mut c_void, len: usize, protection: c_int) -> c_int {
+    on_path(nr::MPROTECT, [at as usize, len, protection as usize]) as c_int
+}
+
+pub(crate) extern "C" fn mremap(
+    at: *mut c_void,
+    len: usize,
+    new_len: usize,
+    flags: c_int,
+    to: *mut c_void,
+) -> *mut c_void {
+    on_path(nr::MREMAP, [at as usize, len, new_len, flags as usize, to as usize]) as *mut c_void
+}
+
+pub(crate) extern "C" fn mincore(at: *mut c_void, len: usize, to: *mut u8) -> c_int {
+    on_path(nr::MINCORE, [at as usize, len, to as usize]) as c_int
 }

@@ -55,8 +55,11 @@ pub(crate) fn offer(signal: i32, info: &Info, user: &mut UserContext) -> bool {
             _ => false,
         };
     }
-    let mut taken = false;
-    with_room(own.pid, tid, user, || taken = ask(signal, info));
+    let Some(room) = make_room(own.pid, tid, user) else { return false };
+    let taken = ask(signal, info);
+    if !taken {
+        room.give_back();
+    }
     taken
 }
 
@@ -76,29 +79,42 @@ fn ask(signal: i32, info: &Info) -> bool {
         })
 }
 
-/// Run `work`, which makes upcalls, in a signal handler: faults must be able to come, and find a
-/// stack that is not this handler's.
-pub(crate) fn with_room(pid: u32, tid: u32, user: &UserContext, work: impl FnOnce()) {
+/// What a signal handler changes to make upcalls. The kernel puts it right when the handler returns.
+pub(crate) struct Room {
+    former: AltStack,
+    elsewhere: usize,
+}
+
+/// Before upcalls in a signal handler: faults must be able to come, and find a stack that is not this
+/// handler's.
+pub(crate) fn make_room(pid: u32, tid: u32, user: &UserContext) -> Option<Room> {
     let context = context::of_tid(pid, tid).or_else(|| {
         start::hello();
         // Making a context unblocks what faults need.
         sys::set_mask(!0);
         context::of_tid(pid, tid)
     });
-    let Some(context) = context else { return };
+    let context = context?;
     let second =
         boot::place().stacks() + context::index_of(context) * STACK_LEN + SECOND_STACK_OFFSET;
     let second = AltStack { address: second as u64, flags: 0, len: ALT_STACK_LEN as u64 };
     let elsewhere = context.stack_top.load(Relaxed) as usize;
-    let mut first = AltStack::default();
+    let mut former = AltStack::default();
     // SAFETY: the second stack is this context's and not in use: its thread is in no upcall.
-    unsafe { sys::exchange_alt_stack(elsewhere, &second, &mut first) };
+    unsafe { sys::exchange_alt_stack(elsewhere, &second, &mut former) };
     let ours = OURS.iter().fold(0, |mask, &signal| mask | 1 << (signal - 1));
     sys::set_mask(user.mask & !ours);
-    work();
-    sys::set_mask(!0);
-    // SAFETY: what was set before.
-    unsafe { sys::exchange_alt_stack(elsewhere, &first, &mut AltStack::default()) };
+    Some(Room { former, elsewhere })
+}
+
+impl Room {
+    /// For a handler of the program, which may never return.
+    fn give_back(self) {
+        sys::set_mask(!0);
+        let mut second = AltStack::default();
+        // SAFETY: what was set before, and every signal is blocked.
+        unsafe { sys::exchange_alt_stack(self.elsewhere, &self.former, &mut second) };
+    }
 }
 
 /// Have the kernel keep a signal until the upcalls of this thread are over.

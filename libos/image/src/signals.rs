@@ -192,8 +192,10 @@ fn on_event(user: &mut UserContext) {
     if on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
         return;
     }
-    if let Some(own) = start::this_process() {
-        hooks::with_room(own.pid, sys::gettid(), user, events::deliver_here);
+    if let Some(own) = start::this_process()
+        && hooks::make_room(own.pid, sys::gettid(), user).is_some()
+    {
+        events::deliver_here();
     }
 }
 

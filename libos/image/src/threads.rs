@@ -65,6 +65,10 @@ pub(crate) extern "C" fn getpid() -> c_int {
     crate::sys::getpid() as c_int
 }
 
+pub(crate) extern "C" fn getppid() -> c_int {
+    crate::sys::getppid() as c_int
+}
+
 /// For calls that may be done or not without anyone telling the difference.
 pub(crate) extern "C" fn succeed() -> c_int {
     0

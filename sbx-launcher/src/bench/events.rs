@@ -11,6 +11,7 @@ use ext_api::error::CallError;
 use ext_api::post::{Peer, To};
 
 use super::inside::Inside;
+use super::pages::{self, PageFile};
 use super::pin::{pin, time};
 use super::round_trip::{self, shared_words};
 use super::{BenchError, Measure, Options, Report, built, measure};
@@ -180,8 +181,11 @@ fn signal_round_trip(count: u64) -> io::Result<f64> {
     }))
 }
 
+const PAGE_BY_HOOK: &str = "page filled on demand, SIGSEGV hook";
+const PAGE_BY_THREAD: &str = "page filled on demand, userfaultfd thread";
+
 pub(super) fn run(options: Options) -> Result<Report, BenchError> {
-    let images = [built("libhello_upcall.so")?, built("libledger.so")?];
+    let images = [built("libhello_upcall.so")?, built("libledger.so")?, built("libpager.so")?];
     let inside = std::cell::RefCell::new(Inside::start(&images, "")?);
     let scale = if options.quick { 20 } else { 1 };
     pin(0, 1);
@@ -196,6 +200,18 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     ] {
         let inside = &inside;
         rows.push((name.into(), unit, Box::new(move || inside.borrow_mut().measure(what, count))));
+    }
+    let pages = 4000 / scale;
+    let file = PageFile::new(pages).map_err(|error| BenchError::Io("writing a file", error))?;
+    let what = format!("pages:{}", file.path());
+    let by_hook = &inside;
+    let hook = move || by_hook.borrow_mut().measure(&what, pages);
+    rows.push((PAGE_BY_HOOK.into(), "ns", Box::new(hook)));
+    let no_thread = pages::without_thread();
+    if no_thread.is_none() {
+        let doing = |error| BenchError::Io("userfaultfd", error);
+        let thread = move || pages::by_thread(pages).map_err(doing);
+        rows.push((PAGE_BY_THREAD.into(), "ns", Box::new(thread)));
     }
     let doing = |error| BenchError::Io("a round trip without us", error);
     let (spins, wakes) = (500_000 / scale, 50_000 / scale);
@@ -242,6 +258,11 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         ),
     ] {
         report.goal(name, [of, beside], |[ours, theirs]| ours / theirs, ("<=", most));
+    }
+    let fills = [PAGE_BY_HOOK, PAGE_BY_THREAD];
+    report.goal("page by hook / userfaultfd", fills, |[ours, theirs]| ours / theirs, ("<=", 1.0));
+    if let Some(why) = no_thread {
+        report.explain(PAGE_BY_THREAD, &why);
     }
     report.goal("events per second, M", ["events to another process"], |[rate]| rate, (">=", 1.0));
     Ok(report)
