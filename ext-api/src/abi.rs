@@ -14,7 +14,7 @@ use core::ffi::c_void;
 use crate::limits::{HANDLER_NAME_LEN_MAX, SIGNATURE_LEN_MAX};
 
 /// Raised whenever anything in this file changes meaning. Both sides must agree exactly.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// First eight bytes of every control zone.
 pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"SBXsuper");
@@ -210,6 +210,17 @@ pub const NO_EVENT: u32 = u32::MAX;
 pub const POST_HANDLE: Handle = 1 << 32 | 1;
 /// The handle of `libos.peer`: a pid; the reply's word names that process in `libos.post`.
 pub const PEER_HANDLE: Handle = 1 << 32 | 2;
+/// The handle of `libos.hello`, which does nothing.
+pub const HELLO_HANDLE: Handle = 1 << 32;
+/// The handle of `libos.timer`: nanoseconds until it is due, [`TIMER_ABSOLUTE`] or 0, period, slack,
+/// how and to whom, which handler, two words; the reply's word names the timer.
+pub const TIMER_HANDLE: Handle = 1 << 32 | 3;
+/// The handle of `libos.cancel`: a timer's name; the reply's word is 1 if it was stopped.
+pub const CANCEL_HANDLE: Handle = 1 << 32 | 4;
+/// The handle of `libos.expire`, by which a timer's handler is called.
+pub const EXPIRE_HANDLE: Handle = 1 << 32 | 5;
+/// A timer's first word is a time of the monotonic clock.
+pub const TIMER_ABSOLUTE: u64 = 1;
 
 /// How an event is posted: bits of `how`, of which these say what the target is.
 pub const HOW_KIND: u64 = 0xff;
@@ -221,6 +232,8 @@ pub const HOW_PID: u64 = 1;
 pub const HOW_ANY: u64 = 2;
 /// Every process of the sandbox.
 pub const HOW_ALL: u64 = 3;
+/// The worker that stays.
+pub const HOW_SERVER: u64 = 4;
 /// Interrupt the target if it runs code of its own.
 pub const HOW_URGENT: u64 = 1 << 8;
 
@@ -487,6 +500,8 @@ pub const HOOK_EXIT: u64 = 4;
 /// its number, the address of a fault or the sender's pid, `si_code`, the value of a queued signal.
 /// Result: true if the program is not to see it.
 pub const HOOK_SIGNAL: u64 = 5;
+/// [`HandlerDecl::hook`]: a participant has forked. Arguments: the child's pid and its parent's.
+pub const HOOK_FORK: u64 = 6;
 
 /// Signals that a handler can be hooked to.
 pub const HOOKABLE_SIGNALS: [(&str, u64); 23] = [
@@ -576,6 +591,12 @@ pub struct Runtime {
     /// Post an event: how ([`HOW_KIND`]), to whom, which handler, four words. A [`Status`] in the
     /// low half, in the high half how many mailboxes have it.
     pub post: unsafe extern "C" fn(how: u64, to: u64, handle: Handle, words: *const u64) -> u64,
+    /// Start a timer: the words of [`TIMER_HANDLE`]. A [`Status`], and the timer's name.
+    pub timer: unsafe extern "C" fn(words: *const u64, id: *mut u64) -> u32,
+    /// Stop a timer; 0 if it has come for the last time or was stopped before.
+    pub cancel: extern "C" fn(id: u64) -> u32,
+    /// Deliver no events to this process from now on (1), or again (0).
+    pub mask: extern "C" fn(on: u32),
 }
 
 const _: () = assert!(size_of::<Superblock>() <= 4096);

@@ -61,6 +61,8 @@ pub mod shared;
 #[cfg(feature = "std")]
 mod sync;
 #[cfg(feature = "std")]
+pub mod timer;
+#[cfg(feature = "std")]
 pub mod wire;
 
 #[cfg(feature = "std")]

@@ -75,6 +75,9 @@ pub const STUCK_MS: u64 = 5_000;
 /// Shortest period of a timer, in nanoseconds.
 pub const TIMER_NS_MIN: u64 = 1_000_000;
 
+/// Timers at one time.
+pub const TIMERS_MAX: usize = 1024;
+
 /// Events that wait for one process at a time.
 pub const INBOX_EVENTS_MAX: usize = 64;
 

@@ -11,7 +11,8 @@
 //! delivered once, or not at all if the process ends first; a handler's result goes nowhere.
 
 use crate::abi::{
-    HOW_ALL, HOW_ANY, HOW_PEER, HOW_PID, HOW_URGENT, Handle, PEER_HANDLE, POST_HANDLE, Status,
+    HOW_ALL, HOW_ANY, HOW_PEER, HOW_PID, HOW_SERVER, HOW_URGENT, Handle, PEER_HANDLE, POST_HANDLE,
+    Status,
 };
 use crate::error::CallError;
 use crate::extension::{Cx, runtime};
@@ -40,8 +41,8 @@ impl Peer {
 /// Whom an event is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct To {
-    how: u64,
-    target: u64,
+    pub(crate) how: u64,
+    pub(crate) target: u64,
 }
 
 impl To {
@@ -55,6 +56,12 @@ impl To {
     #[must_use]
     pub const fn pid(pid: u32) -> Self {
         Self { how: HOW_PID, target: pid as u64 }
+    }
+
+    /// The sandbox's server: a worker that runs timers and what is posted to it.
+    #[must_use]
+    pub const fn server() -> Self {
+        Self { how: HOW_SERVER, target: 0 }
     }
 
     /// Whoever waits first.
@@ -135,6 +142,24 @@ impl Cx {
         // SAFETY: four words.
         let done = unsafe { (runtime.post)(to.how, to.target, handler, words.as_ptr()) };
         outcome(done as u32, done >> 32)
+    }
+}
+
+/// For handlers.
+impl Cx {
+    /// Have no events delivered to the process that this runs in, until [`Cx::unmask_events`]. They
+    /// wait; a full mailbox refuses more. Signals that are hooked come all the same.
+    pub fn mask_events() {
+        if let Some(runtime) = runtime() {
+            (runtime.mask)(1);
+        }
+    }
+
+    /// Have them delivered again, beginning when this upcall is over.
+    pub fn unmask_events() {
+        if let Some(runtime) = runtime() {
+            (runtime.mask)(0);
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Handlers that run by themselves: at a time, and when processes start, execute and end.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, built, compile, launcher};
+use integration::{Ended, Sandbox, built, compile, launcher};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -98,7 +100,9 @@ fn a_start_an_exec_and_an_end_with_its_status_are_told() {
         reaches(&sandbox, EXITS, 4 + 3 * round);
         assert_eq!(figure(&sandbox, STATUSES), (7 << 8) + (round + 1) * ((3 << 8) + 9));
     }
-    assert_eq!((reaches(&sandbox, STARTS, 61), reaches(&sandbox, EXITS, 61)), (61, 61));
+    // 40 of them are forks.
+    assert_eq!((reaches(&sandbox, STARTS, 21), reaches(&sandbox, EXITS, 61)), (21, 61));
+    assert_eq!(reaches(&sandbox, 12, 40), 40);
     let ended = sandbox.run(&["bash", "-c", "(kill -9 $BASHPID) & wait; sleep 0.3; kill -15 $$"]);
     assert_eq!(ended.status, 128 + 15);
     reaches(&sandbox, EXITS, 63);
@@ -137,4 +141,138 @@ print(got)
 ";
     let ended = sandbox.run(&["/usr/bin/python3", "-c", script]);
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("[1, 3]\n", ""));
+}
+
+const RUNS: usize = 16;
+const MISSED_RUNS: usize = 17;
+const RAN_IN: usize = 18;
+const TOO_EARLY: usize = 19;
+const PERIODS: usize = 20;
+
+/// What a command in the sandbox prints first.
+fn first_line(sandbox: &Sandbox, argv: &[&str]) -> (Child, String) {
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--sandbox", &sandbox.name, "--"]).args(argv);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    out.read_line(&mut line).expect("it writes");
+    (child, line.trim().to_owned())
+}
+
+fn number(ended: &Ended) -> u64 {
+    ended.stdout.trim().parse().unwrap_or_else(|_| panic!("{ended:?}"))
+}
+
+#[test]
+fn timers_come_once_or_often_where_they_are_told_to_and_never_early() {
+    let sandbox = watched("timers");
+    let start = |args: [&str; 4]| number(&sandbox.call(&[&["watcher.start"], &args[..]].concat()));
+    // Once.
+    let once = start(["0", "20000", "0", "0"]);
+    reaches(&sandbox, RUNS, 1);
+    assert_eq!(sandbox.call(&["watcher.stop", &once.to_string()]).stdout, "0\n");
+    // Many at once, with and without slack; one that is stopped never comes.
+    let never = start(["0", "1000000", "0", "0"]);
+    assert_eq!(sandbox.call(&["watcher.stop", &never.to_string()]).stdout, "1\n");
+    for after in (12_000..=50_000).step_by(2000) {
+        start(["0", &after.to_string(), "0", "3000"]);
+    }
+    assert_eq!(reaches(&sandbox, RUNS, 21), 21);
+    // Often: what did not run is counted.
+    assert_eq!(sandbox.call(&["watcher.forget"]).status, 0);
+    let often = start(["0", "0", "2000", "0"]);
+    reaches(&sandbox, RUNS, 50);
+    let server = figure(&sandbox, SERVER);
+    assert_eq!(figure(&sandbox, RAN_IN), server);
+    kill(Pid::from_raw(server as i32), Signal::SIGKILL).expect("it is there");
+    let runs = figure(&sandbox, RUNS);
+    reaches(&sandbox, RUNS, runs + 50);
+    assert_ne!(figure(&sandbox, RAN_IN), server);
+    assert_eq!(sandbox.call(&["watcher.stop", &often.to_string()]).stdout, "1\n");
+    thread::sleep(Duration::from_millis(20));
+    let (runs, missed) = (figure(&sandbox, RUNS), figure(&sandbox, MISSED_RUNS));
+    // The period in which the server was killed may be lost with it, and its run as well.
+    let periods = figure(&sandbox, PERIODS);
+    assert!(runs + missed + 2 >= periods, "{runs} runs, {missed} missed, {periods} periods");
+    assert_eq!(figure(&sandbox, TOO_EARLY), 0);
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(figure(&sandbox, RUNS), runs);
+
+    // In a process that waits; it is over with that.
+    assert_eq!(sandbox.call(&["watcher.forget"]).status, 0);
+    let script = "
+import os, sbx
+box = sbx.current()
+print(os.getpid(), flush=True)
+while True: box.wait(1)
+";
+    let (mut child, pid) = first_line(&sandbox, &["/usr/bin/python3", "-c", script]);
+    start([&pid, "1000", "2000", "0"]);
+    reaches(&sandbox, RUNS, 50);
+    assert_eq!(figure(&sandbox, RAN_IN).to_string(), pid);
+    assert_eq!(figure(&sandbox, TOO_EARLY), 0);
+    kill(Pid::from_raw(pid.parse().expect("a pid")), Signal::SIGKILL).expect("it is there");
+    child.wait().expect("it is ours");
+    let timers = || {
+        let ps = sandbox.json(&["ps"]);
+        let uses = ps["uses"].as_array().cloned().unwrap_or_default();
+        let of = uses.iter().find(|of| of["of"] == "timers").expect("timers are listed").clone();
+        of["used"].as_u64()
+    };
+    let since = Instant::now();
+    while timers() != Some(1) {
+        assert!(since.elapsed() < Duration::from_secs(10), "{:?} timers", timers());
+    }
+    // What it may not be.
+    for (args, said) in
+        [(["0", "0", "500", "0"], "arguments do not fit"), (["1", "x", "0", "0"], "is not of type")]
+    {
+        let ended = sandbox.call(&[&["watcher.start"], &args[..]].concat());
+        assert!(ended.status == 125 && ended.stderr.contains(said), "{}", ended.stderr);
+    }
+    let script = "
+import sbx
+box, ids = sbx.current(), []
+try:
+    while True: ids.append(box.call('watcher.start', 0, 60000000, 0, 0))
+except sbx.Error as error: why = error
+print(len(ids), all(box.call('watcher.stop', it) for it in ids), why)
+";
+    let (mut child, line) = first_line(&sandbox, &["/usr/bin/python3", "-c", script]);
+    assert!(line.starts_with("1023 True ") && line.contains("full"), "{line}");
+    assert!(child.wait().expect("it ends").success());
+}
+
+#[test]
+fn masked_events_wait_and_forks_are_told() {
+    let sandbox = watched("masked");
+    sandbox.load(&built("libledger.so"));
+    let script = "
+import os, sbx, sys, time
+box = sbx.current()
+box.call('watcher.mask', True)
+own = os.getpid()
+for n in range(1, 11): box.post('ledger.note', 1, n, pid=own)
+start = time.time()
+waited = box.wait(0.05)
+print(waited, time.time() - start > 0.04, box.call('ledger.noted', 0))
+try:
+    for n in range(100): box.post('ledger.work', 0, pid=own)
+except sbx.Refused as error: print(error)
+box.call('watcher.mask', False)
+print(box.call('ledger.noted', 0), box.call('ledger.noted', 1))
+for _ in range(3):
+    if not os.fork(): os._exit(0)
+    os.wait()
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", script]);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    let ended = integration::run(&mut command);
+    let said = "0 True 0\nthe target's mailbox is full; post again later\n64 0\n";
+    assert_eq!(ended.stdout, said, "{}", ended.stderr);
+    assert_eq!(reaches(&sandbox, 12, 3), 3);
+    assert_eq!(figure(&sandbox, STARTS), 1);
 }

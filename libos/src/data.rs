@@ -23,6 +23,7 @@ use ext_api::limits::{CONTEXTS_MAX, FAULT_TEXT_LEN_MAX, LOG_LEN, PROCESSES_MAX, 
 use crate::bell::Bell;
 use crate::layout::{COMMON_LEN, COMMON_OFFSET, Place};
 use crate::mailbox::Mailbox;
+use crate::timers::Timers;
 
 const STATES_OFFSET: usize = COMMON_OFFSET + (128 << 10);
 const LOG_OFFSET: usize = COMMON_OFFSET + (160 << 10);
@@ -34,6 +35,7 @@ pub const CONTEXTS_OFFSET: usize = COMMON_OFFSET + (256 << 10);
 /// Offset of the first [`Inbox`] in the region.
 pub const INBOXES_OFFSET: usize = COMMON_OFFSET + (8 << 20);
 const POOL_OFFSET: usize = COMMON_OFFSET + (16 << 20);
+const TIMERS_OFFSET: usize = COMMON_OFFSET + (20 << 20);
 
 /// How a process became a participant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,6 +203,8 @@ pub struct Inbox {
     pub tally: Tally,
     /// Which thread delivers them: its tid, and where its stack was; 0 if none does.
     pub turn: AtomicU64,
+    /// 1 while the process takes no events, by its own wish.
+    pub masked: AtomicU32,
     /// How long a waiter looks before it sleeps, in nanoseconds, as far as that has paid lately; 0
     /// before anybody has waited.
     pub patience_ns: AtomicU32,
@@ -211,7 +215,9 @@ pub struct Inbox {
 /// The supervisor as a claimant of a mailbox's cell, below its pid's lowest bits. More than any
 /// context's number.
 pub const SUPERVISOR_CLAIMANT: u32 = 0x1ffe;
-const _: () = assert!(CONTEXTS_MAX < SUPERVISOR_CLAIMANT as usize);
+/// The server as a claimant, in the same way.
+pub const SERVER_CLAIMANT: u32 = 0x1ffd;
+const _: () = assert!(CONTEXTS_MAX < SERVER_CLAIMANT as usize);
 
 /// Events for any process: whoever has nothing else to do takes them.
 #[derive(Debug)]
@@ -296,7 +302,8 @@ const _: () = assert!(MARKS_OFFSET + size_of::<Marks>() <= CONTEXTS_OFFSET);
 const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= COMMON_OFFSET + COMMON_LEN);
 const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= INBOXES_OFFSET);
 const _: () = assert!(INBOXES_OFFSET + PROCESSES_MAX * size_of::<Inbox>() <= POOL_OFFSET);
-const _: () = assert!(POOL_OFFSET + size_of::<Pool>() <= COMMON_OFFSET + COMMON_LEN);
+const _: () = assert!(POOL_OFFSET + size_of::<Pool>() <= TIMERS_OFFSET);
+const _: () = assert!(TIMERS_OFFSET + size_of::<Timers>() <= COMMON_OFFSET + COMMON_LEN);
 const _: () = assert!(SLOTS_MAX <= 32, "tls_live is one 32-bit word");
 
 /// The common area, seen from any process that has the data zone mapped.
@@ -404,6 +411,12 @@ impl Common {
     #[must_use]
     pub fn pool(&self) -> &'static Pool {
         self.get(POOL_OFFSET)
+    }
+
+    /// The timers.
+    #[must_use]
+    pub fn timers(&self) -> &'static Timers {
+        self.get(TIMERS_OFFSET)
     }
 
     /// The log.

@@ -20,3 +20,5 @@ pub mod mailbox;
 pub mod manifest;
 pub mod signals;
 mod sync;
+pub mod timers;
+pub mod wheel;

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use ext_api::abi::{
-    ABI_VERSION, HOOK_EXEC, HOOK_EXIT, HOOK_SIGNAL, HOOK_START, HOOK_TIMER, HOOKABLE_SIGNALS,
-    KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest,
+    ABI_VERSION, HOOK_EXEC, HOOK_EXIT, HOOK_FORK, HOOK_SIGNAL, HOOK_START, HOOK_TIMER,
+    HOOKABLE_SIGNALS, KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest,
 };
 use ext_api::limits::{
     BUDGET_NS_DEFAULT, HANDLER_NAME_LEN_MAX, HANDLERS_MAX, HEAP_LEN_DEFAULT, HUGE_PAGE_LEN,
@@ -25,6 +25,8 @@ pub enum Hook {
     },
     /// A process begins to take part.
     Start,
+    /// A participant has forked.
+    Fork,
     /// A participant executes another program.
     Exec,
     /// A participant has ended.
@@ -43,6 +45,7 @@ impl Hook {
             0 => Self::None,
             HOOK_TIMER if value >= TIMER_NS_MIN => Self::Timer { period_ns: value },
             HOOK_START => Self::Start,
+            HOOK_FORK => Self::Fork,
             HOOK_EXEC => Self::Exec,
             HOOK_EXIT => Self::Exit,
             HOOK_SIGNAL if signal_name(value).is_some() => Self::Signal { number: value },
@@ -55,6 +58,7 @@ impl Hook {
         match self {
             Self::None => usize::MAX,
             Self::Timer { .. } | Self::Start | Self::Exec => 1,
+            Self::Fork => 2,
             Self::Exit => 3,
             Self::Signal { .. } => 4,
         }
@@ -69,6 +73,7 @@ impl fmt::Display for Hook {
                 write!(to, "every {} ms", *period_ns as f64 / 1_000_000.0)
             }
             Self::Start => to.write_str("when a process starts"),
+            Self::Fork => to.write_str("when a process forks"),
             Self::Exec => to.write_str("when a process executes a program"),
             Self::Exit => to.write_str("when a process ends"),
             Self::Signal { number } => write!(to, "on {}", signal_name(*number).unwrap_or("?")),

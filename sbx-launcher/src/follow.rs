@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use ext_api::abi::Entry;
 use libos::data::Common;
 use libos::layout::{Place, code_file_offset};
+use libos::manifest::Hook;
 
 use crate::hand::{Found, Hand};
 use crate::memory;
@@ -59,9 +60,9 @@ struct Given {
 /// What happened that the supervisor should know.
 #[derive(Debug)]
 pub enum Followed {
-    /// A process is, or soon will be, a participant: watch it. Its pidfd was made while it was
+    /// A process is, or soon will be, a participant, by an exec or a fork: watch it. Its pidfd was made while it was
     /// stopped: once it runs it may be gone before anybody looks.
-    Started(u32, OwnedFd),
+    Started(u32, OwnedFd, Hook),
     /// Something that an operator wants to read.
     Note(String),
 }
@@ -270,7 +271,7 @@ impl Follower {
             let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
             return;
         };
-        start_watch(pid, events);
+        start_watch(pid, Hook::Start, events);
         // Out of execve, whose result would go over the registers that we set.
         let regs = to_system_call(pid).and_then(|_| registers(pid));
         self.let_in(pid, regs, Given { fds, armed, known_as: former }, events);
@@ -358,7 +359,7 @@ impl Follower {
             return;
         };
         if participant {
-            start_watch(child, events);
+            start_watch(child, Hook::Fork, events);
             self.seized.insert(child, Expected::Child);
         }
         // Not before the child is watched: its parent may kill and reap it.
@@ -489,9 +490,9 @@ impl Follower {
 }
 
 /// Watch a process that is stopped by us, so that it cannot be gone.
-fn start_watch(pid: i32, events: &mut Vec<Followed>) {
+fn start_watch(pid: i32, how: Hook, events: &mut Vec<Followed>) {
     events.push(match pidfd(pid as u32) {
-        Some(fd) => Followed::Started(pid as u32, fd),
+        Some(fd) => Followed::Started(pid as u32, fd, how),
         None => Followed::Note(format!(
             "pid {pid} cannot be watched ({}); what it holds when it ends is not taken back",
             io::Error::last_os_error()

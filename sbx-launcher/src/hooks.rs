@@ -1,18 +1,20 @@
 //! Hooks: handlers that run by themselves, at a time or when a process starts or ends.
 //!
-//! They run in the *server*, a worker that stays and waits for events. The supervisor posts to it as
-//! to any other process; it never waits for it. The server is made when the first hook is loaded,
-//! and anew if it is killed.
+//! They run in the *server*, a worker that stays, serves the sandbox's timers and waits for events.
+//! The supervisor posts to it as to any other process; it never waits for it. The server is made when
+//! the first hook is loaded or the first timer started, and anew if it is killed.
 #![expect(unsafe_code, reason = "wakes the server by a futex")]
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use ext_api::abi::{HELLO_HANDLE, HOW_SERVER};
 use libos::bell::Wake;
 use libos::data::{Inbox, SUPERVISOR_CLAIMANT};
 use libos::mailbox::{Claimant, Event, KIND};
 use libos::manifest::Hook;
+use libos::timers::{Plan, TimerId, Timers};
 
 use crate::sandbox::Sandbox;
 use crate::worker;
@@ -31,16 +33,12 @@ pub struct Happened {
     pub words: [u64; 2],
 }
 
-/// A periodic handler.
+/// A timer of a hook.
 #[derive(Debug, Clone, Copy)]
 struct Timer {
     handle: u64,
-    period: Duration,
-    due: Instant,
-    /// Periods that went by since it was posted last, because the server was not through with that.
-    missed: u64,
-    /// Number of the last post among all to this server.
-    posted: Option<u64>,
+    period_ns: u64,
+    id: TimerId,
 }
 
 /// The worker that runs hooks.
@@ -49,8 +47,6 @@ struct Server {
     pid: u32,
     /// Its row and the row's generation, once it has joined.
     peer: Option<(usize, u32)>,
-    /// Events put into its mailbox.
-    posted: u64,
 }
 
 /// What runs by itself.
@@ -75,17 +71,13 @@ impl Hooks {
     /// The server has ended, or is another supervisor's.
     pub fn forget_server(&mut self) {
         self.server = None;
-        self.timers.values_mut().for_each(|timer| timer.posted = None);
     }
 
     /// How long until there is something to do; None if there is nothing.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
-        const SOON: Duration = Duration::from_millis(1);
-        let next = self.timers.values().map(|timer| timer.due).min();
-        let next = next.map(|due| due.saturating_duration_since(Instant::now()));
         // What waits for the server to join, or for room in its mailbox, is tried again.
-        if self.queue.is_empty() { next } else { Some(next.map_or(SOON, |next| next.min(SOON))) }
+        (!self.queue.is_empty()).then_some(Duration::from_millis(1))
     }
 
     /// Do what is due. `happened` is what has come to pass since.
@@ -109,43 +101,25 @@ impl Hooks {
             sandbox.common().log().append(text.as_bytes());
             self.dropped = 0;
         }
-        if self.timers.is_empty() && self.queue.is_empty() {
-            return;
-        }
-        if self.server.is_none() {
-            self.server =
-                worker::start_server(sandbox).ok().map(|pid| Server { pid, peer: None, posted: 0 });
+        let wanted = sandbox.common().timers().wanted.load(Relaxed) != 0;
+        if self.server.is_none() && (wanted || !self.queue.is_empty()) {
+            self.server = worker::start_server(sandbox).ok().map(|pid| Server { pid, peer: None });
         }
         let Some(server) = &mut self.server else { return };
+        if self.queue.is_empty() {
+            return;
+        }
         if server.peer.is_none() {
             server.peer = sandbox.joined_as(server.pid);
         }
         let Some((row, generation)) = server.peer else { return };
         let inbox = sandbox.common().inbox(row);
         let to = u64::from(generation) << 32 | row as u64;
-        let mut post = |event: Event| {
-            let done = put(inbox, Event { to, ..event });
-            server.posted += u64::from(done);
-            done.then_some(server.posted)
-        };
         while let Some(&event) = self.queue.front() {
-            if post(event).is_none() {
+            if !put(inbox, Event { to, ..event }) {
                 break;
             }
             self.queue.pop_front();
-        }
-        let handled = inbox.tally.delivered.load(Relaxed) + inbox.tally.failed.load(Relaxed);
-        let now = Instant::now();
-        for timer in self.timers.values_mut().filter(|timer| timer.due <= now) {
-            let periods = now.duration_since(timer.due).as_nanos() / timer.period.as_nanos() + 1;
-            timer.due += timer.period * periods as u32;
-            timer.missed += periods as u64 - 1;
-            let busy = timer.posted.is_some_and(|number| number > handled);
-            let event = Event { handle: timer.handle, words: [timer.missed, 0, 0, 0], to: 0 };
-            match if busy { None } else { post(event) } {
-                None => timer.missed += 1,
-                posted => (timer.posted, timer.missed) = (posted, 0),
-            }
         }
     }
 
@@ -155,29 +129,68 @@ impl Hooks {
             return;
         }
         self.seen = Some(sandbox.changes);
-        let now = Instant::now();
-        let former = std::mem::take(&mut self.timers);
+        let timers = sandbox.common().timers();
+        let mut former = std::mem::take(&mut self.timers);
         for (hook, handler) in sandbox.hooked(|hook| matches!(hook, Hook::Timer { .. })) {
             let Hook::Timer { period_ns } = hook else { continue };
-            let period = Duration::from_nanos(period_ns);
-            let known = former.get(&handler.row).filter(|known| known.handle == handler.handle);
-            let fresh = Timer {
-                handle: handler.handle,
-                period,
-                due: now + period,
-                missed: 0,
-                posted: None,
+            let same =
+                |known: &Timer| (known.handle, known.period_ns) == (handler.handle, period_ns);
+            let known = former.get(&handler.row).copied().filter(same);
+            let timer = match known {
+                Some(known) => former.remove(&handler.row).or(Some(known)),
+                None => start(timers, handler.handle, period_ns),
             };
-            let timer = known.filter(|known| known.period == period).copied().unwrap_or(fresh);
-            self.timers.insert(handler.row, timer);
+            match timer {
+                Some(timer) => drop(self.timers.insert(handler.row, timer)),
+                None => sandbox.common().log().append(b"sbx: no timer is free for a hook\n"),
+            }
+        }
+        let gone = former.into_values().filter(|timer| timers.cancel(timer.id)).count();
+        if gone != 0 || !self.timers.is_empty() {
+            self.tell_server(sandbox);
+        }
+    }
+
+    /// Have the server look at the timers.
+    fn tell_server(&mut self, sandbox: &Sandbox) {
+        if self.server.is_some() && sandbox.loaded.iter().any(|one| !one.handlers.is_empty()) {
+            self.queue.push_back(Event { handle: HELLO_HANDLE, words: [0; 4], to: 0 });
         }
     }
 }
 
+/// A periodic timer that the server runs itself.
+fn start(timers: &Timers, handle: u64, period_ns: u64) -> Option<Timer> {
+    let plan = Plan {
+        due_ns: now_ns() + period_ns,
+        period_ns,
+        slack_ns: 0,
+        how: HOW_SERVER,
+        target: 0,
+        handle,
+        words: [0; 2],
+        word_count: 0,
+    };
+    // Who else is filling a timer at this moment is left alone.
+    timers.start(claimant(), |_| true, &plan).map(|id| Timer { handle, period_ns, id })
+}
+
+/// The monotonic clock.
+fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes a timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The supervisor, as one who fills a cell.
+fn claimant() -> Claimant {
+    std::process::id() << KIND.count_ones() | SUPERVISOR_CLAIMANT
+}
+
 /// Put an event into the server's mailbox. False: it is full.
 fn put(inbox: &Inbox, event: Event) -> bool {
-    let own: Claimant = std::process::id() << KIND.count_ones() | SUPERVISOR_CLAIMANT;
-    if inbox.mail.push(own, event).is_err() {
+    if inbox.mail.push(claimant(), event).is_err() {
         return false;
     }
     if inbox.bell.ring() == Wake::Sleeper {

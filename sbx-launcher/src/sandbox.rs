@@ -13,7 +13,7 @@ use ext_api::abi::{
 };
 use ext_api::limits::{
     BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, INBOX_EVENTS_MAX, NESTING_MAX, PROCESSES_MAX,
-    SLOTS_MAX,
+    SLOTS_MAX, TIMERS_MAX,
 };
 use libos::arena::Arena;
 use libos::data::{Common, Joined};
@@ -35,9 +35,12 @@ use extensions::{Loaded, Retired, Room};
 use upgrade::Upgrading;
 
 /// Rows of the handler table that are libos's own.
-const LIBOS_ROWS: usize = 3;
+const LIBOS_ROWS: usize = 6;
 const POST_SIGNATURE: &str =
     "(how: u64, to: u64, handler: u64, a: u64, b: u64, c: u64, d: u64) -> u64";
+
+const TIMER_SIGNATURE: &str = "(first_ns: u64, flags: u64, period_ns: u64, slack_ns: u64, how: u64, \
+                               to: u64, handler: u64, a: u64, b: u64) -> u64";
 
 static LIBOS: &[u8] = include_bytes!(env!("SBX_LIBOS_IMAGE"));
 
@@ -99,6 +102,7 @@ pub struct Sandbox {
     libos_bias: u64,
     run_init: u64,
     join_worker: u64,
+    serve: u64,
     wait: u64,
     /// What tainted and quarantined handlers run instead.
     restarting: u64,
@@ -198,6 +202,8 @@ impl Sandbox {
         let (run_init, join_worker) = (symbol("sbx_run_init"), symbol("sbx_join_worker"));
         let (boot, hello, wait) = (symbol("SBX_BOOT"), symbol("sbx_hello"), symbol("sbx_wait"));
         let (post, peer) = (symbol("sbx_post"), symbol("sbx_peer"));
+        let timers = ["sbx_timer", "sbx_cancel", "sbx_expire"].map(symbol);
+        let serve = symbol("sbx_serve");
         let stubs = [
             symbol("sbx_restarting"),
             symbol("sbx_quarantined"),
@@ -231,6 +237,7 @@ impl Sandbox {
             libos_bias: image.bias,
             run_init,
             join_worker,
+            serve,
             wait,
             restarting: stubs[0],
             quarantined: stubs[1],
@@ -256,14 +263,17 @@ impl Sandbox {
         sandbox.publish_handler(0, 0, hello, "libos.hello", "()");
         sandbox.publish_handler(1, 0, post, "libos.post", POST_SIGNATURE);
         sandbox.publish_handler(2, 0, peer, "libos.peer", "(pid: u64) -> u64");
+        sandbox.publish_handler(3, 0, timers[0], "libos.timer", TIMER_SIGNATURE);
+        sandbox.publish_handler(4, 0, timers[1], "libos.cancel", "(timer: u64) -> bool");
+        sandbox.publish_handler(5, 0, timers[2], "libos.expire", "(timer: u64)");
         sandbox.write_superblock()?;
         Ok(sandbox)
     }
 
-    /// Addresses that a server needs: libos's `join` and `wait`.
+    /// Addresses that a server needs: libos's `join` and `serve`.
     #[must_use]
     pub const fn server_entries(&self) -> [u64; 2] {
-        [self.join_worker, self.wait]
+        [self.join_worker, self.serve]
     }
 
     /// The common area.
@@ -364,7 +374,7 @@ impl Sandbox {
 
     /// How much is used of what is limited: its name, the use, the limit.
     #[must_use]
-    pub fn uses(&self) -> [(&'static str, u64, u64); 5] {
+    pub fn uses(&self) -> [(&'static str, u64, u64); 6] {
         let common = self.common();
         let claimed = |range: Range<usize>, is: &dyn Fn(usize) -> bool| {
             range.filter(|&index| is(index)).count() as u64
@@ -378,6 +388,7 @@ impl Sandbox {
             ("contexts", contexts, CONTEXTS_MAX as u64),
             ("slots", self.rooms.len() as u64 + 1, SLOTS_MAX as u64),
             ("handlers", self.rows.len() as u64, HANDLERS_MAX as u64),
+            ("timers", common.timers().active() as u64, TIMERS_MAX as u64),
             ("heap MiB", (heaps >> 20) as u64, (room_for_heaps >> 20) as u64),
         ]
     }

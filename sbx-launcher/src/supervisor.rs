@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use libos::data::DOORBELL;
+use libos::data::{DOORBELL, Joined};
 use libos::manifest::Hook;
 
 use crate::control::{self, Answer, Server};
@@ -321,6 +321,10 @@ impl Supervisor {
             match pidfd(pid) {
                 Some(fd) => {
                     self.watched.insert(pid, fd);
+                    let is_fork = process.joined.load(Relaxed) == Joined::Fork as u32;
+                    let what = if is_fork { Hook::Fork } else { Hook::Start };
+                    let parent = u64::from(process.parent.load(Relaxed));
+                    self.sandbox.happened.push(Happened { what, pid, words: [parent, 0] });
                 }
                 None => self.sandbox.sweep(pid, UNKNOWN),
             }
@@ -404,10 +408,11 @@ impl Supervisor {
     fn note(&mut self, events: Vec<Followed>) {
         for event in events {
             match event {
-                Followed::Started(pid, fd) => {
+                Followed::Started(pid, fd, how) => {
                     let known = self.watched.insert(pid, fd).is_some();
-                    let what = if known { Hook::Exec } else { Hook::Start };
-                    self.sandbox.happened.push(Happened { what, pid, words: [0; 2] });
+                    let what = if known { Hook::Exec } else { how };
+                    let parent = if what == Hook::Fork { parent_of(pid) } else { 0 };
+                    self.sandbox.happened.push(Happened { what, pid, words: [parent, 0] });
                 }
                 Followed::Note(text) => {
                     eprintln!("sbx: {text}");
@@ -543,6 +548,13 @@ fn exit_code(fd: BorrowedFd<'_>, pid: u32) -> Option<i32> {
         (done == 0 && info.mask & STATUS != 0).then_some(info.status)
     };
     (0..100).find_map(|_| zombie().or_else(reaped))
+}
+
+/// Pid of the parent of a process that is stopped by us.
+fn parent_of(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    rest.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
 /// A descriptor that tells of children and of what is sent to the launcher.

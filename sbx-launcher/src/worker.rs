@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 
-use ext_api::abi::{CallFn, Reply, WaitFn, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
+use ext_api::abi::{CallFn, Reply, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
 use libos::layout;
 
 use crate::sandbox::Sandbox;
@@ -66,7 +66,7 @@ pub fn start(zones: &Zones, gate: u64, join: u64, handle: u64, args: &[u64]) -> 
 /// # Errors
 /// The kernel's.
 pub fn start_server(sandbox: &Sandbox) -> io::Result<u32> {
-    let [join, wait] = sandbox.server_entries();
+    let [join, serve] = sandbox.server_entries();
     let supervisor = std::process::id();
     // SAFETY: the supervisor has one thread, so the child may do anything.
     match unsafe { libc::fork() } {
@@ -78,9 +78,9 @@ pub fn start_server(sandbox: &Sandbox) -> io::Result<u32> {
             // SAFETY: takes numbers only; nothing of this copy uses them again.
             unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
             // SAFETY: the address of libos's entry.
-            let wait: WaitFn = unsafe { std::mem::transmute(wait) };
-            while entered.is_ok() {
-                wait(1 << 60);
+            let serve: extern "C" fn() = unsafe { std::mem::transmute(serve) };
+            if entered.is_ok() {
+                serve();
             }
             // SAFETY: ends the child without running the supervisor's exit handlers.
             unsafe { libc::_exit(1) }

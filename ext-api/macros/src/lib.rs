@@ -106,17 +106,20 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
         return Ok(hook);
     };
     attribute.parse_nested_meta(|meta| {
-        let rule = "expected timer = \"...\", process = \"start\", \"exec\" or \"exit\", or \
+        let rule = "expected timer = \"...\", process = \"start\", \"fork\", \"exec\" or \"exit\", or \
                     signal = \"SIG...\"";
         let value: LitStr = meta.value()?.parse()?;
         let process =
             |text: &str| ["start", "exec", "exit"].iter().position(|known| *known == text);
+        let fork = meta.path.is_ident("process") && value.value() == "fork";
         hook = if meta.path.is_ident("timer") {
             let period = nanoseconds(&value)?;
             if period < 1_000_000 {
                 return Err(Error::new(value.span(), "the shortest period is 1ms"));
             }
             (1, quote!(#period))
+        } else if fork {
+            (6, quote!(0))
         } else if meta.path.is_ident("signal") {
             let is_bool = matches!(&function.sig.output, ReturnType::Type(_, it)
                 if quote!(#it).to_string() == "bool");

@@ -11,6 +11,7 @@ pub mod watcher {
     use std::time::Duration;
 
     use ext_api::prelude::*;
+    use ext_api::timer::{Timer, TimerId};
 
     const FIGURES: usize = 64;
 
@@ -64,6 +65,56 @@ pub mod watcher {
         state.set(7, status);
         state.add(8, status);
         state.add(5, 1);
+    }
+
+    /// Figure 12: children that were told of with their parent.
+    #[on(process = "fork")]
+    fn forked(state: &State, pid: u64, parent: u64) {
+        state.add(12, u64::from(pid != 0 && parent != 0 && pid != parent));
+    }
+
+    /// Start a timer of [`timed`]: where it runs is a pid, 0 for the server, 1 for any process.
+    #[handler]
+    fn start(to: u64, after_us: u64, period_us: u64, slack_us: u64) -> Result<u64, CallError> {
+        let first = Cx::now_ns() + after_us * 1000;
+        let to = match to {
+            0 => To::server(),
+            1 => To::any(),
+            pid => To::pid(pid as u32),
+        };
+        let timer = Timer::at(first).slack(Duration::from_micros(slack_us)).to(to);
+        let timer = timer.every(Duration::from_micros(period_us));
+        Cx::start_timer(timer, Cx::find("watcher.timed")?, [first, period_us * 1000])
+            .map(TimerId::to_raw)
+    }
+
+    #[handler]
+    fn stop(timer: u64) -> bool {
+        Cx::stop_timer(TimerId::from_raw(timer))
+    }
+
+    /// Figures 16 to 20: how often, periods missed, in which process, how often too early, the
+    /// periods that must have gone by in all.
+    #[handler]
+    fn timed(state: &State, first: u64, period: u64, missed: u64) {
+        let now = Cx::now_ns();
+        state.add(17, missed);
+        state.set(18, u64::from(Cx::pid()));
+        state.add(16, 1);
+        let told = state.figures[16].load(SeqCst) + state.figures[17].load(SeqCst);
+        state.set(20, now.saturating_sub(first).checked_div(period).unwrap_or(0) + 1);
+        state.add(19, u64::from(now < first || told > state.figures[20].load(SeqCst)));
+    }
+
+    /// Forget what timers have done.
+    #[handler]
+    fn forget(state: &State) {
+        (16..=20).for_each(|at| state.set(at, 0));
+    }
+
+    #[handler]
+    fn mask(on: bool) {
+        if on { Cx::mask_events() } else { Cx::unmask_events() }
     }
 
     /// Figure 32 and up, by signal: how often. It is the program's.

@@ -13,11 +13,11 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use ext_api::abi::{
-    HOW_ALL, HOW_ANY, HOW_KIND, HOW_PEER, HOW_PID, HOW_URGENT, NO_EVENT, Reply, Status,
+    HOW_ALL, HOW_ANY, HOW_KIND, HOW_PEER, HOW_PID, HOW_SERVER, HOW_URGENT, NO_EVENT, Reply, Status,
 };
 use ext_api::limits::{CONTEXTS_MAX, PROCESSES_MAX};
 use libos::bell::Wake;
-use libos::data::{Claimed, Context, Inbox, SUPERVISOR_CLAIMANT, Tally};
+use libos::data::{Claimed, Context, Inbox, SERVER_CLAIMANT, SUPERVISOR_CLAIMANT, Tally};
 use libos::mailbox::{Claimant, EVENT_WORDS, Event, KIND, Mailbox, Taken};
 use libos::signals::WHY_EVENT;
 
@@ -36,19 +36,25 @@ const SPIN_NS_MIN: u64 = 256;
 const LOOKS: u32 = 16;
 
 /// Names the upcall that the calling thread is in, for a claim. None outside of one.
-fn claimant() -> Option<Claimant> {
+pub(crate) fn claimant() -> Option<Claimant> {
     let context = context::current()?;
     let sequence = context.sequence.load(Relaxed) as u32;
     Some(sequence << KIND.count_ones() | (context::index_of(context) as u32 + 1))
 }
 
 /// May the claimant still go on?
-fn is_alive(claimant: Claimant) -> bool {
+pub(crate) fn is_alive(claimant: Claimant) -> bool {
     let own = claimant & KIND;
     let common = context::common();
     if own == SUPERVISOR_CLAIMANT {
         let pid = common.supervisor().load(Relaxed);
         return (pid << KIND.count_ones()) | SUPERVISOR_CLAIMANT == claimant;
+    }
+    if own == SERVER_CLAIMANT {
+        let server = live(common.timers().server.load(Relaxed));
+        return server.is_some_and(|(_, pid)| {
+            pid << KIND.count_ones() | own == claimant && sys::thread_exists(pid, pid)
+        });
     }
     let index = own as usize - 1;
     if index >= CONTEXTS_MAX {
@@ -62,7 +68,7 @@ fn is_alive(claimant: Claimant) -> bool {
 }
 
 /// A process, so that nobody else is ever taken for it: its row and the row's generation.
-const fn peer_of(row: usize, generation: u32) -> u64 {
+pub(crate) const fn peer_of(row: usize, generation: u32) -> u64 {
     (generation as u64) << 32 | row as u64
 }
 
@@ -139,12 +145,33 @@ fn post_to(how: u64, target: u64, event: Event) -> (Status, u64) {
         Some(handler) if handler.event_words == NO_EVENT => return (Status::BadArgs, 0),
         Some(_) => {}
     }
+    send(own, how, target, event)
+}
+
+/// Post as the server, which is in no upcall then.
+pub(crate) fn post_as_server(how: u64, target: u64, event: Event) -> Status {
+    send(sys::getpid() << KIND.count_ones() | SERVER_CLAIMANT, how, target, event).0
+}
+
+/// Is the one process that a post would go to there? True if it would go to no certain one.
+pub(crate) fn has_target(how: u64, target: u64) -> bool {
+    match how & HOW_KIND {
+        HOW_PEER => live(target).is_some(),
+        HOW_PID => peer(target as u32) != 0,
+        _ => true,
+    }
+}
+
+fn send(own: Claimant, how: u64, target: u64, event: Event) -> (Status, u64) {
     let urgent = how & HOW_URGENT != 0;
     let single = |status: Status| (status, u64::from(status == Status::Ok));
     match how & HOW_KIND {
         HOW_PEER => single(put(own, target, event, urgent)),
         HOW_PID => single(put(own, peer(target as u32), event, urgent)),
         HOW_ANY => single(put_in_pool(own, event)),
+        HOW_SERVER => {
+            single(put(own, context::common().timers().server.load(Relaxed), event, urgent))
+        }
         HOW_ALL => {
             let common = context::common();
             let (mut status, mut count) = (Status::Ok, 0);
@@ -165,7 +192,7 @@ fn post_to(how: u64, target: u64, event: Event) -> (Status, u64) {
     }
 }
 
-fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> Status {
+pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> Status {
     let Some((row, pid)) = live(peer) else { return Status::Gone };
     event.to = peer;
     let inbox = context::common().inbox(row);
@@ -254,11 +281,16 @@ fn deliver(own: &start::ThisProcess, tid: u32) -> u64 {
     let inbox = context::common().inbox(own.row);
     let (peer, mut count) = (peer_of(own.row, own.generation), 0);
     loop {
+        if inbox.masked.load(Relaxed) != 0 {
+            inbox.bell.answer();
+            return count;
+        }
         if !take_turn(inbox, tid) {
             return count;
         }
         inbox.bell.answer();
-        let batch = run(&inbox.mail, &inbox.tally, BATCH, |event| event.to == peer);
+        let is_open = || inbox.masked.load(Relaxed) == 0;
+        let batch = run(&inbox.mail, &inbox.tally, BATCH, is_open, |event| event.to == peer);
         count += batch.count;
         inbox.turn.store(0, Release);
         if batch.end == End::Enough {
@@ -302,9 +334,13 @@ fn run<const N: usize>(
     mail: &Mailbox<N>,
     tally: &Tally,
     most: u64,
+    goes_on: impl Fn() -> bool,
     is_ours: impl Fn(&Event) -> bool,
 ) -> Batch {
     for count in 0..most {
+        if !goes_on() {
+            return Batch { count, end: End::Enough };
+        }
         let event = match mail.pop(is_alive) {
             Taken::Event(event) => event,
             Taken::Empty => return Batch { count, end: End::Empty },
@@ -342,9 +378,11 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
     let (inbox, pool) = (common.inbox(own.row), common.pool());
     let work = || {
         let count = deliver(&own, context::own_tid());
-        count + run(&pool.mail, &pool.tally, POOL_BATCH, |_| true).count
+        let is_open = || inbox.masked.load(Relaxed) == 0;
+        count + run(&pool.mail, &pool.tally, POOL_BATCH, is_open, |_| true).count
     };
-    let is_empty = || inbox.mail.is_empty() && pool.mail.is_empty();
+    let is_empty =
+        || inbox.masked.load(Relaxed) != 0 || inbox.mail.is_empty() && pool.mail.is_empty();
     if timeout_ns == 0 || !is_empty() {
         let count = work();
         if count != 0 || timeout_ns == 0 {
@@ -421,11 +459,23 @@ fn note_patience(inbox: &Inbox, was: u64, paid: bool) {
     inbox.patience_ns.store(next as u32, Relaxed);
 }
 
+/// [`ext_api::abi::Runtime::mask`].
+pub(crate) extern "C" fn mask(on: u32) {
+    let Some(own) = start::this_process() else { return };
+    let inbox = context::common().inbox(own.row);
+    inbox.masked.store(u32::from(on != 0), Release);
+    // What has come meanwhile is seen on the way out, or by who sleeps.
+    if on == 0 && inbox.bell.ring() == Wake::Sleeper {
+        wake(inbox);
+    }
+}
+
 /// A process has taken row `row` of the process table: what waits there was for another.
 pub(crate) fn begin(row: usize) {
     let inbox = context::common().inbox(row);
     inbox.bell.reset();
     inbox.turn.store(0, Relaxed);
+    inbox.masked.store(0, Relaxed);
     let tally = &inbox.tally;
     for count in [&tally.delivered, &tally.failed, &tally.refused, &tally.lost] {
         count.store(0, Relaxed);

@@ -27,6 +27,7 @@ mod sys;
 mod text;
 mod threads;
 mod time;
+mod timers;
 mod tls;
 mod unwind;
 

@@ -7,7 +7,7 @@ use ext_api::abi::{Handle, HandlerFn, Reply, Runtime, UpgradeFn};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX};
 use libos::data::Context;
 
-use crate::{context, events, fault, heap, sys, time};
+use crate::{context, events, fault, heap, sys, time, timers};
 
 /// Handed to every extension's `init`.
 #[unsafe(no_mangle)]
@@ -25,6 +25,9 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     find: sbx_find,
     peer: events::peer,
     post: events::post,
+    timer: timers::timer,
+    cancel: timers::cancel,
+    mask: events::mask,
 };
 
 /// Names the upcall that the calling thread is in; 0 outside of one.

@@ -71,6 +71,7 @@ pub(crate) mod nr {
     pub(crate) const READLINK: usize = 89;
     pub(crate) const GETPPID: usize = 110;
     pub(crate) const SIGALTSTACK: usize = 131;
+    pub(crate) const PRCTL: usize = 157;
     pub(crate) const GETTID: usize = 186;
     pub(crate) const FUTEX: usize = 202;
     pub(crate) const CLOCK_GETTIME: usize = 228;
@@ -207,6 +208,12 @@ pub(crate) unsafe fn queue_again(signal: i32, info: *const u8) {
     let (pid, tid) = (getpid() as usize, gettid() as usize);
     // SAFETY: by contract.
     let _ = unsafe { call(nr::RT_TGSIGQUEUEINFO, [pid, tid, signal as usize, info as usize]) };
+}
+
+/// How late the kernel may wake this thread, in nanoseconds.
+pub(crate) fn set_timer_slack(ns: usize) {
+    const PR_SET_TIMERSLACK: usize = 29;
+    let _ = harmless!(nr::PRCTL, PR_SET_TIMERSLACK, ns);
 }
 
 /// Unblock the signals of `mask` in this thread.

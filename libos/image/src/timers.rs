@@ -1,0 +1,245 @@
+//! Timers: started by anybody, served by the worker that stays.
+//!
+//! When a timer is due the server posts to where its handler is to run, or runs it itself. What is
+//! posted is [`sbx_expire`], which calls the handler: so a timer waits in a mailbox once at most, and
+//! what has gone by meanwhile is counted.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+
+use ext_api::abi::{
+    EXPIRE_HANDLE, HELLO_HANDLE, HOW_KIND, HOW_SERVER, NO_EVENT, Reply, Status, TIMER_ABSOLUTE,
+};
+use ext_api::limits::{TIMER_NS_MIN, TIMERS_MAX};
+use libos::mailbox::Event;
+use libos::timers::{Plan, Timer, TimerId, Timers, rounded};
+use libos::wheel::Wheel;
+
+use crate::arch::sbx_call;
+use crate::events::{self, claimant, is_alive};
+use crate::{context, start, sys, time};
+
+/// Nanoseconds of a tick, as a power of two.
+const TICK: u32 = 10;
+/// How long until a timer that comes once tries again after it found a full mailbox, and until it is
+/// seen whether the process that was to run it is still there.
+const AGAIN_NS: u64 = TIMER_NS_MIN;
+const LOOK_NS: u64 = 1_000_000_000;
+/// Words of `libos.timer`.
+const WORDS: usize = 9;
+
+fn all() -> &'static Timers {
+    context::common().timers()
+}
+
+/// [`ext_api::abi::Runtime::timer`].
+///
+/// # Safety
+/// Nine words are readable at `words`; `id` is writable.
+pub(crate) unsafe extern "C" fn timer(words: *const u64, id: *mut u64) -> u32 {
+    // SAFETY: by contract.
+    let words = unsafe { words.cast::<[u64; WORDS]>().read_unaligned() };
+    match begin(words) {
+        Ok(name) => {
+            // SAFETY: by contract.
+            unsafe { id.write(name) };
+            Status::Ok as u32
+        }
+        Err(status) => status as u32,
+    }
+}
+
+/// Handler 3: [`timer`] for programs.
+///
+/// # Safety
+/// As its signature says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_timer(args: *const u64, reply: *mut Reply) -> u32 {
+    let mut ignored = 0;
+    // SAFETY: by contract.
+    let id = unsafe { reply.as_mut() }.map_or(&mut ignored, |reply| &mut reply.word);
+    // SAFETY: by contract.
+    unsafe { timer(args, id) }
+}
+
+/// [`ext_api::abi::Runtime::cancel`].
+pub(crate) extern "C" fn cancel(id: u64) -> u32 {
+    let done = all().cancel(id);
+    if done {
+        tell_server();
+    }
+    u32::from(done)
+}
+
+/// Handler 4: [`cancel`] for programs.
+///
+/// # Safety
+/// As its signature says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_cancel(args: *const u64, reply: *mut Reply) -> u32 {
+    // SAFETY: by contract.
+    let done = cancel(unsafe { args.read_unaligned() });
+    // SAFETY: by contract.
+    if let Some(reply) = unsafe { reply.as_mut() } {
+        reply.word = u64::from(done);
+    }
+    Status::Ok as u32
+}
+
+fn begin(
+    [first, flags, period, slack, how, target, handle, a, b]: [u64; WORDS],
+) -> Result<TimerId, Status> {
+    let own = claimant().ok_or(Status::NotAttached)?;
+    let handler = context::live_handler(handle).ok_or(Status::Stale)?;
+    let too_often = period != 0 && period < TIMER_NS_MIN;
+    if handler.event_words == NO_EVENT || handler.event_words > 3 || too_often {
+        return Err(Status::BadArgs);
+    }
+    let from_now = flags & TIMER_ABSOLUTE == 0;
+    let plan = Plan {
+        due_ns: if from_now { time::now_ns().saturating_add(first) } else { first },
+        period_ns: period,
+        slack_ns: slack,
+        how,
+        target,
+        handle,
+        words: [a, b],
+        word_count: 2,
+    };
+    let id = all().start(own, is_alive, &plan).ok_or(Status::Full)?;
+    tell_server();
+    Ok(id)
+}
+
+/// Have the server look at what has changed; if there is none, the supervisor makes one.
+fn tell_server() {
+    let server = all().server.load(Acquire);
+    let hello = Event { handle: HELLO_HANDLE, words: [0; 4], to: 0 };
+    let told = claimant().map(|own| events::put(own, server, hello, false));
+    if told == Some(Status::Gone) {
+        sys::kill(context::common().supervisor().load(Relaxed), libos::data::DOORBELL);
+    }
+}
+
+/// Handler 5: a timer's time has come, and this is where its handler is to run.
+///
+/// # Safety
+/// One word, as its signature says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_expire(args: *const u64, _reply: *mut Reply) -> u32 {
+    // SAFETY: by contract.
+    let id = unsafe { args.read_unaligned() };
+    let Some((_, timer)) = all().live(id) else { return Status::Gone as u32 };
+    timer.queued.store(0, Relaxed);
+    let missed = timer.missed.swap(0, AcqRel);
+    let words = match timer.word_count.load(Relaxed) {
+        0 => [missed, 0, 0, 0],
+        _ => [timer.words[0].load(Relaxed), timer.words[1].load(Relaxed), missed, 0],
+    };
+    let handle = timer.handle.load(Relaxed);
+    if timer.period_ns.load(Relaxed) == 0 {
+        all().cancel(id);
+    }
+    let mut reply = Reply::empty();
+    // SAFETY: a handler of numbers, as many as there are words; the reply is ours.
+    unsafe { sbx_call(handle, words.as_ptr(), &raw mut reply) }
+}
+
+/// The server's life: serve timers and run what is posted to it.
+#[unsafe(no_mangle)]
+pub extern "C" fn sbx_serve() {
+    let Some(own) = start::this_process() else { return };
+    sys::set_timer_slack(1);
+    all().server.store(events::peer_of(own.row, own.generation), Relaxed);
+    all().changed.iter().for_each(|bits| bits.store(!0, Relaxed));
+    let mut wheel = Wheel::<TIMERS_MAX>::new(time::now_ns() >> TICK);
+    loop {
+        for (word, bits) in all().changed.iter().enumerate() {
+            let mut bits = bits.swap(0, Acquire);
+            while bits != 0 {
+                let index = word * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                plan(&mut wheel, index);
+            }
+        }
+        wheel_on(&mut wheel);
+        let left = match wheel.next() {
+            None => u64::MAX >> 4,
+            Some(tick) => (tick << TICK).saturating_sub(time::now_ns()),
+        };
+        if left != 0 {
+            events::sbx_wait(left);
+        }
+    }
+}
+
+/// Put a timer where the wheel will find it.
+fn plan(wheel: &mut Wheel<TIMERS_MAX>, index: usize) {
+    if all().look(index).is_none() {
+        wheel.clear(index);
+        return;
+    }
+    let timer = &all().timers[index];
+    let at = rounded(timer.due_ns.load(Relaxed), timer.slack_ns.load(Relaxed));
+    wheel.set(index, at.div_ceil(1 << TICK));
+}
+
+/// Serve what is due.
+fn wheel_on(wheel: &mut Wheel<TIMERS_MAX>) {
+    let mut due = [0u64; TIMERS_MAX / 64];
+    wheel.advance(time::now_ns() >> TICK, |index| due[index / 64] |= 1 << (index % 64));
+    for (word, mut bits) in due.into_iter().enumerate() {
+        while bits != 0 {
+            let index = word * 64 + bits.trailing_zeros() as usize;
+            bits &= bits - 1;
+            if let Some(id) = all().look(index) {
+                come(&all().timers[index], id);
+                plan(wheel, index);
+            }
+        }
+    }
+}
+
+/// A timer is due: have its handler run, and work out when it is due again.
+fn come(timer: &Timer, id: TimerId) {
+    let (due, period) = (timer.due_ns.load(Relaxed), timer.period_ns.load(Relaxed));
+    let late = time::now_ns().saturating_sub(due);
+    let gone_by = late.checked_div(period).unwrap_or(0);
+    timer.missed.fetch_add(gone_by, Relaxed);
+    // One that does not come again is over with its handler.
+    let next = if period == 0 { due + late + LOOK_NS } else { due + (gone_by + 1) * period };
+    timer.due_ns.store(next, Relaxed);
+    if context::live_handler(timer.handle.load(Relaxed)).is_none() {
+        all().cancel(id);
+        return;
+    }
+    let (how, target) = (timer.how.load(Relaxed), timer.target.load(Relaxed));
+    if timer.queued.swap(1, Relaxed) != 0 {
+        timer.missed.fetch_add(u64::from(period != 0), Relaxed);
+        if !events::has_target(how, target) {
+            all().cancel(id);
+        }
+        return;
+    }
+    let event = Event { handle: EXPIRE_HANDLE, words: [id, 0, 0, 0], to: 0 };
+    let status = if how & HOW_KIND == HOW_SERVER {
+        let mut reply = Reply::empty();
+        // SAFETY: the words of `libos.expire`, and a reply of ours.
+        unsafe { sbx_call(EXPIRE_HANDLE, event.words.as_ptr(), &raw mut reply) };
+        Status::Ok
+    } else {
+        events::post_as_server(how, target, event)
+    };
+    match status {
+        Status::Ok => {}
+        Status::Gone => {
+            all().cancel(id);
+        }
+        _ => {
+            if period == 0 {
+                timer.due_ns.store(due + late + AGAIN_NS, Relaxed);
+            }
+            timer.queued.store(0, Relaxed);
+            timer.missed.fetch_add(u64::from(period != 0), Relaxed);
+        }
+    }
+}
