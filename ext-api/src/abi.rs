@@ -203,6 +203,13 @@ pub type FindFn = unsafe extern "C" fn(name: *const u8, len: usize) -> Handle;
 /// that wait already and does not sleep then; 0 never sleeps.
 pub type WaitFn = extern "C" fn(timeout_ns: u64) -> u64;
 
+/// Wait until `*word` is no longer `expected`, at most this many nanoseconds, and run what comes for
+/// the process, or for any process, meanwhile. 1 if it has changed, 0 if not.
+pub type WaitOnFn = unsafe extern "C" fn(word: *const u32, expected: u32, timeout_ns: u64) -> u64;
+
+/// Wake at most this many that sleep in a [`WaitOnFn`] on `word`; how many did.
+pub type WakeOnFn = unsafe extern "C" fn(word: *const u32, count: u32) -> u64;
+
 /// [`HandlerEntry::event_words`]: events cannot be posted to this handler.
 pub const NO_EVENT: u32 = u32::MAX;
 /// The handle of `libos.post`: how, to whom, which handler, four words; the reply's word is how
@@ -328,6 +335,10 @@ pub struct Superblock {
     pub extensions: u64,
     /// Address of libos's [`WaitFn`].
     pub wait: u64,
+    /// Address of libos's [`WaitOnFn`].
+    pub wait_on: u64,
+    /// Address of libos's [`WakeOnFn`].
+    pub wake_on: u64,
 }
 
 /// One row of the handler table. Written by the supervisor alone.
@@ -597,6 +608,8 @@ pub struct Runtime {
     pub cancel: extern "C" fn(id: u64) -> u32,
     /// Deliver no events to this process from now on (1), or again (0).
     pub mask: extern "C" fn(on: u32),
+    /// 1 if what `peer` has named still takes part.
+    pub is_live: extern "C" fn(peer: u64) -> u32,
 }
 
 const _: () = assert!(size_of::<Superblock>() <= 4096);

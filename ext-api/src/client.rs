@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::abi::{
     ABI_VERSION, CONTROL_MAPPING, CallFn, FindFn, Handle, ReleaseFn, Reply, SUPERBLOCK_MAGIC,
-    Status, Superblock, WaitFn,
+    Status, Superblock, WaitFn, WaitOnFn, WakeOnFn,
 };
 use crate::error::CallError;
 use crate::wire::{self, Ret};
@@ -20,6 +20,8 @@ pub struct Sandbox {
     find: FindFn,
     release: ReleaseFn,
     wait: WaitFn,
+    wait_on: WaitOnFn,
+    wake_on: WakeOnFn,
 }
 
 /// Address of the control zone, once it is known; 0 before.
@@ -60,6 +62,10 @@ impl Sandbox {
             release: unsafe { std::mem::transmute::<u64, ReleaseFn>(entry.release) },
             // SAFETY: as above.
             wait: unsafe { std::mem::transmute::<u64, WaitFn>(superblock.wait) },
+            // SAFETY: as above.
+            wait_on: unsafe { std::mem::transmute::<u64, WaitOnFn>(superblock.wait_on) },
+            // SAFETY: as above.
+            wake_on: unsafe { std::mem::transmute::<u64, WakeOnFn>(superblock.wake_on) },
         })
     }
 
@@ -88,6 +94,14 @@ impl Sandbox {
 
     pub(crate) const fn wait_entry(&self) -> WaitFn {
         self.wait
+    }
+
+    pub(crate) const fn wait_on_entry(&self) -> WaitOnFn {
+        self.wait_on
+    }
+
+    pub(crate) const fn wake_on_entry(&self) -> WakeOnFn {
+        self.wake_on
     }
 
     /// Name of the sandbox.

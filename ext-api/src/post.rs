@@ -129,6 +129,12 @@ impl Cx {
         }
     }
 
+    /// Does this process take part still?
+    #[must_use]
+    pub fn is_live(peer: Peer) -> bool {
+        runtime().is_some_and(|runtime| (runtime.is_live)(peer.0) != 0)
+    }
+
     /// Post an event: have `handler` run with these words. How many mailboxes have it now.
     ///
     /// # Errors
@@ -186,6 +192,32 @@ impl crate::client::Sandbox {
         #[expect(unsafe_code, reason = "calls libos's own handler with its own words")]
         let status = unsafe { self.call_raw(POST_HANDLE, &words, &mut reply) };
         outcome(status, reply.word)
+    }
+
+    /// As a futex: wait until `word` is no longer `expected`, at most for `timeout`. Meanwhile the
+    /// thread runs the events of its process, and work for [any](To::any) process, one at a time.
+    /// True if the word has changed. Works between processes that share the word's memory.
+    #[must_use = "false says that the word is what it was"]
+    pub fn wait_on(
+        &self,
+        word: &core::sync::atomic::AtomicU32,
+        expected: u32,
+        timeout: std::time::Duration,
+    ) -> bool {
+        let ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).min(1 << 60);
+        // SAFETY: the word outlives the call.
+        #[expect(unsafe_code, reason = "calls libos's entry")]
+        let changed = unsafe { (self.wait_on_entry())(word.as_ptr(), expected, ns) };
+        changed == 1
+    }
+
+    /// Wake up to `count` of those that [wait on](Self::wait_on) `word`, which has been changed.
+    pub fn wake_on(&self, word: &core::sync::atomic::AtomicU32, count: u32) {
+        // SAFETY: a word that may be waited on.
+        #[expect(unsafe_code, reason = "calls libos's entry")]
+        unsafe {
+            (self.wake_on_entry())(word.as_ptr(), count)
+        };
     }
 
     /// Wait until events have been delivered to this process, at most for `timeout`; how many. Those

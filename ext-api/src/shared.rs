@@ -12,8 +12,11 @@
 //! | [`Queue`] | an item that was not yet pushed is lost; one that was not yet popped stays |
 //! | [`Map`] | an entry that was not yet linked is lost, with its memory |
 //! | [`Counter`] | nothing |
+//! | [`Grant`] | its value is dropped, by [`Grant::free`] or by the next process in its place |
 
 mod counter;
+#[cfg(not(loom))]
+mod grant;
 mod lock;
 mod map;
 mod mutex;
@@ -21,6 +24,8 @@ mod queue;
 mod rwlock;
 
 pub use counter::Counter;
+#[cfg(not(loom))]
+pub use grant::Grant;
 pub use map::{AtomicWord, Map, MapError, MapStats};
 pub use mutex::{Guard, LockError, Mutex};
 pub use queue::{Full, Queue};

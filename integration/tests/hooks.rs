@@ -263,16 +263,21 @@ try:
 except sbx.Refused as error: print(error)
 box.call('watcher.mask', False)
 print(box.call('ledger.noted', 0), box.call('ledger.noted', 1))
+calls = [box.call('watcher.own_calls') for _ in range(4)]
 for _ in range(3):
-    if not os.fork(): os._exit(0)
-    os.wait()
+    if not os.fork(): os._exit(box.call('watcher.own_calls') + box.call('watcher.own_calls'))
+    calls.append(os.waitstatus_to_exitcode(os.wait()[1]))
+print(calls)
 ";
     let mut command = Command::new(built("sbx-launcher"));
     command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", script]);
     command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
     let ended = integration::run(&mut command);
-    let said = "0 True 0\nthe target's mailbox is full; post again later\n64 0\n";
+    let said = "0 True 0\nthe target's mailbox is full; post again later\n64 0\n\
+                [1, 2, 3, 4, 3, 3, 3]\n";
     assert_eq!(ended.stdout, said, "{}", ended.stderr);
     assert_eq!(reaches(&sandbox, 12, 3), 3);
     assert_eq!(figure(&sandbox, STARTS), 1);
+    // What was granted to the four of them is freed.
+    assert_eq!(reaches(&sandbox, 13, 4), 4);
 }

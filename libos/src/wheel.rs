@@ -167,7 +167,7 @@ mod tests {
                         let due: Vec<usize> =
                             model.iter().filter(|(_, tick)| **tick <= now).map(|(item, _)| *item).collect();
                         prop_assert_eq!(&came, &due);
-                        came.iter().for_each(|item| drop(model.remove(item)));
+                        model.retain(|item, _| !due.contains(item));
                     }
                 }
                 let least = model.values().min().copied();

@@ -104,6 +104,7 @@ pub struct Sandbox {
     join_worker: u64,
     serve: u64,
     wait: u64,
+    wait_on: [u64; 2],
     /// What tainted and quarantined handlers run instead.
     restarting: u64,
     quarantined: u64,
@@ -204,6 +205,7 @@ impl Sandbox {
         let (post, peer) = (symbol("sbx_post"), symbol("sbx_peer"));
         let timers = ["sbx_timer", "sbx_cancel", "sbx_expire"].map(symbol);
         let serve = symbol("sbx_serve");
+        let wait_on = [symbol("sbx_wait_on"), symbol("sbx_wake_on")];
         let stubs = [
             symbol("sbx_restarting"),
             symbol("sbx_quarantined"),
@@ -239,6 +241,7 @@ impl Sandbox {
             join_worker,
             serve,
             wait,
+            wait_on,
             restarting: stubs[0],
             quarantined: stubs[1],
             waiting: stubs[2],
@@ -310,6 +313,8 @@ impl Sandbox {
             handlers: (place.base + HANDLERS_OFFSET) as u64,
             extensions: (place.base + EXTENSIONS_OFFSET) as u64,
             wait: self.wait,
+            wait_on: self.wait_on[0],
+            wake_on: self.wait_on[1],
         };
         // SAFETY: the control zone begins with the superblock, and nobody else has it yet.
         unsafe { self.zones.control.alias().cast::<Superblock>().write(superblock) };

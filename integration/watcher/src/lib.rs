@@ -11,12 +11,15 @@ pub mod watcher {
     use std::time::Duration;
 
     use ext_api::prelude::*;
+    use ext_api::shared::Grant;
     use ext_api::timer::{Timer, TimerId};
 
     const FIGURES: usize = 64;
 
     pub struct State {
         figures: [AtomicU64; FIGURES],
+        /// Calls of each process.
+        calls: Grant<AtomicU64>,
     }
 
     impl State {
@@ -31,7 +34,7 @@ pub mod watcher {
 
     #[init]
     fn init(_cx: &Cx) -> Result<State, String> {
-        Ok(State { figures: std::array::from_fn(|_| AtomicU64::new(0)) })
+        Ok(State { figures: std::array::from_fn(|_| AtomicU64::new(0)), calls: Grant::new() })
     }
 
     /// Figures 0 to 2: how often, periods missed, in which process.
@@ -64,6 +67,8 @@ pub mod watcher {
         state.set(6, pid);
         state.set(7, status);
         state.add(8, status);
+        // Figure 13: values of the dead.
+        state.add(13, state.calls.free() as u64);
         state.add(5, 1);
     }
 
@@ -110,6 +115,12 @@ pub mod watcher {
     #[handler]
     fn forget(state: &State) {
         (16..=20).for_each(|at| state.set(at, 0));
+    }
+
+    /// How often the calling process has called this.
+    #[handler]
+    fn own_calls(state: &State) -> Result<u64, CallError> {
+        state.calls.own(AtomicU64::default).map(|own| own.fetch_add(1, SeqCst) + 1)
     }
 
     #[handler]

@@ -82,6 +82,11 @@ fn live(peer: u64) -> Option<(usize, u32)> {
     (seen.pid != 0 && u64::from(seen.generation) == peer >> 32).then_some((row, seen.pid))
 }
 
+/// [`ext_api::abi::Runtime::is_live`].
+pub(crate) extern "C" fn is_live(peer: u64) -> u32 {
+    u32::from(live(peer).is_some())
+}
+
 /// The process `pid` of this pid namespace; 0 if it takes no part.
 pub(crate) extern "C" fn peer(pid: u32) -> u64 {
     let common = context::common();
@@ -417,6 +422,70 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
         idle.fetch_or(bit, SeqCst);
     }
     work()
+}
+
+/// [`ext_api::abi::WaitOnFn`]: wait until `*word` is no longer `expected`, at most so long, and run
+/// what comes for the process or for any process meanwhile. 1 if it has changed.
+///
+/// # Safety
+/// `word` is readable, and stays.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_wait_on(word: *const u32, expected: u32, timeout_ns: u64) -> u64 {
+    let Some(own) = start::this_process() else { return 0 };
+    // SAFETY: by contract; others may write it at any time.
+    let word = unsafe { core::sync::atomic::AtomicU32::from_ptr(word.cast_mut()) };
+    let common = context::common();
+    let (inbox, pool) = (common.inbox(own.row), common.pool());
+    let until = time::now_ns().saturating_add(timeout_ns);
+    let has_changed = || word.load(Acquire) != expected;
+    let is_open = || inbox.masked.load(Relaxed) == 0;
+    let is_empty = || !is_open() || inbox.mail.is_empty() && pool.mail.is_empty();
+    loop {
+        if has_changed() {
+            return 1;
+        }
+        if !is_empty() {
+            deliver(&own, context::own_tid());
+            // One at a time: whoever changes the word is not to wait for a queue of work.
+            run(&pool.mail, &pool.tally, 1, is_open, |_| true);
+            continue;
+        }
+        let now = time::now_ns();
+        if now >= until {
+            return 0;
+        }
+        let patience = patience(inbox).min(until - now);
+        inbox.bell.begin_to_spin();
+        let found = look(patience, || !has_changed() && is_empty());
+        inbox.bell.end_to_spin();
+        note_patience(inbox, patience, found);
+        if found {
+            continue;
+        }
+        let seen = inbox.bell.lie_down();
+        let (idle, bit) = (&pool.idle[own.row / 64], 1 << (own.row % 64));
+        idle.fetch_or(bit, SeqCst);
+        if is_empty() && !has_changed() {
+            let words = [(word.as_ptr(), expected), (inbox.bell.word.as_ptr(), seen)];
+            // SAFETY: a word of the caller's, and one of the data zone.
+            unsafe { sys::futex_wait_any(words, until) };
+        }
+        inbox.bell.get_up();
+        idle.fetch_and(!bit, SeqCst);
+        if inbox.bell.has_waiter() {
+            idle.fetch_or(bit, SeqCst);
+        }
+    }
+}
+
+/// [`ext_api::abi::WakeOnFn`].
+///
+/// # Safety
+/// `word` may be waited on.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sbx_wake_on(word: *const u32, count: u32) -> u64 {
+    // SAFETY: by contract.
+    u64::try_from(unsafe { sys::futex_wake(word, count) }).unwrap_or(0)
 }
 
 /// Look until there is something, for so long; whether there is.

@@ -28,6 +28,7 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     timer: timers::timer,
     cancel: timers::cancel,
     mask: events::mask,
+    is_live: events::is_live,
 };
 
 /// Names the upcall that the calling thread is in; 0 outside of one.

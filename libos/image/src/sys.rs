@@ -86,6 +86,7 @@ pub(crate) mod nr {
     pub(crate) const STATX: usize = 332;
     pub(crate) const NEWFSTATAT: usize = 262;
     pub(crate) const CLONE3: usize = 435;
+    pub(crate) const FUTEX_WAITV: usize = 449;
     pub(crate) const MSEAL: usize = 462;
 }
 
@@ -288,6 +289,21 @@ pub(crate) unsafe fn futex_wait(word: *const u32, expected: u32, timeout_ns: u64
     let args = [word as usize, WAIT, expected as usize, timeout.as_ptr() as usize];
     // SAFETY: `word` by contract; the timeout is a timespec.
     unsafe { call(nr::FUTEX, args) }.err().map_or(0, |errno| -errno)
+}
+
+/// Sleep while both words are what they are expected to be, at most until a time of the monotonic
+/// clock; works between processes. May come back early.
+///
+/// # Safety
+/// Both words are readable.
+pub(crate) unsafe fn futex_wait_any(words: [(*mut u32, u32); 2], until_ns: u64) {
+    const SIZE_32: u64 = 2;
+    const CLOCK_MONOTONIC: usize = 1;
+    let waiters = words.map(|(word, expected)| [u64::from(expected), word as u64, SIZE_32]);
+    let until = [until_ns / 1_000_000_000, until_ns % 1_000_000_000];
+    let (at, until) = (waiters.as_ptr() as usize, until.as_ptr() as usize);
+    // SAFETY: two `struct futex_waitv` and a timespec; the words by contract.
+    let _ = unsafe { call(nr::FUTEX_WAITV, [at, words.len(), 0, until, CLOCK_MONOTONIC]) };
 }
 
 /// Wake sleepers of `word`; how many, or a negated error.
