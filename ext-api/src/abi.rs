@@ -226,6 +226,8 @@ pub const TIMER_HANDLE: Handle = 1 << 32 | 3;
 pub const CANCEL_HANDLE: Handle = 1 << 32 | 4;
 /// The handle of `libos.expire`, by which a timer's handler is called.
 pub const EXPIRE_HANDLE: Handle = 1 << 32 | 5;
+/// The handle of `libos.lend`: the calling thread runs timers of [`HOW_RUNNING`] from now on.
+pub const LEND_HANDLE: Handle = 1 << 32 | 6;
 /// A timer's first word is a time of the monotonic clock.
 pub const TIMER_ABSOLUTE: u64 = 1;
 
@@ -241,6 +243,9 @@ pub const HOW_ANY: u64 = 2;
 pub const HOW_ALL: u64 = 3;
 /// The worker that stays.
 pub const HOW_SERVER: u64 = 4;
+/// For timers: the first of the server and of the threads that have called `libos.lend`. One that runs
+/// at that moment is interrupted.
+pub const HOW_RUNNING: u64 = 5;
 /// Interrupt the target if it runs code of its own.
 pub const HOW_URGENT: u64 = 1 << 8;
 

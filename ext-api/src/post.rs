@@ -11,8 +11,8 @@
 //! delivered once, or not at all if the process ends first; a handler's result goes nowhere.
 
 use crate::abi::{
-    HOW_ALL, HOW_ANY, HOW_PEER, HOW_PID, HOW_SERVER, HOW_URGENT, Handle, PEER_HANDLE, POST_HANDLE,
-    Status,
+    HOW_ALL, HOW_ANY, HOW_PEER, HOW_PID, HOW_RUNNING, HOW_SERVER, HOW_URGENT, Handle, PEER_HANDLE,
+    POST_HANDLE, Status,
 };
 use crate::error::CallError;
 use crate::extension::{Cx, runtime};
@@ -62,6 +62,13 @@ impl To {
     #[must_use]
     pub const fn server() -> Self {
         Self { how: HOW_SERVER, target: 0 }
+    }
+
+    /// For timers only: whichever of the threads that [lend](crate::client::Sandbox::lend) themselves
+    /// runs at that moment, or the server.
+    #[must_use]
+    pub const fn running() -> Self {
+        Self { how: HOW_RUNNING, target: 0 }
     }
 
     /// Whoever waits first.

@@ -2,12 +2,14 @@
 //!
 //! A timer's handler takes up to three numbers: the two words that it was started with, and how many
 //! periods have gone by without it. It runs in the sandbox's server, a worker that does nothing else,
-//! or wherever an event can be posted to. It is never early; a period for which it is too late is
+//! or wherever an event can be posted to, or in whatever runs at that moment ([`To::running`]). It is never early; a period for which it is too late is
 //! counted, not caught up on.
 
 use core::time::Duration;
 
-use crate::abi::{CANCEL_HANDLE, HOW_SERVER, Handle, Status, TIMER_ABSOLUTE, TIMER_HANDLE};
+use crate::abi::{
+    CANCEL_HANDLE, HOW_SERVER, Handle, LEND_HANDLE, Status, TIMER_ABSOLUTE, TIMER_HANDLE,
+};
 use crate::error::CallError;
 use crate::extension::{Cx, runtime};
 use crate::post::To;
@@ -146,6 +148,16 @@ impl crate::client::Sandbox {
         let status =
             unsafe { self.call_raw(TIMER_HANDLE, &timer.words(handler, words), &mut reply) };
         outcome(status, reply.word)
+    }
+
+    /// Have the calling thread run timers of [`To::running`] from now on: each of them interrupts it by
+    /// a signal when it is due, whatever the thread does. Calls that cannot be restarted (`poll`,
+    /// `nanosleep`) fail with EINTR then.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn lend(&self) -> Result<(), CallError> {
+        self.invoke::<()>(LEND_HANDLE, &[])
     }
 
     /// As [`Cx::stop_timer`], from a program.

@@ -64,6 +64,11 @@ fn whoever_is_idle_takes_work() {
 }
 
 #[test]
+fn whoever_waits_on_a_futex_works_meanwhile() {
+    route("futex");
+}
+
+#[test]
 fn python_and_c_programs_and_operators_post_and_wait() {
     let sandbox = Sandbox::up("events-others");
     sandbox.load_hello();

@@ -52,9 +52,14 @@ fn goals_and_rows(bench: &str) -> (Vec<Value>, Vec<Value>) {
 
 #[test]
 fn benchmarks_measure_every_goal() {
-    for (bench, rows_min, goals) in
-        [("upcall", 17, 4), ("launch", 8, 5), ("kv", 11, 4), ("faults", 7, 5), ("events", 10, 6)]
-    {
+    for (bench, rows_min, goals) in [
+        ("upcall", 17, 4),
+        ("launch", 8, 5),
+        ("kv", 11, 4),
+        ("faults", 7, 5),
+        ("events", 13, 8),
+        ("delay", 32, 4),
+    ] {
         let (found, rows) = goals_and_rows(bench);
         assert!(rows.len() >= rows_min, "{bench}: {} rows", rows.len());
         assert_eq!(found.len(), goals, "{bench}");

@@ -246,6 +246,43 @@ print(len(ids), all(box.call('watcher.stop', it) for it in ids), why)
 }
 
 #[test]
+fn timers_interrupt_whoever_runs() {
+    let sandbox = watched("running");
+    sandbox.load(&built("libledger.so"));
+    // One that computes, and one that is inside an upcall for most of its time.
+    let lends = "
+import os, sbx, sys
+box = sbx.current()
+box.call('libos.lend')
+print(os.getpid(), flush=True)
+linger = box.handler('ledger.linger')
+while True:
+    if sys.argv[1] == 'upcalls': linger(3000)
+";
+    for what in ["computing", "upcalls"] {
+        let (mut child, pid) = first_line(&sandbox, &["/usr/bin/python3", "-c", lends, what]);
+        assert_eq!(sandbox.call(&["watcher.forget"]).status, 0);
+        let timer = number(&sandbox.call(&["watcher.start", "2", "1000", "2000", "0"])).to_string();
+        reaches(&sandbox, RUNS, 10);
+        // Without the server there is nobody else.
+        let server = Pid::from_raw(figure(&sandbox, SERVER) as i32);
+        kill(server, Signal::SIGSTOP).expect("it is there");
+        thread::sleep(Duration::from_millis(20));
+        let runs = figure(&sandbox, RUNS);
+        reaches(&sandbox, RUNS, runs + 100);
+        assert_eq!(figure(&sandbox, RAN_IN).to_string(), pid, "{what}");
+        kill(server, Signal::SIGCONT).expect("it is there");
+        assert_eq!(sandbox.call(&["watcher.stop", &timer]).stdout, "1\n");
+        assert_eq!(figure(&sandbox, TOO_EARLY), 0, "{what}");
+        let (told, periods) =
+            (figure(&sandbox, RUNS) + figure(&sandbox, MISSED_RUNS), figure(&sandbox, PERIODS));
+        assert!(told <= periods && told + 2 >= periods, "{what}: {told} of {periods}");
+        kill(Pid::from_raw(pid.parse().expect("a pid")), Signal::SIGKILL).expect("it is there");
+        child.wait().expect("it is ours");
+    }
+}
+
+#[test]
 fn masked_events_wait_and_forks_are_told() {
     let sandbox = watched("masked");
     sandbox.load(&built("libledger.so"));

@@ -185,6 +185,9 @@ pub struct Context {
     /// Bit per signal: what came during an upcall and is blocked until it ends. Meanwhile `pending`
     /// is this word's address.
     pub deferred: AtomicU32,
+    /// The kernel's number of the timer that interrupts the thread for others' timers, and 1; 0 if it
+    /// does not lend itself.
+    pub lent: AtomicU32,
     /// 1 while the holder's alternate signal stack is the context's, not one of its own.
     pub alt_stack: AtomicU32,
     /// Bytes used of `text`.

@@ -20,6 +20,12 @@ pub const WHY_RESTART: i32 = 3;
 /// There are events for the process: nothing is stopped.
 pub const WHY_EVENT: i32 = 4;
 
+/// Look at the timers.
+pub const WHY_TIMER: i32 = 5;
+
+/// In a context's deferred signals: to look at the timers.
+pub const DEFERRED_TIMER: u32 = 1 << 31;
+
 /// The kernel's `struct sigaction`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -9,6 +9,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+use ext_api::abi::{HOW_KIND, HOW_RUNNING};
 use ext_api::limits::TIMERS_MAX;
 
 use crate::mailbox::Claimant;
@@ -30,6 +31,8 @@ pub struct Timers {
     pub wanted: AtomicU32,
     /// Bit per timer: the server is to look at it.
     pub changed: [AtomicU64; TIMERS_MAX / 64],
+    /// Bit per timer: it is for whoever runs.
+    pub running: [AtomicU64; TIMERS_MAX / 64],
     /// The timers.
     pub timers: [Timer; TIMERS_MAX],
 }
@@ -39,7 +42,8 @@ pub struct Timers {
 #[repr(C, align(64))]
 pub struct Timer {
     state: AtomicU64,
-    filler: AtomicU32,
+    /// Who fills it; then, of one for whoever runs, who runs its handler.
+    pub filler: AtomicU32,
     /// 1 from its post until its handler begins.
     pub queued: AtomicU32,
     /// When it is due next, in monotonic nanoseconds.
@@ -109,6 +113,13 @@ impl Timers {
             to.store(word, Relaxed);
         }
         timer.word_count.store(plan.word_count, Relaxed);
+        let bit = 1 << (index % 64);
+        let running = &self.running[index / 64];
+        if plan.how & HOW_KIND == HOW_RUNNING {
+            running.fetch_or(bit, Relaxed);
+        } else {
+            running.fetch_and(!bit, Relaxed);
+        }
         Some(self.publish(index))
     }
 
@@ -178,6 +189,17 @@ impl Timers {
 
     fn note(&self, index: usize) {
         self.changed[index / 64].fetch_or(1 << (index % 64), Release);
+    }
+
+    /// Of a timer that is due: take this time for the caller. How many periods have gone by before it,
+    /// if nobody else was first.
+    pub fn claim(&self, index: usize, now_ns: u64) -> Option<u64> {
+        let timer = &self.timers[index];
+        let (due, period) = (timer.due_ns.load(Acquire), timer.period_ns.load(Relaxed));
+        let late = now_ns.checked_sub(due)?;
+        let gone_by = late.checked_div(period).unwrap_or(0);
+        let next = if period == 0 { u64::MAX } else { due + (gone_by + 1) * period };
+        timer.due_ns.compare_exchange(due, next, AcqRel, Relaxed).is_ok().then_some(gone_by)
     }
 
     /// Timers that are active.

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+mod delay;
 mod events;
 mod faults;
 mod inside;
@@ -25,7 +26,7 @@ pub use inside::serve;
 pub use report::{Goal, Report, Row};
 
 /// Names of the benchmarks.
-pub const NAMES: [&str; 5] = ["upcall", "kv", "launch", "faults", "events"];
+pub const NAMES: [&str; 6] = ["upcall", "kv", "launch", "faults", "events", "delay"];
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +78,7 @@ pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
         "launch" => launch::run(options),
         "faults" => faults::run(options),
         "events" => events::run(options),
+        "delay" => delay::run(options),
         _ => Err(BenchError::Unknown(name.to_owned())),
     }
 }

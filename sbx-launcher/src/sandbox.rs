@@ -35,7 +35,7 @@ use extensions::{Loaded, Retired, Room};
 use upgrade::Upgrading;
 
 /// Rows of the handler table that are libos's own.
-const LIBOS_ROWS: usize = 6;
+const LIBOS_ROWS: usize = 7;
 const POST_SIGNATURE: &str =
     "(how: u64, to: u64, handler: u64, a: u64, b: u64, c: u64, d: u64) -> u64";
 
@@ -203,7 +203,7 @@ impl Sandbox {
         let (run_init, join_worker) = (symbol("sbx_run_init"), symbol("sbx_join_worker"));
         let (boot, hello, wait) = (symbol("SBX_BOOT"), symbol("sbx_hello"), symbol("sbx_wait"));
         let (post, peer) = (symbol("sbx_post"), symbol("sbx_peer"));
-        let timers = ["sbx_timer", "sbx_cancel", "sbx_expire"].map(symbol);
+        let timers = ["sbx_timer", "sbx_cancel", "sbx_expire", "sbx_lend"].map(symbol);
         let serve = symbol("sbx_serve");
         let wait_on = [symbol("sbx_wait_on"), symbol("sbx_wake_on")];
         let stubs = [
@@ -269,6 +269,7 @@ impl Sandbox {
         sandbox.publish_handler(3, 0, timers[0], "libos.timer", TIMER_SIGNATURE);
         sandbox.publish_handler(4, 0, timers[1], "libos.cancel", "(timer: u64) -> bool");
         sandbox.publish_handler(5, 0, timers[2], "libos.expire", "(timer: u64)");
+        sandbox.publish_handler(6, 0, timers[3], "libos.lend", "()");
         sandbox.write_superblock()?;
         Ok(sandbox)
     }

@@ -88,19 +88,19 @@ impl<T> Grant<T> {
             if seen != 0 && seen & BUSY == 0 {
                 // SAFETY: the value of a process that has ended, whose row we have now; nobody has a
                 // reference to it, and the cell is busy.
-                unsafe { (*cell.value.get()).assume_init_drop() };
+                unsafe { cell.value.get().cast::<T>().drop_in_place() };
             }
             // SAFETY: the cell is busy: nobody else touches the value.
-            unsafe { (*cell.value.get()).write(make()) };
+            unsafe { cell.value.get().cast::<T>().write(make()) };
             cell.owner.store(own, Ordering::Release);
         }
         // SAFETY: made by this process, and dropped only after its end.
-        Ok(unsafe { (*cell.value.get()).assume_init_ref() })
+        Ok(unsafe { &*cell.value.get().cast::<T>() })
     }
 
     /// Drop the values of processes that have ended; how many there were.
     pub fn free(&self) -> usize {
-        self.free_but(|peer| Cx::is_live(peer))
+        self.free_but(Cx::is_live)
     }
 
     fn free_but(&self, is_live: impl Fn(Peer) -> bool) -> usize {
@@ -114,7 +114,7 @@ impl<T> Grant<T> {
                 return false;
             }
             // SAFETY: its process has ended, and the cell is busy.
-            unsafe { (*cell.value.get()).assume_init_drop() };
+            unsafe { cell.value.get().cast::<T>().drop_in_place() };
             cell.owner.store(0, Ordering::Release);
             true
         };

@@ -50,6 +50,13 @@ pub mod ledger {
         queue: Queue<u64>,
         counter: Counter,
         notes: Notes,
+        late: Late,
+    }
+
+    /// How late a timer came, in nanoseconds.
+    struct Late {
+        samples: Vec<AtomicU64>,
+        count: AtomicU64,
     }
 
     /// What events have said.
@@ -71,6 +78,10 @@ pub mod ledger {
             rwlock: RwLock::new([0, 0]),
             queue: Queue::new(8),
             counter: Counter::new(),
+            late: Late {
+                samples: (0..1 << 16).map(|_| AtomicU64::new(0)).collect(),
+                count: AtomicU64::new(0),
+            },
             notes: Notes {
                 last: std::array::from_fn(|_| AtomicU64::new(0)),
                 count: AtomicU64::new(0),
@@ -174,6 +185,39 @@ pub mod ledger {
     fn relay(to: u64, poster: u64, number: u64) -> Result<u64, CallError> {
         let note = Cx::find("ledger.note")?;
         Cx::post(To::peer(Peer::from_raw(to)), note, &[poster, number])
+    }
+
+    /// A timer's handler: one sample for each period, those that were missed included.
+    #[handler]
+    fn late(state: &State, first: u64, period: u64, missed: u64) {
+        let since = Cx::now_ns().saturating_sub(first);
+        let late = &state.late;
+        for back in (0..=missed).rev() {
+            let at = late.count.fetch_add(1, SeqCst) as usize;
+            if let Some(sample) = late.samples.get(at) {
+                sample.store(since % period + back * period, SeqCst);
+            }
+        }
+    }
+
+    /// The sample that so many of a thousand are not above; 1001 is how many there are.
+    #[handler]
+    fn late_by(state: &State, permille: u64) -> u64 {
+        let count = (state.late.count.load(SeqCst) as usize).min(state.late.samples.len());
+        if permille > 1000 {
+            return count as u64;
+        }
+        let samples = state.late.samples.iter().take(count);
+        let mut samples: Vec<u64> = samples.map(|sample| sample.load(SeqCst)).collect();
+        samples.sort_unstable();
+        let at = (count * permille as usize).div_ceil(1000).saturating_sub(1);
+        samples.get(at).copied().unwrap_or(0)
+    }
+
+    /// Forget the samples.
+    #[handler]
+    fn late_forget(state: &State) {
+        state.late.count.store(0, SeqCst);
     }
 
     /// An event that is answered by another one.

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "forks")]
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use ext_api::abi::Status;
@@ -302,6 +303,62 @@ fn any(here: &Here) {
     assert!(here.noted() <= 20_000);
 }
 
+/// Two that take turns by a futex, and do what else there is while they wait.
+fn futex(here: &Here) {
+    const ROUNDS: u32 = 5_000;
+    let words = shared_words();
+    let [ping, pong] = words;
+    let wait = |here: &Here, word: &AtomicU32, seen: u32| {
+        let start = Instant::now();
+        while !here.sandbox.wait_on(word, seen, PATIENCE) {
+            assert!(start.elapsed() < PATIENCE);
+        }
+    };
+    let other = Other::start(|here| {
+        for round in 0..ROUNDS {
+            wait(here, ping, round);
+            pong.store(round + 1, SeqCst);
+            here.sandbox.wake_on(pong, 1);
+        }
+        let _ = here.sandbox.wait(PATIENCE);
+    });
+    let peer = other.peer(here);
+    let (mut notes, mut works) = (0, 0);
+    for round in 0..ROUNDS {
+        if round % 7 == 0 {
+            notes += 1;
+            here.post(To::peer(peer), here.note, &[1, notes]);
+        }
+        if round % 3 == 0 {
+            works += 1;
+            here.post(To::any(), here.work, &[20]);
+        }
+        ping.store(round + 1, SeqCst);
+        here.sandbox.wake_on(ping, 1);
+        wait(here, pong, round);
+    }
+    here.expect(notes + works, || {
+        let _ = here.sandbox.wait(MOMENT);
+    });
+    // What does not change is waited for no longer than it is to be.
+    let start = Instant::now();
+    assert!(!here.sandbox.wait_on(pong, ROUNDS, MOMENT) && start.elapsed() >= MOMENT);
+    assert!(here.sandbox.wait_on(pong, 0, PATIENCE) && start.elapsed() < PATIENCE);
+}
+
+/// Words that this process shares with its children.
+fn shared_words() -> [&'static AtomicU32; 2] {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+    let len = std::num::NonZeroUsize::new(4096).expect("not zero");
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: new memory wherever the kernel likes.
+    let at = unsafe { mmap_anonymous(None, len, protection, MapFlags::MAP_SHARED) };
+    let at = at.expect("a page");
+    // SAFETY: a page of zeros, mapped for good.
+    let page = unsafe { at.cast::<[AtomicU32; 64]>().as_ref() };
+    [&page[0], &page[32]]
+}
+
 fn main() -> ExitCode {
     let route = std::env::args().nth(1).unwrap_or_default();
     let run = || -> Outcome {
@@ -317,6 +374,7 @@ fn main() -> ExitCode {
             "killed" => killed(&here),
             "all" => all(&here),
             "any" => any(&here),
+            "futex" => futex(&here),
             _ => return Err(format!("no route {route:?}").into()),
         }
         Ok(())

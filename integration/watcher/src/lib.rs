@@ -78,13 +78,15 @@ pub mod watcher {
         state.add(12, u64::from(pid != 0 && parent != 0 && pid != parent));
     }
 
-    /// Start a timer of [`timed`]: where it runs is a pid, 0 for the server, 1 for any process.
+    /// Start a timer of [`timed`]: where it runs is a pid, 0 for the server, 1 for any process, 2 for
+    /// whoever runs.
     #[handler]
     fn start(to: u64, after_us: u64, period_us: u64, slack_us: u64) -> Result<u64, CallError> {
         let first = Cx::now_ns() + after_us * 1000;
         let to = match to {
             0 => To::server(),
             1 => To::any(),
+            2 => To::running(),
             pid => To::pid(pid as u32),
         };
         let timer = Timer::at(first).slack(Duration::from_micros(slack_us)).to(to);

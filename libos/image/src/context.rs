@@ -145,6 +145,7 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
             context.tls_live.store(0, Relaxed);
             context.alt_stack.store(0, Relaxed);
             hooks::forget(context);
+            context.lent.store(0, Relaxed);
             signals::prepare_thread(index_of(context));
             true
         }
@@ -188,6 +189,7 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.errno.store(0, Relaxed);
         context.tls_live.store(0, Relaxed);
         context.deferred.store(0, Relaxed);
+        context.lent.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
         context.tid.store(tid, Release);
         signals::prepare_thread(index);

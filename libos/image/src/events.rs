@@ -30,8 +30,10 @@ const BATCH: u64 = 64;
 const POOL_BATCH: u64 = 8;
 /// How long a waiter looks before it sleeps: as long as to wake another one and hear from it takes.
 const SPIN_NS: u64 = 10_000;
-/// Patience up to here counts the waits until a long one is tried again.
+/// Patience up to here is none, and counts the waits until some is tried again.
 const SPIN_NS_MIN: u64 = 256;
+/// Patience of such a trial.
+const SPIN_NS_TRIAL: u64 = 2_500;
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 16;
 
@@ -518,13 +520,13 @@ fn patience(inbox: &Inbox) -> u64 {
 }
 
 fn note_patience(inbox: &Inbox, was: u64, paid: bool) {
-    // Now and then it comes back to where a look can pay again.
     let next = match was {
         _ if paid => SPIN_NS,
-        0..=SPIN_NS_MIN => was + 1,
+        SPIN_NS_MIN => SPIN_NS_TRIAL,
+        0..SPIN_NS_MIN => was + 1,
+        _ if was / 2 <= SPIN_NS_MIN => 1,
         _ => was / 2,
     };
-    let next = if next > SPIN_NS_MIN && !paid && was <= SPIN_NS_MIN { SPIN_NS } else { next };
     inbox.patience_ns.store(next as u32, Relaxed);
 }
 

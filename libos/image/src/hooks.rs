@@ -16,11 +16,11 @@ use ext_api::abi::{Reply, Status};
 use ext_api::limits::STACK_LEN;
 use libos::data::Context;
 use libos::layout::{ALT_STACK_LEN, HOOKS_OFFSET, SECOND_STACK_OFFSET};
-use libos::signals::{HookTable, OURS, SIGNALS};
+use libos::signals::{DEFERRED_TIMER, HookTable, OURS, SIGNALS};
 
 use crate::arch::{self, sbx_call};
 use crate::signals::{AltStack, Info, UserContext, is_fault, table};
-use crate::{boot, context, start, sys};
+use crate::{boot, context, start, sys, timers};
 
 fn hook_table() -> &'static HookTable {
     let at = (boot::place().base + HOOKS_OFFSET) as *const HookTable;
@@ -126,6 +126,12 @@ fn defer(context: &Context, signal: i32, info: &Info, user: &mut UserContext) {
     context.pending.store(context.deferred.as_ptr() as u64, Relaxed);
 }
 
+/// Timers are due: look at them when the upcalls of this thread are over.
+pub(crate) fn defer_timers(context: &Context) {
+    context.deferred.fetch_or(DEFERRED_TIMER, Relaxed);
+    context.pending.store(context.deferred.as_ptr() as u64, Relaxed);
+}
+
 /// The signals that wait for the end of this thread's upcalls, as a signal mask; they wait no more.
 fn take_deferred(context: &Context) -> u64 {
     if context.deferred.load(Relaxed) == 0 {
@@ -134,7 +140,11 @@ fn take_deferred(context: &Context) -> u64 {
     let row = context.process.load(Relaxed) as usize;
     let bell = &context::common().inbox(row).bell;
     context.pending.store(bell.pending.as_ptr() as u64, Relaxed);
-    u64::from(context.deferred.swap(0, Relaxed)) >> 1
+    let deferred = context.deferred.swap(0, Relaxed);
+    if deferred & DEFERRED_TIMER != 0 {
+        timers::look_again(context);
+    }
+    u64::from(deferred & !DEFERRED_TIMER) >> 1
 }
 
 /// The context has another holder.

@@ -21,11 +21,11 @@ use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
 use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET};
 use libos::signals::{
-    Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART, in_mask,
+    Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART, WHY_TIMER, in_mask,
 };
 
 use crate::arch::{self, Jump, Registers};
-use crate::{boot, context, events, fault, hooks, start, sys, text};
+use crate::{boot, context, events, fault, hooks, start, sys, text, timers};
 
 const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
@@ -174,6 +174,11 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
         on_event(user);
         return false;
     }
+    let for_timers = info.code == sys::SI_TIMER || info.errno == WHY_TIMER;
+    if signal == STOP && info.code < 0 && for_timers {
+        on_timer(user);
+        return false;
+    }
     match interrupted(&user.regs, signal, info) {
         Some((context, status)) => {
             end_upcall(context, status, signal, info, user);
@@ -196,6 +201,19 @@ fn on_event(user: &mut UserContext) {
         && hooks::make_room(own.pid, sys::gettid(), user).is_some()
     {
         events::deliver_here();
+    }
+}
+
+/// Run timers that are due, if the thread is in no upcall; else on its way out.
+fn on_timer(user: &mut UserContext) {
+    let tid = sys::gettid();
+    let Some(own) = start::this_process() else { return };
+    let Some(context) = context::of_tid(own.pid, tid) else { return };
+    let open = !context.sequence.load(Relaxed).is_multiple_of(2);
+    if open || arch::is_between_upcalls(&mut user.regs) {
+        hooks::defer_timers(context);
+    } else if hooks::make_room(own.pid, tid, user).is_some() {
+        timers::run_due(context);
     }
 }
 

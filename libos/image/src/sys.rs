@@ -22,6 +22,8 @@ pub(crate) const SIGBUS: i32 = 7;
 pub(crate) const SIGSEGV: i32 = 11;
 /// `si_code` of a signal that was queued with a value.
 pub(crate) const SI_QUEUE: i32 = -1;
+/// `si_code` of a timer's signal.
+pub(crate) const SI_TIMER: i32 = -2;
 
 pub(crate) const PROT_READ: usize = 1;
 pub(crate) const PROT_WRITE: usize = 2;
@@ -74,6 +76,8 @@ pub(crate) mod nr {
     pub(crate) const PRCTL: usize = 157;
     pub(crate) const GETTID: usize = 186;
     pub(crate) const FUTEX: usize = 202;
+    pub(crate) const TIMER_CREATE: usize = 222;
+    pub(crate) const TIMER_SETTIME: usize = 223;
     pub(crate) const CLOCK_GETTIME: usize = 228;
     pub(crate) const CLOCK_NANOSLEEP: usize = 230;
     pub(crate) const EXIT_GROUP: usize = 231;
@@ -215,6 +219,28 @@ pub(crate) unsafe fn queue_again(signal: i32, info: *const u8) {
 pub(crate) fn set_timer_slack(ns: usize) {
     const PR_SET_TIMERSLACK: usize = 29;
     let _ = harmless!(nr::PRCTL, PR_SET_TIMERSLACK, ns);
+}
+
+/// A timer of the monotonic clock that sends [`STOP`] to the calling thread; its number.
+pub(crate) fn create_timer() -> Result<u32, Errno> {
+    const CLOCK_MONOTONIC: usize = 1;
+    const SIGEV_THREAD_ID: u64 = 4;
+    // struct sigevent: value, signal and kind, thread; 64 bytes.
+    let event = [0, SIGEV_THREAD_ID << 32 | STOP as u64, u64::from(gettid()), 0, 0, 0, 0, 0];
+    let mut number = 0u32;
+    let args = [CLOCK_MONOTONIC, event.as_ptr() as usize, &raw mut number as usize];
+    // SAFETY: a sigevent, and room for a number.
+    unsafe { call(nr::TIMER_CREATE, args) }.map(|_| number)
+}
+
+/// Have a timer come once at a time of its clock, which may have passed.
+pub(crate) fn set_timer(number: u32, at_ns: u64) {
+    const ABSOLUTE: usize = 1;
+    let at_ns = at_ns.max(1);
+    let plan = [0, 0, at_ns / 1_000_000_000, at_ns % 1_000_000_000];
+    // SAFETY: an itimerspec; the former one is not asked for.
+    let _ =
+        unsafe { call(nr::TIMER_SETTIME, [number as usize, ABSOLUTE, plan.as_ptr() as usize, 0]) };
 }
 
 /// Unblock the signals of `mask` in this thread.

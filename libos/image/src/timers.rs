@@ -7,11 +7,14 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use ext_api::abi::{
-    EXPIRE_HANDLE, HELLO_HANDLE, HOW_KIND, HOW_SERVER, NO_EVENT, Reply, Status, TIMER_ABSOLUTE,
+    EXPIRE_HANDLE, HELLO_HANDLE, HOW_KIND, HOW_RUNNING, HOW_SERVER, NO_EVENT, Reply, Status,
+    TIMER_ABSOLUTE,
 };
 use ext_api::limits::{TIMER_NS_MIN, TIMERS_MAX};
+use libos::data::Context;
 use libos::mailbox::Event;
-use libos::timers::{Plan, Timer, TimerId, Timers, rounded};
+use libos::signals::WHY_TIMER;
+use libos::timers::{Plan, TimerId, Timers, rounded};
 use libos::wheel::Wheel;
 
 use crate::arch::sbx_call;
@@ -107,7 +110,83 @@ fn begin(
     };
     let id = all().start(own, is_alive, &plan).ok_or(Status::Full)?;
     tell_server();
+    if how & HOW_KIND == HOW_RUNNING {
+        tell_lenders();
+    }
     Ok(id)
+}
+
+/// Have those that lend themselves look at the timers: there is a new one.
+fn tell_lenders() {
+    let common = context::common();
+    for index in common.contexts() {
+        let (context, pid) = (common.context(index), common.claim(index).load().pid);
+        if pid != 0 && context.lent.load(Relaxed) != 0 {
+            let _ = sys::queue_stop(pid, context.tid.load(Relaxed), WHY_TIMER, 0);
+        }
+    }
+}
+
+/// Handler 6: the calling thread runs timers of others from now on.
+#[unsafe(no_mangle)]
+pub extern "C" fn sbx_lend(_: *const u64, _: *mut Reply) -> u32 {
+    let Some(context) = context::current() else { return Status::NotAttached as u32 };
+    if context.lent.load(Relaxed) == 0 {
+        match sys::create_timer() {
+            Ok(number) => context.lent.store(number + 1, Relaxed),
+            Err(_) => return Status::Full as u32,
+        }
+    }
+    look_again(context);
+    Status::Ok as u32
+}
+
+/// Have the kernel interrupt this thread when the next timer is due, which may be now.
+pub(crate) fn look_again(context: &Context) {
+    let Some(number) = context.lent.load(Relaxed).checked_sub(1) else { return };
+    let next = each_running(|index| all().timers[index].due_ns.load(Relaxed)).min();
+    if let Some(next) = next.filter(|next| *next != u64::MAX) {
+        sys::set_timer(number, next);
+    }
+}
+
+/// Of each timer for whoever runs.
+fn each_running<T>(of: impl Fn(usize) -> T) -> impl Iterator<Item = T> {
+    (0..TIMERS_MAX / 64)
+        .flat_map(|word| {
+            let bits = all().running[word].load(Relaxed);
+            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word * 64 + bit)
+        })
+        .filter(|&index| all().look(index).is_some())
+        .map(of)
+}
+
+/// The thread of `context` is in no upcall: run the timers that are due, as far as nobody else does.
+pub(crate) fn run_due(context: &Context) {
+    each_running(take).for_each(drop);
+    look_again(context);
+}
+
+/// If the timer `index`, which is for whoever runs, is due, run its handler here.
+fn take(index: usize) {
+    let timer = &all().timers[index];
+    let Some(gone_by) = all().claim(index, time::now_ns()) else { return };
+    let Some(id) = all().look(index) else { return };
+    timer.missed.fetch_add(gone_by, Relaxed);
+    let runs = timer.filler.load(Relaxed);
+    if runs != 0 && is_alive(runs) {
+        // It is at it still, elsewhere.
+        timer.missed.fetch_add(1, Relaxed);
+        return;
+    }
+    expire(id);
+}
+
+/// Run the handler of a timer here.
+fn expire(id: TimerId) {
+    let mut reply = Reply::empty();
+    // SAFETY: the words of `libos.expire`, and a reply of ours.
+    unsafe { sbx_call(EXPIRE_HANDLE, (&raw const id).cast(), &raw mut reply) };
 }
 
 /// Have the server look at what has changed; if there is none, the supervisor makes one.
@@ -138,6 +217,9 @@ pub unsafe extern "C" fn sbx_expire(args: *const u64, _reply: *mut Reply) -> u32
     let handle = timer.handle.load(Relaxed);
     if timer.period_ns.load(Relaxed) == 0 {
         all().cancel(id);
+    }
+    if let Some(own) = claimant() {
+        timer.filler.store(own, Relaxed);
     }
     let mut reply = Reply::empty();
     // SAFETY: a handler of numbers, as many as there are words; the reply is ours.
@@ -192,7 +274,7 @@ fn wheel_on(wheel: &mut Wheel<TIMERS_MAX>) {
             let index = word * 64 + bits.trailing_zeros() as usize;
             bits &= bits - 1;
             if let Some(id) = all().look(index) {
-                come(&all().timers[index], id);
+                come(index, id);
                 plan(wheel, index);
             }
         }
@@ -200,7 +282,11 @@ fn wheel_on(wheel: &mut Wheel<TIMERS_MAX>) {
 }
 
 /// A timer is due: have its handler run, and work out when it is due again.
-fn come(timer: &Timer, id: TimerId) {
+fn come(index: usize, id: TimerId) {
+    let timer = &all().timers[index];
+    if timer.how.load(Relaxed) & HOW_KIND == HOW_RUNNING {
+        return take(index);
+    }
     let (due, period) = (timer.due_ns.load(Relaxed), timer.period_ns.load(Relaxed));
     let late = time::now_ns().saturating_sub(due);
     let gone_by = late.checked_div(period).unwrap_or(0);
@@ -222,9 +308,7 @@ fn come(timer: &Timer, id: TimerId) {
     }
     let event = Event { handle: EXPIRE_HANDLE, words: [id, 0, 0, 0], to: 0 };
     let status = if how & HOW_KIND == HOW_SERVER {
-        let mut reply = Reply::empty();
-        // SAFETY: the words of `libos.expire`, and a reply of ours.
-        unsafe { sbx_call(EXPIRE_HANDLE, event.words.as_ptr(), &raw mut reply) };
+        expire(id);
         Status::Ok
     } else {
         events::post_as_server(how, target, event)

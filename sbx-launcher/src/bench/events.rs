@@ -12,20 +12,23 @@ use ext_api::post::{Peer, To};
 
 use super::inside::Inside;
 use super::pages::{self, PageFile};
-use super::pin::{pin, time};
+use super::pin::{pin, time, unpin};
 use super::round_trip::{self, shared_words};
 use super::{BenchError, Measure, Options, Report, built, measure};
 
 /// A child of the process in the sandbox; ends with the value.
-struct Child(i32);
+pub(super) struct Child(i32);
 
 impl Child {
-    fn start(cpu: usize, body: impl FnOnce()) -> io::Result<Self> {
+    pub(super) fn start(cpu: Option<usize>, body: impl FnOnce()) -> io::Result<Self> {
         // SAFETY: a benchmark has one thread.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                pin(0, cpu);
+                match cpu {
+                    Some(cpu) => pin(0, cpu),
+                    None => unpin(),
+                }
                 body();
                 // SAFETY: ends the child.
                 unsafe { libc::_exit(0) }
@@ -78,6 +81,30 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
                 })?;
                 round_trips(sandbox, own, To::peer(child.peer(sandbox)).urgent(), count)
             }
+            "event-futex" => {
+                let [ping, pong] = [0, 16].map(|at| &shared()[at]);
+                let _child = child(0, 0, || {
+                    for round in 0.. {
+                        while !sandbox.wait_on(ping, round, LONG) {}
+                        pong.store(round + 1, SeqCst);
+                        sandbox.wake_on(pong, 1);
+                    }
+                })?;
+                let first = pong.load(SeqCst);
+                Ok(time(count, || {
+                    for round in first..first + count as u32 {
+                        ping.store(round + 1, SeqCst);
+                        sandbox.wake_on(ping, 1);
+                        while !sandbox.wait_on(pong, round, LONG) {}
+                    }
+                }))
+            }
+            "event-alone" => work_off(sandbox, count),
+            "event-shared" => {
+                let word = &shared()[0];
+                let _child = child(0, 1, || while !sandbox.wait_on(word, 0, LONG) {})?;
+                work_off(sandbox, count)
+            }
             "event-rate" => {
                 let child = child(0, 1, || {
                     loop {
@@ -102,7 +129,30 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
 
 fn child(own_cpu: usize, cpu: usize, body: impl FnOnce()) -> Result<Child, CallError> {
     pin(0, own_cpu);
-    Child::start(cpu, body).map_err(|error| CallError::Attach(error.to_string()))
+    Child::start(Some(cpu), body).map_err(|error| CallError::Attach(error.to_string()))
+}
+
+/// Fresh words that this process shares with its children.
+fn shared() -> &'static [AtomicU32] {
+    shared_words().expect("a page")
+}
+
+/// Thousands per second of pieces of work, each of some microseconds, that are posted to any process
+/// and done by this one and whoever else is idle.
+fn work_off(sandbox: &Sandbox, count: u64) -> Result<f64, CallError> {
+    const SPINS: u64 = 500;
+    let (work, noted) = (sandbox.find("ledger.work")?, sandbox.find("ledger.noted")?);
+    let before = sandbox.invoke::<u64>(noted, &[0])?;
+    let mut left = count;
+    let ns = time(count, || {
+        while sandbox.invoke::<u64>(noted, &[0]).is_ok_and(|noted| noted < before + count) {
+            while left != 0 && sandbox.post(To::any(), work, &[SPINS]).is_ok() {
+                left -= 1;
+            }
+            let _ = sandbox.wait(Duration::ZERO);
+        }
+    });
+    Ok(1e6 / ns)
 }
 
 /// Nanoseconds from a post until the answer that its handler posts has been delivered.
@@ -157,7 +207,7 @@ fn signal_round_trip(count: u64) -> io::Result<f64> {
     }
     let word = WORD.get_or_init(|| &shared_words().expect("a page")[0]);
     let before = word.load(SeqCst);
-    let child = Child::start(0, || {
+    let child = Child::start(Some(0), || {
         // SAFETY: the handler touches one atomic.
         unsafe { libc::signal(libc::SIGUSR1, handler as *const () as libc::sighandler_t) };
         word.fetch_add(1, SeqCst);
@@ -181,12 +231,17 @@ fn signal_round_trip(count: u64) -> io::Result<f64> {
     }))
 }
 
+const WAIT_ON: &str = "futex that works meanwhile, same core";
+const ALONE: &str = "queued work, done by one process";
+const SHARED: &str = "queued work, and another waits on a futex";
 const PAGE_BY_HOOK: &str = "page filled on demand, SIGSEGV hook";
 const PAGE_BY_THREAD: &str = "page filled on demand, userfaultfd thread";
 
 pub(super) fn run(options: Options) -> Result<Report, BenchError> {
-    let images = [built("libhello_upcall.so")?, built("libledger.so")?, built("libpager.so")?];
+    let images = [built("libhello_upcall.so")?, built("libledger.so")?];
     let inside = std::cell::RefCell::new(Inside::start(&images, "")?);
+    // In a sandbox of its own: it has a server, which would take a part in all work.
+    let pager = std::cell::RefCell::new(Inside::start(&[built("libpager.so")?], "")?);
     let scale = if options.quick { 20 } else { 1 };
     pin(0, 1);
     let mut rows: Vec<Measure<'_>> = Vec::new();
@@ -197,6 +252,9 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         ("event there and back, same core", "ns", "event-same", 50_000 / scale),
         ("urgent event there and back, other core", "ns", "event-urgent", 50_000 / scale),
         ("events to another process", "M/s", "event-rate", 1_000_000 / scale),
+        (WAIT_ON, "ns", "event-futex", 50_000 / scale),
+        (ALONE, "k/s", "event-alone", 100_000 / scale),
+        (SHARED, "k/s", "event-shared", 100_000 / scale),
     ] {
         let inside = &inside;
         rows.push((name.into(), unit, Box::new(move || inside.borrow_mut().measure(what, count))));
@@ -204,7 +262,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let pages = 4000 / scale;
     let file = PageFile::new(pages).map_err(|error| BenchError::Io("writing a file", error))?;
     let what = format!("pages:{}", file.path());
-    let by_hook = &inside;
+    let by_hook = &pager;
     let hook = move || by_hook.borrow_mut().measure(&what, pages);
     rows.push((PAGE_BY_HOOK.into(), "ns", Box::new(hook)));
     let no_thread = pages::without_thread();
@@ -264,6 +322,14 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     if let Some(why) = no_thread {
         report.explain(PAGE_BY_THREAD, &why);
     }
+    report.goal(
+        "work with a waiter / without",
+        [SHARED, ALONE],
+        |[shared, alone]| shared / alone,
+        (">=", 1.5),
+    );
+    let waits = [WAIT_ON, "futex there and back, same core"];
+    report.goal("futex that works / futex", waits, |[ours, theirs]| ours / theirs, ("<=", 1.1));
     report.goal("events per second, M", ["events to another process"], |[rate]| rate, (">=", 1.0));
     Ok(report)
 }

@@ -11,6 +11,15 @@ pub(super) fn pin(pid: i32, cpu: usize) {
     }
 }
 
+/// Let the calling thread run anywhere.
+pub(super) fn unpin() {
+    let mut set = CpuSet::new();
+    for cpu in 0..CpuSet::count() {
+        let _ = set.set(cpu);
+    }
+    let _ = sched_setaffinity(Pid::from_raw(0), &set);
+}
+
 /// Nanoseconds that `work` takes per operation, of which it does `count`.
 pub(super) fn time(count: u64, work: impl FnOnce()) -> f64 {
     let start = std::time::Instant::now();
