@@ -40,7 +40,7 @@ fn no_call_is_lost_while_versions_change() {
         .iter()
         .sum();
     println!("{upgrades} upgrades during {calls} calls");
-    assert!(upgrades >= if full() { 1_000 } else { 100 }, "only {upgrades} upgrades");
+    assert!(upgrades >= if full() { 1_000 } else { 25 }, "only {upgrades} upgrades");
     // Every call was counted once, by one version or another.
     assert_eq!(sandbox.call(&["ledger.count"]).stdout, format!("{}\n", calls + 1));
     assert_eq!(sandbox.json(&["ps"])["uses"][2]["used"], 2);

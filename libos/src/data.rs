@@ -185,6 +185,10 @@ pub struct Context {
     /// Bit per signal: what came during an upcall and is blocked until it ends. Meanwhile `pending`
     /// is this word's address.
     pub deferred: AtomicU32,
+    /// Stack pointer of the signal handler that makes upcalls on this thread; 0 if none does.
+    pub room: AtomicU64,
+    /// 1 if events or timers have come to it meanwhile.
+    pub room_again: AtomicU32,
     /// The kernel's number of the timer that interrupts the thread for others' timers, and 1; 0 if it
     /// does not lend itself.
     pub lent: AtomicU32,

@@ -79,7 +79,7 @@ pub mod ledger {
             queue: Queue::new(8),
             counter: Counter::new(),
             late: Late {
-                samples: (0..1 << 16).map(|_| AtomicU64::new(0)).collect(),
+                samples: (0..1 << 13).map(|_| AtomicU64::new(0)).collect(),
                 count: AtomicU64::new(0),
             },
             notes: Notes {

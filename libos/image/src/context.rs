@@ -146,6 +146,7 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
             context.alt_stack.store(0, Relaxed);
             hooks::forget(context);
             context.lent.store(0, Relaxed);
+            context.room.store(0, Relaxed);
             signals::prepare_thread(index_of(context));
             true
         }
@@ -190,6 +191,7 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.tls_live.store(0, Relaxed);
         context.deferred.store(0, Relaxed);
         context.lent.store(0, Relaxed);
+        context.room.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
         context.tid.store(tid, Release);
         signals::prepare_thread(index);

@@ -20,7 +20,7 @@ use libos::signals::{DEFERRED_TIMER, HookTable, OURS, SIGNALS};
 
 use crate::arch::{self, sbx_call};
 use crate::signals::{AltStack, Info, UserContext, is_fault, table};
-use crate::{boot, context, start, sys, timers};
+use crate::{boot, context, events, start, sys, timers};
 
 fn hook_table() -> &'static HookTable {
     let at = (boot::place().base + HOOKS_OFFSET) as *const HookTable;
@@ -47,20 +47,12 @@ pub(crate) fn offer(signal: i32, info: &Info, user: &mut UserContext) -> bool {
     let on_upcall_stack = context::index_of_stack(user.regs.rsp as usize).is_some();
     let open = known.is_some_and(|context| !context.sequence.load(Relaxed).is_multiple_of(2));
     if open || on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
-        return match known {
-            Some(context) if !(is_fault(signal) && info.code > 0) => {
-                defer(context, signal, info, user);
-                true
-            }
-            _ => false,
-        };
+        return known.is_some_and(|context| defer(context, signal, info, user));
     }
-    let Some(room) = make_room(own.pid, tid, user) else { return false };
-    let taken = ask(signal, info);
-    if !taken {
-        room.give_back();
+    match upcalls_here(&own, tid, user, || ask(signal, info)) {
+        Some(taken) => taken,
+        None => known.is_some_and(|context| defer(context, signal, info, user)),
     }
-    taken
 }
 
 fn ask(signal: i32, info: &Info) -> bool {
@@ -79,51 +71,92 @@ fn ask(signal: i32, info: &Info) -> bool {
         })
 }
 
-/// What a signal handler changes to make upcalls. The kernel puts it right when the handler returns.
-pub(crate) struct Room {
+/// What a signal handler changes to make upcalls, and puts right again.
+struct Room {
+    context: &'static Context,
     former: AltStack,
-    elsewhere: usize,
 }
 
-/// Before upcalls in a signal handler: faults must be able to come, and find a stack that is not this
-/// handler's.
-pub(crate) fn make_room(pid: u32, tid: u32, user: &UserContext) -> Option<Room> {
-    let context = context::of_tid(pid, tid).or_else(|| {
+/// Run `first`, which makes upcalls, in a signal handler, and then what has come meanwhile: faults must
+/// be able to come, and find a stack that is not this handler's. None if a handler further out is at
+/// it: that one runs what has come.
+pub(crate) fn upcalls_here<T>(
+    own: &start::ThisProcess,
+    tid: u32,
+    user: &UserContext,
+    first: impl FnOnce() -> T,
+) -> Option<T> {
+    let context = context::of_tid(own.pid, tid).or_else(|| {
         start::hello();
         // Making a context unblocks what faults need.
         sys::set_mask(!0);
-        context::of_tid(pid, tid)
-    });
-    let context = context?;
-    let second =
-        boot::place().stacks() + context::index_of(context) * STACK_LEN + SECOND_STACK_OFFSET;
-    let second = AltStack { address: second as u64, flags: 0, len: ALT_STACK_LEN as u64 };
-    let elsewhere = context.stack_top.load(Relaxed) as usize;
-    let mut former = AltStack::default();
-    // SAFETY: the second stack is this context's and not in use: its thread is in no upcall.
-    unsafe { sys::exchange_alt_stack(elsewhere, &second, &mut former) };
-    let ours = OURS.iter().fold(0, |mask, &signal| mask | 1 << (signal - 1));
-    sys::set_mask(user.mask & !ours);
-    Some(Room { former, elsewhere })
+        context::of_tid(own.pid, tid)
+    })?;
+    let mut room = Room::make(context, user)?;
+    let result = first();
+    while room.give_back() {
+        room = Room::make(context, user)?;
+        events::deliver_here();
+        timers::run_due(context);
+    }
+    Some(result)
 }
 
 impl Room {
-    /// For a handler of the program, which may never return.
-    fn give_back(self) {
+    fn make(context: &'static Context, user: &UserContext) -> Option<Self> {
+        let further_out = context.room.load(Relaxed);
+        if further_out != 0 && is_within(context, further_out, user.regs.rsp) {
+            context.room_again.store(1, Relaxed);
+            return None;
+        }
+        context.room.store(arch::stack_pointer() as u64, Relaxed);
+        let index = context::index_of(context);
+        let second = boot::place().stacks() + index * STACK_LEN + SECOND_STACK_OFFSET;
+        let second = AltStack { address: second as u64, flags: 0, len: ALT_STACK_LEN as u64 };
+        let mut former = AltStack::default();
+        // SAFETY: the second stack is this context's and not in use: its thread is in no upcall, and
+        // no other handler makes any. Every signal is blocked.
+        unsafe { sys::exchange_alt_stack(elsewhere(context), &second, &mut former) };
+        let ours = OURS.iter().fold(0, |mask, &signal| mask | 1 << (signal - 1));
+        sys::set_mask(user.mask & !ours);
+        Some(Self { context, former })
+    }
+
+    /// As before, with every signal blocked. True if something has come meanwhile.
+    fn give_back(self) -> bool {
         sys::set_mask(!0);
         let mut second = AltStack::default();
         // SAFETY: what was set before, and every signal is blocked.
-        unsafe { sys::exchange_alt_stack(self.elsewhere, &self.former, &mut second) };
+        unsafe { sys::exchange_alt_stack(elsewhere(self.context), &self.former, &mut second) };
+        self.context.room.store(0, Relaxed);
+        self.context.room_again.swap(0, Relaxed) != 0
     }
 }
 
-/// Have the kernel keep a signal until the upcalls of this thread are over.
-fn defer(context: &Context, signal: i32, info: &Info, user: &mut UserContext) {
+/// An address on none of the signal stacks.
+fn elsewhere(context: &Context) -> usize {
+    context.stack_top.load(Relaxed) as usize
+}
+
+/// Does code with this stack pointer run within the handler that has made room, whose own stack pointer
+/// was `handler`? If not, it was jumped out of.
+fn is_within(context: &Context, handler: u64, rsp: u64) -> bool {
+    const NEAR: u64 = 16 << 10;
+    context::index_of_room(rsp as usize) == Some(context::index_of(context))
+        || handler.abs_diff(rsp) < NEAR
+}
+
+/// Have the kernel keep a signal until the upcalls of this thread are over. False if it cannot wait.
+fn defer(context: &Context, signal: i32, info: &Info, user: &mut UserContext) -> bool {
+    if is_fault(signal) && info.code > 0 {
+        return false;
+    }
     user.mask |= 1 << (signal - 1);
     // SAFETY: what the kernel gave us, whole.
     unsafe { sys::queue_again(signal, core::ptr::from_ref(info).cast()) };
     context.deferred.fetch_or(1 << signal, Relaxed);
     context.pending.store(context.deferred.as_ptr() as u64, Relaxed);
+    true
 }
 
 /// Timers are due: look at them when the upcalls of this thread are over.

@@ -197,10 +197,8 @@ fn on_event(user: &mut UserContext) {
     if on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
         return;
     }
-    if let Some(own) = start::this_process()
-        && hooks::make_room(own.pid, sys::gettid(), user).is_some()
-    {
-        events::deliver_here();
+    if let Some(own) = start::this_process() {
+        hooks::upcalls_here(&own, sys::gettid(), user, events::deliver_here);
     }
 }
 
@@ -212,8 +210,8 @@ fn on_timer(user: &mut UserContext) {
     let open = !context.sequence.load(Relaxed).is_multiple_of(2);
     if open || arch::is_between_upcalls(&mut user.regs) {
         hooks::defer_timers(context);
-    } else if hooks::make_room(own.pid, tid, user).is_some() {
-        timers::run_due(context);
+    } else {
+        hooks::upcalls_here(&own, tid, user, || timers::run_due(context));
     }
 }
 
