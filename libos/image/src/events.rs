@@ -32,8 +32,8 @@ const POOL_BATCH: u64 = 8;
 const SPIN_NS: u64 = 10_000;
 /// Patience up to here is none, and counts the waits until some is tried again.
 const SPIN_NS_MIN: u64 = 256;
-/// Patience of such a trial.
-const SPIN_NS_TRIAL: u64 = 2_500;
+/// Patience of such a trial: if that does not pay, there is none again.
+const SPIN_NS_TRIAL: u64 = SPIN_NS + 1;
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 16;
 
@@ -524,6 +524,7 @@ fn note_patience(inbox: &Inbox, was: u64, paid: bool) {
         _ if paid => SPIN_NS,
         SPIN_NS_MIN => SPIN_NS_TRIAL,
         0..SPIN_NS_MIN => was + 1,
+        SPIN_NS_TRIAL => 1,
         _ if was / 2 <= SPIN_NS_MIN => 1,
         _ => was / 2,
     };
