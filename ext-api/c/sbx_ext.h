@@ -57,7 +57,7 @@ typedef struct {
     sbx_text name, signature;
     sbx_handler code;
     uint64_t budget_ns; /* CPU time per call; 0: the default */
-    uint64_t hook, hook_value; /* when it runs by itself; 0: never. See HandlerDecl in abi.rs */
+    uint64_t hook, hook_value; const uint64_t *hook_set; /* when it runs by itself; 0: never. See HandlerDecl in abi.rs */
 } sbx_decl;
 
 typedef struct {
@@ -76,7 +76,7 @@ typedef struct {
 
 #define SBX_TEXT(text) {text, sizeof(text) - 1}
 #define SBX_HANDLERS static const sbx_decl sbx_handlers[]
-#define SBX_HANDLER(name, signature, code) {SBX_TEXT(name), SBX_TEXT(signature), code, 0, 0, 0}
+#define SBX_HANDLER(name, signature, code) {SBX_TEXT(name), SBX_TEXT(signature), code, 0, 0, 0, 0}
 
 /* The extension: its name, its heap in bytes, and an init function. After SBX_HANDLERS. */
 #define SBX_EXTENSION_WITH_INIT(NAME, HEAP, INIT)                                                  \

@@ -500,6 +500,8 @@ pub struct HandlerDecl {
     pub hook: u64,
     /// What belongs to `hook`.
     pub hook_value: u64,
+    /// Of [`HOOK_CALLS`]: a bit per number; else null.
+    pub hook_set: *const [u64; 8],
 }
 
 /// [`HandlerDecl::hook`]: periodically, every `hook_value` nanoseconds. Its first argument, if it
@@ -518,6 +520,32 @@ pub const HOOK_EXIT: u64 = 4;
 pub const HOOK_SIGNAL: u64 = 5;
 /// [`HandlerDecl::hook`]: a participant has forked. Arguments: the child's pid and its parent's.
 pub const HOOK_FORK: u64 = 6;
+/// [`HandlerDecl::hook`]: the system calls of `hook_set`, in a process that was launched since.
+/// Argument: address of a [`CallBlock`]. Result: [`CALL_PASS`] or [`CALL_TAKEN`].
+pub const HOOK_CALLS: u64 = 7;
+
+/// The next hook is asked, or the kernel.
+pub const CALL_PASS: u64 = 0;
+/// The call returns the block's `value`.
+pub const CALL_TAKEN: u64 = 1;
+
+/// A system call that a program is about to make.
+#[derive(Debug)]
+#[repr(C)]
+pub struct CallBlock {
+    /// Its number.
+    pub number: u64,
+    /// What the kernel will be given.
+    pub args: [u64; 6],
+    /// What it returns, if the kernel never sees it: a negated errno is a failure.
+    pub value: u64,
+    /// Memory for what arguments point to, until the call is over.
+    pub scratch: *mut u8,
+    /// Bytes of it.
+    pub scratch_len: usize,
+    /// Bytes that are in use.
+    pub scratch_used: usize,
+}
 
 /// Signals that a handler can be hooked to.
 pub const HOOKABLE_SIGNALS: [(&str, u64); 23] = [

@@ -40,6 +40,7 @@ pub mod abi;
 mod arch;
 #[cfg(all(feature = "std", not(loom)))]
 mod attach;
+pub mod calls;
 #[cfg(all(feature = "std", not(loom)))]
 pub mod client;
 #[cfg(feature = "std")]
@@ -71,6 +72,7 @@ pub use ext_api_macros::extension;
 /// All that an extension's module needs.
 #[cfg(feature = "std")]
 pub mod prelude {
+    pub use crate::calls::{Call, Verdict};
     pub use crate::config::{Config, ConfigError};
     pub use crate::error::CallError;
     pub use crate::extension;

@@ -185,6 +185,8 @@ pub struct Context {
     /// Bit per signal: what came during an upcall and is blocked until it ends. Meanwhile `pending`
     /// is this word's address.
     pub deferred: AtomicU32,
+    /// 1 while the program has SIGSYS blocked, as it thinks.
+    pub sigsys_blocked: AtomicU32,
     /// Stack pointer of the signal handler that makes upcalls on this thread; 0 if none does.
     pub room: AtomicU64,
     /// 1 if events or timers have come to it meanwhile.

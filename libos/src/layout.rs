@@ -31,6 +31,9 @@ pub const EXTENSIONS_OFFSET: usize = 16 << 10;
 /// Offset of the hook table in the control zone: [`crate::signals::HookTable`].
 pub const HOOKS_OFFSET: usize = 1 << 20;
 
+/// Offset of the call table in the control zone: [`crate::signals::CallTable`].
+pub const CALLS_OFFSET: usize = HOOKS_OFFSET + (64 << 10);
+
 /// Offset of the common area: [`crate::data`].
 pub const COMMON_OFFSET: usize = CONTROL_LEN;
 /// Length of the common area.
@@ -79,7 +82,11 @@ pub const ALT_STACK_OFFSET: usize = PAGE_LEN;
 /// application's own handler may need that runs there.
 pub const ALT_STACK_LEN: usize = 32 << 10;
 /// The guard page below the upcall stack.
-pub const GUARD_OFFSET: usize = SECOND_STACK_OFFSET + ALT_STACK_LEN;
+pub const GUARD_OFFSET: usize = SCRATCH_OFFSET + SCRATCH_LEN;
+/// What arguments of a system call point to, as the kernel gets it: three paths.
+pub const SCRATCH_LEN: usize = 3 * PAGE_LEN;
+/// See [`SCRATCH_LEN`].
+pub const SCRATCH_OFFSET: usize = SECOND_STACK_OFFSET + ALT_STACK_LEN;
 /// The second alternate stack.
 pub const SECOND_STACK_OFFSET: usize = ALT_STACK_OFFSET + ALT_STACK_LEN + PAGE_LEN;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use ext_api::abi::{
-    ABI_VERSION, HOOK_EXEC, HOOK_EXIT, HOOK_FORK, HOOK_SIGNAL, HOOK_START, HOOK_TIMER,
+    ABI_VERSION, HOOK_CALLS, HOOK_EXEC, HOOK_EXIT, HOOK_FORK, HOOK_SIGNAL, HOOK_START, HOOK_TIMER,
     HOOKABLE_SIGNALS, KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest,
 };
 use ext_api::limits::{
@@ -36,11 +36,16 @@ pub enum Hook {
         /// Its number.
         number: u64,
     },
+    /// The program that it runs in makes a system call.
+    Calls {
+        /// Bit per number.
+        set: [u64; 8],
+    },
 }
 
 impl Hook {
     /// From a manifest's words.
-    fn from_raw(hook: u64, value: u64) -> Option<Self> {
+    fn from_raw(hook: u64, value: u64, set: [u64; 8]) -> Option<Self> {
         Some(match hook {
             0 => Self::None,
             HOOK_TIMER if value >= TIMER_NS_MIN => Self::Timer { period_ns: value },
@@ -48,6 +53,11 @@ impl Hook {
             HOOK_FORK => Self::Fork,
             HOOK_EXEC => Self::Exec,
             HOOK_EXIT => Self::Exit,
+            HOOK_CALLS => {
+                let known = ext_api::calls::set("all");
+                let unknown = set.iter().zip(known).any(|(asked, known)| asked & !known != 0);
+                return (!unknown && set != [0; 8]).then_some(Self::Calls { set });
+            }
             HOOK_SIGNAL if signal_name(value).is_some() => Self::Signal { number: value },
             _ => return None,
         })
@@ -61,6 +71,7 @@ impl Hook {
             Self::Fork => 2,
             Self::Exit => 3,
             Self::Signal { .. } => 4,
+            Self::Calls { .. } => 1,
         }
     }
 }
@@ -76,6 +87,12 @@ impl fmt::Display for Hook {
             Self::Fork => to.write_str("when a process forks"),
             Self::Exec => to.write_str("when a process executes a program"),
             Self::Exit => to.write_str("when a process ends"),
+            Self::Calls { set } => {
+                let calls = ext_api::calls::HOOKABLE_CALLS.iter();
+                let asked = calls.filter(|(_, at)| set[*at as usize / 64] >> (at % 64) & 1 == 1);
+                let names: Vec<&str> = asked.map(|(name, _)| *name).collect();
+                write!(to, "before the system calls {}", names.join(" "))
+            }
             Self::Signal { number } => write!(to, "on {}", signal_name(*number).unwrap_or("?")),
         }
     }
@@ -218,6 +235,15 @@ fn text(image: &Image, address: u64, len: u64, len_max: usize) -> Result<String,
     String::from_utf8(bytes.to_vec()).map_err(|_| bad("a text that is not UTF-8"))
 }
 
+/// The set of calls at `address`, if there is one.
+fn call_set(image: &Image, address: u64) -> Result<[u64; 8], ImageError> {
+    let mut set = [0; 8];
+    for (word, at) in set.iter_mut().zip((address..).step_by(8)).filter(|_| address != 0) {
+        *word = image.word_at(at).ok_or_else(|| bad("a set of calls outside of the image"))?;
+    }
+    Ok(set)
+}
+
 /// Does a handler take more than `most` arguments, or others than numbers?
 fn takes_other_than(signature: &str, most: usize) -> bool {
     let inside = signature.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
@@ -256,7 +282,7 @@ fn handlers(
                 0 => budget_ns,
                 own => own,
             },
-            hook: Hook::from_raw(field(48)?, field(56)?)
+            hook: Hook::from_raw(field(48)?, field(56)?, call_set(image, field(64)?)?)
                 .ok_or_else(|| bad(format!("handler {short} runs by itself, but when?")))?,
         };
         if takes_other_than(&handler.signature, handler.hook.words()) {

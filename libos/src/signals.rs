@@ -70,6 +70,23 @@ pub struct HookTable {
     pub signals: [[AtomicU64; HOOKS_MAX]; SIGNALS],
 }
 
+/// Handles of the handlers that are hooked to system calls, by number. Lies in the control zone.
+#[derive(Debug)]
+#[repr(C)]
+pub struct CallTable {
+    /// By number; 0 ends a row that is not full.
+    pub calls: [[AtomicU64; HOOKS_MAX]; CALLS],
+}
+
+/// Numbers of system calls that [`CallTable`] has room for.
+pub const CALLS: usize = 512;
+
+/// SIGKILL and SIGSTOP, in a signal mask.
+pub const UNBLOCKABLE: u64 = 1 << 8 | 1 << 18;
+
+/// Raised by the filter for calls that are hooked: armed with the first of them.
+pub const SIGSYS: i32 = 31;
+
 /// The signals of a mask, as bits from bit 1 on.
 pub fn in_mask(mask: u64) -> impl Iterator<Item = i32> {
     (1..SIGNALS as i32).filter(move |signal| mask >> signal & 1 == 1)

@@ -20,13 +20,14 @@ mod peers;
 mod pin;
 mod report;
 mod round_trip;
+mod service;
 mod upcall;
 
 pub use inside::serve;
 pub use report::{Goal, Report, Row};
 
 /// Names of the benchmarks.
-pub const NAMES: [&str; 6] = ["upcall", "kv", "launch", "faults", "events", "delay"];
+pub const NAMES: [&str; 7] = ["upcall", "kv", "launch", "faults", "events", "delay", "service"];
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +80,7 @@ pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
         "faults" => faults::run(options),
         "events" => events::run(options),
         "delay" => delay::run(options),
+        "service" => service::run(options),
         _ => Err(BenchError::Unknown(name.to_owned())),
     }
 }

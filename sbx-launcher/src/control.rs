@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::filter::Armed;
 use crate::follow::Listener;
 use crate::sandbox::extensions::{Life, Loaded};
 use crate::sandbox::{event_words, status_text};
@@ -37,8 +38,8 @@ pub enum Request {
     Place,
     /// Take over the notifications of a command that is about to start; comes with a descriptor.
     Follow {
-        /// Signals that are hooked in it, by bit.
-        armed: u64,
+        /// What is hooked in it.
+        armed: Armed,
     },
     /// End the sandbox.
     Down,

@@ -89,6 +89,42 @@ impl From<AssembleError> for FilterError {
     }
 }
 
+/// What extensions are hooked to, in a command and all that it starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Armed {
+    /// Bit per signal.
+    pub signals: u64,
+    /// Bit per system call.
+    pub calls: [u64; 8],
+}
+
+impl Armed {
+    /// Signals that a program's libos handles besides its own.
+    #[must_use]
+    pub fn at_join(self) -> u64 {
+        let for_calls = u64::from(self.calls != [0; 8]) << libos::signals::SIGSYS;
+        self.signals | for_calls
+    }
+
+    /// Numbers of the calls that are trapped: those that are hooked, and those by which SIGSYS could be
+    /// blocked.
+    fn trapped(self) -> impl Iterator<Item = u32> {
+        const MASKS: [i64; 7] = [
+            libc::SYS_rt_sigaction,
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_rt_sigsuspend,
+            libc::SYS_pselect6,
+            libc::SYS_ppoll,
+            libc::SYS_epoll_pwait,
+            libc::SYS_epoll_pwait2,
+        ];
+        let any = self.calls != [0; 8];
+        let hooked =
+            (0..512u32).filter(move |at| self.calls[*at as usize / 64] >> (at % 64) & 1 == 1);
+        hooked.chain(MASKS.into_iter().filter(move |_| any).map(|number| number as u32))
+    }
+}
+
 /// What a filter is made for.
 #[derive(Debug, Clone)]
 pub struct FilterSpec {
@@ -100,8 +136,8 @@ pub struct FilterSpec {
     /// rt_sigaction of the signals that libos handles, and sigaltstack, are notified unless libos
     /// makes the call.
     pub keep_signals: bool,
-    /// Signals that are hooked besides: bit per signal.
-    pub armed: u64,
+    /// Signals and system calls that are hooked besides.
+    pub armed: Armed,
     /// execve and execveat are notified.
     pub follow_exec: bool,
     /// fork, and clone without `CLONE_VM`, are notified; clone3, whose flags no filter sees,
@@ -118,7 +154,11 @@ pub struct FilterSpec {
 ///
 /// # Errors
 /// See [`FilterError`].
-pub fn build(region: &Range<usize>, armed: u64, policy: Policy) -> Result<BpfProgram, FilterError> {
+pub fn build(
+    region: &Range<usize>,
+    armed: Armed,
+    policy: Policy,
+) -> Result<BpfProgram, FilterError> {
     let text = Place { base: region.start, len: region.len() }.code_half(0);
     build_spec(&FilterSpec {
         region: region.start as u64..region.end as u64,
@@ -185,7 +225,8 @@ impl<'a> Builder<'a> {
         let named = self.spec.policy.rules().iter().flat_map(|rule| rule.calls.iter().copied());
         let ruled = built_in.filter_map(|rule| rule.call()).chain(named).map(|call| call.number);
         let all = syscalls::all().iter().map(|call| call.number);
-        ruled.chain(all.filter(|number| self.follow(*number).is_some())).collect()
+        let followed = all.filter(|number| self.follow(*number).is_some());
+        ruled.chain(followed).chain(self.spec.armed.trapped()).collect()
     }
 
     fn follow(&self, number: u32) -> Option<Follow> {
@@ -227,6 +268,11 @@ impl<'a> Builder<'a> {
     /// All rules on call `number`.
     fn call(&mut self, number: u32) -> Result<(), FilterError> {
         let (allowed, spec) = (self.asm.label(), self.spec);
+        if spec.armed.trapped().any(|trapped| trapped == number) {
+            let (trap, from_libos) = (self.returning(libc::SECCOMP_RET_TRAP), self.asm.label());
+            self.asm.branch_within(Field::Ip, &spec.libos_text, from_libos, trap);
+            self.asm.bind(from_libos);
+        }
         for rule in BUILT_IN.iter().filter(|rule| in_force(rule, spec)) {
             if rule.call().is_some_and(|call| call.number == number) {
                 self.built_in(rule);
@@ -319,7 +365,7 @@ impl Builder<'_> {
             return;
         }
         self.asm.load(Field::Arg(0));
-        let armed = libos::signals::in_mask(self.spec.armed);
+        let armed = libos::signals::in_mask(self.spec.armed.signals);
         let handled: BTreeSet<i32> = libos::signals::OURS.into_iter().chain(armed).collect();
         for signal in handled {
             let next = self.asm.label();

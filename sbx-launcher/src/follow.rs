@@ -24,6 +24,7 @@ use libos::data::Common;
 use libos::layout::{Place, code_file_offset};
 use libos::manifest::Hook;
 
+use crate::filter::Armed;
 use crate::hand::{Found, Hand};
 use crate::memory;
 use crate::signals::{self, Answer};
@@ -72,8 +73,8 @@ pub enum Followed {
 pub struct Listener {
     /// The kernel's descriptor.
     pub fd: OwnedFd,
-    /// Signals that are hooked in the command and what it starts, by bit.
-    pub armed: u64,
+    /// What is hooked in the command and what it starts.
+    pub armed: Armed,
 }
 
 /// The tasks that are seized at the moment.
@@ -188,7 +189,7 @@ impl Follower {
             if is_exec {
                 match [0, 1, 2].map(|which| self.hand_over(listener, request.id, which)) {
                     [Some(a), Some(b), Some(c)] => {
-                        self.expect_exec(tid, [a, b, c], from.armed, None);
+                        self.expect_exec(tid, [a, b, c], from.armed.at_join(), None);
                     }
                     _ => events.push(Followed::Note(format!(
                         "pid {process}: its descriptor table is full; it runs outside of the \

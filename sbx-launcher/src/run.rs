@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::control::{self, Request, Server};
-use crate::filter;
+use crate::filter::{self, Armed};
 use crate::follow::Listener;
 use crate::policy::Policy;
 use crate::sandbox::Sandbox;
@@ -76,7 +76,7 @@ pub fn in_named_sandbox(
     let place = control::ask(name, &Request::Place, &[])?;
     let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
     let region = number("base")..number("base") + number("len");
-    let armed = place["armed"].as_u64().unwrap_or(0);
+    let armed: Armed = serde_json::from_value(place["armed"].clone())?;
     let (pid, listener) = start_held(argv, &region, armed, policy, |listener| {
         control::ask(name, &Request::Follow { armed }, &[listener]).map(|_| ())
     })?;
@@ -115,7 +115,7 @@ const fn exit_status(status: i32) -> i32 {
 fn start(
     argv: Vec<OsString>,
     region: &std::ops::Range<usize>,
-    armed: u64,
+    armed: Armed,
     policy: Policy,
 ) -> io::Result<(i32, OwnedFd)> {
     start_held(argv, region, armed, policy, |_| Ok(()))
@@ -126,7 +126,7 @@ fn start(
 fn start_held(
     argv: Vec<OsString>,
     region: &std::ops::Range<usize>,
-    armed: u64,
+    armed: Armed,
     policy: Policy,
     take: impl FnOnce(i32) -> io::Result<()>,
 ) -> io::Result<(i32, OwnedFd)> {

@@ -18,11 +18,14 @@ use ext_api::limits::{
 use libos::arena::Arena;
 use libos::data::{Common, Joined};
 use libos::image::{self, Image, ImageError, Imports, NoImports};
-use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET, HOOKS_OFFSET};
+use libos::layout::{
+    self, ARENAS_OFFSET, CALLS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET, HOOKS_OFFSET,
+};
 use libos::mailbox::{EVENT_WORDS, Taken};
 use libos::manifest::Hook;
-use libos::signals::HookTable;
+use libos::signals::{CallTable, HookTable};
 
+use crate::filter::Armed;
 use crate::hooks::Happened;
 use crate::memory;
 use crate::zones::{Zones, random};
@@ -478,13 +481,20 @@ impl Sandbox {
         }
     }
 
-    /// Signals that handlers are hooked to, by bit.
+    /// Signals and system calls that handlers are hooked to.
     #[must_use]
-    pub fn armed(&self) -> u64 {
-        self.hooked(|_| true).fold(0, |armed, (hook, _)| match hook {
-            Hook::Signal { number } => armed | 1 << number,
-            _ => armed,
-        })
+    pub fn armed(&self) -> Armed {
+        let mut armed = Armed::default();
+        for (hook, _) in self.hooked(|_| true) {
+            match hook {
+                Hook::Signal { number } => armed.signals |= 1 << number,
+                Hook::Calls { set } => {
+                    armed.calls.iter_mut().zip(set).for_each(|(word, asked)| *word |= asked);
+                }
+                _ => {}
+            }
+        }
+        armed
     }
 
     /// Have the hook table say what is loaded now.
@@ -497,6 +507,15 @@ impl Sandbox {
         let table = unsafe { &*at };
         for (number, row) in (0..).zip(&table.signals) {
             let hooks = self.hooked(|hook| hook == Hook::Signal { number });
+            let handles = hooks.map(|(_, handler)| handler.handle).chain(std::iter::repeat(0));
+            row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
+        }
+        let at = self.zones.control.alias().wrapping_add(CALLS_OFFSET).cast::<CallTable>();
+        // SAFETY: as above.
+        let table = unsafe { &*at };
+        for (number, row) in table.calls.iter().enumerate() {
+            let has = |set: [u64; 8]| set[number / 64] >> (number % 64) & 1 == 1;
+            let hooks = self.hooked(|hook| matches!(hook, Hook::Calls { set } if has(set)));
             let handles = hooks.map(|(_, handler)| handler.handle).chain(std::iter::repeat(0));
             row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
         }

@@ -26,7 +26,7 @@ fn spec(libos_text: Range<u64>) -> FilterSpec {
         region: REGION,
         libos_text,
         keep_signals: false,
-        armed: 0,
+        armed: Armed::default(),
         follow_exec: false,
         follow_fork: false,
         mseal: false,

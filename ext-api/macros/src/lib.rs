@@ -106,8 +106,8 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
         return Ok(hook);
     };
     attribute.parse_nested_meta(|meta| {
-        let rule = "expected timer = \"...\", process = \"start\", \"fork\", \"exec\" or \"exit\", or \
-                    signal = \"SIG...\"";
+        let rule = "expected timer = \"...\", process = \"start\", \"fork\", \"exec\" or \"exit\", \
+                    signal = \"SIG...\", or syscall = \"openat ...\"";
         let value: LitStr = meta.value()?.parse()?;
         let process =
             |text: &str| ["start", "exec", "exit"].iter().position(|known| *known == text);
@@ -118,6 +118,8 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
                 return Err(Error::new(value.span(), "the shortest period is 1ms"));
             }
             (1, quote!(#period))
+        } else if meta.path.is_ident("syscall") {
+            (7, quote!(const { ::ext_api::calls::set(#value) }))
         } else if fork {
             (6, quote!(0))
         } else if meta.path.is_ident("signal") {
@@ -207,7 +209,12 @@ fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
         let budget_ns = handler_budget(function)?;
         let hook = hook_of(function)?;
         if take_attribute(function, "handler") | take_attribute(function, "on") {
-            handlers.push(Handler { budget_ns, hook, ..handler_of(function)? });
+            let handler = Handler { budget_ns, hook, ..handler_of(function)? };
+            if handler.hook.0 == CALLS && !(handler.out && handler.parameters.is_empty()) {
+                let rule = "expected fn(state: &State, call: &mut Call) -> Verdict";
+                return Err(Error::new(function.sig.ident.span(), rule));
+            }
+            handlers.push(handler);
         }
     }
     let state = init.as_ref().map(|init| init.state.clone());
@@ -354,7 +361,13 @@ fn return_word(kind: &Type, out: bool) -> String {
     }
 }
 
+/// `HOOK_CALLS`.
+const CALLS: u64 = 7;
+
 fn signature(handler: &Handler) -> String {
+    if handler.hook.0 == CALLS {
+        return "(call: u64) -> u64".to_owned();
+    }
     let parameters: Vec<String> = handler
         .parameters
         .iter()
@@ -376,6 +389,25 @@ fn wrapper(handler: &Handler) -> Tokens {
         quote! { __SBX_STATE.get().ok_or(::ext_api::abi::Status::Stale)?, }
     });
     let out = handler.out.then(|| quote! { &mut ::ext_api::extension::Out::new(__reply) });
+    if handler.hook.0 == CALLS {
+        return quote! {
+            #[doc(hidden)]
+            unsafe extern "C" fn #wrapper(
+                __args: *const u64,
+                __reply: *mut ::ext_api::abi::Reply,
+            ) -> u32 {
+                // SAFETY: libos hands on a block that it has made for this upcall.
+                unsafe {
+                    ::ext_api::extension::run(__reply, |__reply| {
+                        let __call = ::ext_api::calls::Call::from_word(__args.read());
+                        let __verdict = #name(#state __call);
+                        let __word = __call.decide(__verdict);
+                        Ok(::ext_api::wire::Ret::put(__word, __reply))
+                    })
+                }
+            }
+        };
+    }
     quote! {
         #[doc(hidden)]
         unsafe extern "C" fn #wrapper(
@@ -486,6 +518,9 @@ fn manifest(
         let (name, code) = (handler.name.to_string(), wrapper_name(handler));
         let signature = signature(handler);
         let (budget, (hook, hook_value)) = (handler.budget_ns, &handler.hook);
+        let set = (*hook == CALLS).then(|| quote!({ static SET: [u64; 8] = #hook_value; &SET }));
+        let set = set.unwrap_or_else(|| quote!(::core::ptr::null()));
+        let hook_value = if *hook == CALLS { &quote!(0) } else { hook_value };
         quote! {
             ::ext_api::abi::HandlerDecl {
                 name: ::ext_api::abi::Text::new(#name),
@@ -494,6 +529,7 @@ fn manifest(
                 budget_ns: #budget,
                 hook: #hook,
                 hook_value: #hook_value,
+                hook_set: #set,
             }
         }
     });
@@ -521,6 +557,9 @@ fn manifest(
 }
 
 fn client(args: &Args, handlers: &[Handler]) -> Tokens {
+    // Those on system calls are libos's alone to call.
+    let handlers: Vec<&Handler> =
+        handlers.iter().filter(|handler| handler.hook.0 != CALLS).collect();
     let count = handlers.len();
     let names = handlers.iter().map(|handler| {
         LitStr::new(&format!("{}.{}", args.name.value(), handler.name), Span::call_site())

@@ -122,6 +122,18 @@ impl<T> Grant<T> {
     }
 }
 
+impl<T> Drop for Grant<T> {
+    fn drop(&mut self) {
+        for cell in &mut self.cells {
+            let owner = *cell.owner.get_mut();
+            if owner != 0 && owner & BUSY == 0 {
+                // SAFETY: a value that was made, and nobody else has the cell any more.
+                unsafe { cell.value.get().cast::<T>().drop_in_place() };
+            }
+        }
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::Arc;

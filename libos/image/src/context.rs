@@ -12,7 +12,7 @@ use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context};
 use libos::layout::{
-    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, SECOND_STACK_OFFSET,
+    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, SCRATCH_LEN, SECOND_STACK_OFFSET,
     WINDOW_BELOW, WINDOW_LEN,
 };
 
@@ -147,6 +147,7 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
             hooks::forget(context);
             context.lent.store(0, Relaxed);
             context.room.store(0, Relaxed);
+            context.sigsys_blocked.store(0, Relaxed);
             signals::prepare_thread(index_of(context));
             true
         }
@@ -192,6 +193,7 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.deferred.store(0, Relaxed);
         context.lent.store(0, Relaxed);
         context.room.store(0, Relaxed);
+        context.sigsys_blocked.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
         context.tid.store(tid, Release);
         signals::prepare_thread(index);
@@ -206,7 +208,7 @@ fn make_stack(index: usize) -> Result<usize, sys::Errno> {
     let above_guard = GUARD_OFFSET + PAGE_LEN;
     let usable = [
         (ALT_STACK_OFFSET, ALT_STACK_LEN),
-        (SECOND_STACK_OFFSET, ALT_STACK_LEN),
+        (SECOND_STACK_OFFSET, ALT_STACK_LEN + SCRATCH_LEN),
         (above_guard, STACK_LEN - above_guard),
     ];
     for (offset, len) in usable {

@@ -106,6 +106,7 @@ static EXPORTS: &[Export] = exports! {
     "syscall" => files::syscall,
     "getpid" => threads::getpid,
     "getppid" => threads::getppid,
+    "setpriority" => threads::setpriority,
     "gettid" => threads::gettid,
     "getenv" => threads::getenv,
     "getauxval" => threads::getauxval,

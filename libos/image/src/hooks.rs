@@ -49,7 +49,7 @@ pub(crate) fn offer(signal: i32, info: &Info, user: &mut UserContext) -> bool {
     if open || on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
         return known.is_some_and(|context| defer(context, signal, info, user));
     }
-    match upcalls_here(&own, tid, user, || ask(signal, info)) {
+    match upcalls_here(&own, tid, user, |_| ask(signal, info)) {
         Some(taken) => taken,
         None => known.is_some_and(|context| defer(context, signal, info, user)),
     }
@@ -84,7 +84,7 @@ pub(crate) fn upcalls_here<T>(
     own: &start::ThisProcess,
     tid: u32,
     user: &UserContext,
-    first: impl FnOnce() -> T,
+    first: impl FnOnce(&'static Context) -> T,
 ) -> Option<T> {
     let context = context::of_tid(own.pid, tid).or_else(|| {
         start::hello();
@@ -93,7 +93,7 @@ pub(crate) fn upcalls_here<T>(
         context::of_tid(own.pid, tid)
     })?;
     let mut room = Room::make(context, user)?;
-    let result = first();
+    let result = first(context);
     while room.give_back() {
         room = Room::make(context, user)?;
         events::deliver_here();

@@ -10,6 +10,7 @@
 
 mod arch;
 mod boot;
+mod calls;
 mod context;
 mod events;
 mod exports;

@@ -21,11 +21,11 @@ use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
 use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET};
 use libos::signals::{
-    Action, OURS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART, WHY_TIMER, in_mask,
+    Action, OURS, SIGSYS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART, WHY_TIMER, in_mask,
 };
 
 use crate::arch::{self, Jump, Registers};
-use crate::{boot, context, events, fault, hooks, start, sys, text, timers};
+use crate::{boot, calls, context, events, fault, hooks, start, sys, text, timers};
 
 const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
@@ -36,6 +36,8 @@ const SIGWINCH: i32 = 28;
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
 const SA_NOCLDSTOP: u64 = 1;
+/// SA_NOCLDSTOP and SA_NOCLDWAIT.
+const SA_NOCLD: u64 = 3;
 const SA_SIGINFO: u64 = 4;
 const SA_RESTORER: u64 = 0x0400_0000;
 const SA_ONSTACK: u64 = 0x0800_0000;
@@ -86,12 +88,7 @@ const FRAME_LEN: usize = 8 + size_of::<UserContext>() + 128;
 /// Take over the signals of [`OURS`] and those that are `armed`, by bit; the application's actions
 /// so far go into its table.
 pub(crate) fn take_over(armed: u64) {
-    let ours = Action {
-        handler: arch::sbx_signal_entry as *const () as u64,
-        flags: SA_SIGINFO | SA_ONSTACK | SA_RESTORER | SA_RESTART,
-        restorer: arch::sbx_restorer as *const () as u64,
-        mask: !0,
-    };
+    let ours = our_action();
     let mut released = 0;
     for signal in OURS.into_iter().chain(in_mask(armed)) {
         let mut theirs = Action::default();
@@ -100,6 +97,8 @@ pub(crate) fn take_over(armed: u64) {
             let _ = unsafe { sys::sigaction(signal, core::ptr::null(), &raw mut theirs) };
             if theirs.handler == SIG_IGN && !is_fault(signal) {
                 released |= 1 << signal;
+                // SAFETY: our private table; no other thread of this process runs yet.
+                unsafe { (&raw mut (*table()).actions[signal as usize]).write(theirs) };
                 continue;
             }
         }
@@ -117,6 +116,33 @@ pub(crate) fn take_over(armed: u64) {
     unsafe { (&raw mut (*table()).released).write(released) };
     // SAFETY: as above.
     unsafe { (&raw mut (*table()).armed).write(armed) };
+}
+
+fn our_action() -> Action {
+    Action {
+        handler: arch::sbx_signal_entry as *const () as u64,
+        flags: SA_SIGINFO | SA_ONSTACK | SA_RESTORER | SA_RESTART,
+        restorer: arch::sbx_restorer as *const () as u64,
+        mask: !0,
+    }
+}
+
+/// Does libos handle this signal?
+pub(crate) fn is_handled(signal: i32) -> bool {
+    // SAFETY: our private table.
+    let armed = unsafe { (&raw const (*table()).armed).read() };
+    OURS.contains(&signal) || armed >> signal & 1 == 1
+}
+
+/// The program has set `action` for a signal that libos handles: what it ignores the kernel ignores, as
+/// only the kernel can.
+pub(crate) fn install(signal: i32, action: &Action) {
+    let ignored = action.handler == SIG_IGN && !is_fault(signal) && signal != SIGSYS;
+    let kernels = if ignored { *action } else { our_action() };
+    let with_childrens = Action { flags: kernels.flags | action.flags & SA_NOCLD, ..kernels };
+    let kernels = if signal == SIGCHLD { with_childrens } else { kernels };
+    // SAFETY: our handler, which is made for it, or none.
+    let _ = unsafe { sys::sigaction(signal, &raw const kernels, core::ptr::null_mut()) };
 }
 
 /// Is this the signal of an instruction that failed?
@@ -170,6 +196,10 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
     if arch::mend_gate(&mut user.regs) {
         return false;
     }
+    if signal == SIGSYS && info.code == calls::SYS_SECCOMP {
+        calls::trapped(info, user);
+        return false;
+    }
     if signal == STOP && info.code == sys::SI_QUEUE && info.errno == WHY_EVENT {
         on_event(user);
         return false;
@@ -198,7 +228,7 @@ fn on_event(user: &mut UserContext) {
         return;
     }
     if let Some(own) = start::this_process() {
-        hooks::upcalls_here(&own, sys::gettid(), user, events::deliver_here);
+        hooks::upcalls_here(&own, sys::gettid(), user, |_| events::deliver_here());
     }
 }
 
@@ -211,7 +241,7 @@ fn on_timer(user: &mut UserContext) {
     if open || arch::is_between_upcalls(&mut user.regs) {
         hooks::defer_timers(context);
     } else {
-        hooks::upcalls_here(&own, tid, user, || timers::run_due(context));
+        hooks::upcalls_here(&own, tid, user, timers::run_due);
     }
 }
 

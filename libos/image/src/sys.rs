@@ -14,6 +14,7 @@ pub(crate) const ESRCH: Errno = 3;
 pub(crate) const EBADF: Errno = 9;
 pub(crate) const EAGAIN: Errno = 11;
 pub(crate) const ENOMEM: Errno = 12;
+pub(crate) const EFAULT: Errno = 14;
 pub(crate) const EINVAL: Errno = 22;
 pub(crate) const EMFILE: Errno = 24;
 pub(crate) const ENOSYS: Errno = 38;
@@ -72,7 +73,9 @@ pub(crate) mod nr {
     pub(crate) const UNLINK: usize = 87;
     pub(crate) const READLINK: usize = 89;
     pub(crate) const GETPPID: usize = 110;
+    pub(crate) const RT_SIGSUSPEND: usize = 130;
     pub(crate) const SIGALTSTACK: usize = 131;
+    pub(crate) const SETPRIORITY: usize = 141;
     pub(crate) const PRCTL: usize = 157;
     pub(crate) const GETTID: usize = 186;
     pub(crate) const FUTEX: usize = 202;
@@ -83,6 +86,12 @@ pub(crate) mod nr {
     pub(crate) const EXIT_GROUP: usize = 231;
     pub(crate) const TGKILL: usize = 234;
     pub(crate) const OPENAT: usize = 257;
+    pub(crate) const PSELECT6: usize = 270;
+    pub(crate) const PPOLL: usize = 271;
+    pub(crate) const EPOLL_PWAIT: usize = 281;
+    pub(crate) const PROCESS_VM_READV: usize = 310;
+    pub(crate) const PROCESS_VM_WRITEV: usize = 311;
+    pub(crate) const EPOLL_PWAIT2: usize = 441;
     pub(crate) const RT_TGSIGQUEUEINFO: usize = 297;
     pub(crate) const GETRANDOM: usize = 318;
     pub(crate) const EXECVEAT: usize = 322;
@@ -215,6 +224,10 @@ pub(crate) unsafe fn queue_again(signal: i32, info: *const u8) {
     let _ = unsafe { call(nr::RT_TGSIGQUEUEINFO, [pid, tid, signal as usize, info as usize]) };
 }
 
+pub(crate) fn setpriority(which: usize, who: usize, nice: usize) -> Result<usize, Errno> {
+    harmless!(nr::SETPRIORITY, which, who, nice)
+}
+
 /// How late the kernel may wake this thread, in nanoseconds.
 pub(crate) fn set_timer_slack(ns: usize) {
     const PR_SET_TIMERSLACK: usize = 29;
@@ -241,6 +254,16 @@ pub(crate) fn set_timer(number: u32, at_ns: u64) {
     // SAFETY: an itimerspec; the former one is not asked for.
     let _ =
         unsafe { call(nr::TIMER_SETTIME, [number as usize, ABSOLUTE, plan.as_ptr() as usize, 0]) };
+}
+
+/// Copy between memory of ours and memory that may not be there, by the call `number` for one's own
+/// process. False if not all of it could be had.
+pub(crate) fn copy_between(number: usize, ours: usize, theirs: usize, len: usize) -> bool {
+    let (ours, theirs) = ([ours, len], [theirs, len]);
+    let args = [getpid() as usize, ours.as_ptr() as usize, 1, theirs.as_ptr() as usize, 1, 0];
+    // SAFETY: one piece on each side; ours is memory of this size, theirs is checked by the kernel.
+    let copied = unsafe { call(number, args) };
+    copied == Ok(len)
 }
 
 /// Unblock the signals of `mask` in this thread.

@@ -65,6 +65,14 @@ pub(crate) extern "C" fn getpid() -> c_int {
     crate::sys::getpid() as c_int
 }
 
+/// Nice values of processes, whatever this one may do to them.
+pub(crate) extern "C" fn setpriority(which: c_int, who: u32, nice: c_int) -> c_int {
+    match crate::sys::setpriority(which as usize, who as usize, nice as isize as usize) {
+        Ok(_) => 0,
+        Err(errno) => fail(errno),
+    }
+}
+
 pub(crate) extern "C" fn getppid() -> c_int {
     crate::sys::getppid() as c_int
 }

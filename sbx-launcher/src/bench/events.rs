@@ -37,6 +37,23 @@ impl Child {
         }
     }
 
+    pub(super) const fn pid(&self) -> i32 {
+        self.0
+    }
+
+    /// CPU time that it has used.
+    pub(super) fn cpu_ns(&self) -> u64 {
+        let mut clock = 0;
+        // SAFETY: our own child; the kernel's C library writes a clock's number.
+        if unsafe { libc::clock_getcpuclockid(self.0, &raw mut clock) } != 0 {
+            return 0;
+        }
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel writes a timespec.
+        unsafe { libc::clock_gettime(clock, &raw mut time) };
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    }
+
     fn peer(&self, sandbox: &Sandbox) -> Peer {
         loop {
             if let Ok(peer) = sandbox.peer(self.0 as u32) {

@@ -12,7 +12,7 @@ use ext_api::client::Sandbox;
 use libos::layout::HANDLERS_OFFSET;
 
 use super::pin::{pin, time};
-use super::{BenchError, delay, events, faults, kv, pages};
+use super::{BenchError, delay, events, faults, kv, pages, service};
 
 /// A process in a sandbox of its own, as seen from outside.
 #[derive(Debug)]
@@ -119,6 +119,7 @@ fn figure(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, String> {
             faults::inside(sandbox, what, count)
         }
         what if what.starts_with("pages:") => pages::by_hook(sandbox, &what[6..], count),
+        what if what.starts_with("service-") => service::inside(sandbox, what, count),
         what if what.starts_with("delay-") => delay::inside(sandbox, what, count),
         what if what.starts_with("event-") => events::inside(sandbox, what, count),
         _ => kv::inside(sandbox, what, count),

@@ -357,6 +357,19 @@ pub(crate) struct Registers {
     others: [u64; 5],
 }
 
+impl Registers {
+    /// Arguments of a system call that was about to be made.
+    pub(crate) const fn call_args(&self) -> [u64; 6] {
+        let [r8, r9, r10, ..] = self.r8_to_r15;
+        [self.rdi, self.rsi, self.rdx, r10, r8, r9]
+    }
+
+    /// Its result.
+    pub(crate) const fn set_result(&mut self, result: u64) {
+        self.rax = result;
+    }
+}
+
 /// How to enter an application's signal handler.
 #[derive(Debug)]
 #[repr(C)]

@@ -1,0 +1,57 @@
+//! Which program touches which file, as JSON lines in the sandbox's log; and a folder that nobody may.
+
+use ext_api::prelude::*;
+
+/// The extension `audit`.
+#[extension(name = "audit", kill_safe)]
+pub mod audit {
+    use std::fmt::Write;
+
+    use ext_api::prelude::*;
+    use ext_api::shared::Counter;
+
+    const EACCES: i32 = 13;
+
+    /// What all processes share.
+    #[derive(Debug)]
+    pub struct State {
+        deny: Option<Vec<u8>>,
+        seen: Counter,
+        denied: Counter,
+    }
+
+    /// `deny`: what begins like this is refused.
+    #[init]
+    fn init(_cx: &Cx, config: Config) -> Result<State, ConfigError> {
+        let deny = config.get("deny", String::new())?.into_bytes();
+        let deny = Some(deny).filter(|deny| !deny.is_empty());
+        Ok(State { deny, seen: Counter::new(), denied: Counter::new() })
+    }
+
+    /// A program is about to use a path.
+    #[on(syscall = "open openat openat2 creat unlink unlinkat rename mkdir mkdirat rmdir truncate")]
+    fn touched(state: &State, call: &mut Call) -> Verdict {
+        let name = call.name();
+        let at = usize::from(name.contains("at") && !matches!(name, "creat" | "truncate"));
+        let Some(path) = call.path(at) else { return Verdict::Pass };
+        let denied = state.deny.as_ref().is_some_and(|deny| path.starts_with(deny));
+        let mut line = format!("{{\"pid\":{},\"call\":\"{name}\",\"path\":\"", Cx::pid());
+        for byte in path {
+            let _ = match byte {
+                b'"' | b'\\' => write!(line, "\\{}", char::from(*byte)),
+                b' '..=b'~' => write!(line, "{}", char::from(*byte)),
+                other => write!(line, "\\u{other:04x}"),
+            };
+        }
+        println!("{line}\",\"refused\":{denied}}}");
+        state.seen.add(1);
+        state.denied.add(u64::from(denied));
+        if denied { Verdict::Refuse(EACCES) } else { Verdict::Pass }
+    }
+
+    /// Calls so far: 0 all, 1 those that were refused.
+    #[handler]
+    fn calls(state: &State, which: u64) -> u64 {
+        if which == 0 { state.seen.sum() } else { state.denied.sum() }
+    }
+}

@@ -1,0 +1,172 @@
+//! A CPU service manager: tasks say how far they are, and whatever delays one that is behind gets a
+//! worse nice value until it is in time again.
+
+#![expect(unsafe_code, reason = "sets nice values")]
+
+use ext_api::prelude::*;
+
+/// The extension `manager`.
+#[extension(name = "manager", kill_safe)]
+pub mod manager {
+    use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
+    use std::time::Duration;
+
+    use ext_api::prelude::*;
+    use ext_api::timer::{Timer, TimerId};
+
+    /// Tasks, and programs that are in their way.
+    const TASKS_MAX: usize = 16;
+    const OTHERS_MAX: usize = 64;
+    /// How far a task may be behind, in nanoseconds of its work.
+    const BEHIND_NS: u64 = 300_000;
+    /// Nice value of the others while a task is behind.
+    const NICE: i32 = 19;
+
+    /// A periodic task.
+    #[derive(Debug, Default)]
+    struct Task {
+        period_ns: AtomicU64,
+        need_ns: AtomicU64,
+        /// When its period began, and how much of its work is done since.
+        released_ns: AtomicU64,
+        done_ns: AtomicU64,
+        periods: AtomicU64,
+        violations: AtomicU64,
+    }
+
+    /// What all processes share.
+    #[derive(Debug)]
+    pub struct State {
+        tasks: [Task; TASKS_MAX],
+        others: [AtomicU32; OTHERS_MAX],
+        nice: AtomicI32,
+        /// Does every report of a task adapt?
+        in_context: AtomicBool,
+        changes: AtomicU64,
+        timer: AtomicU64,
+    }
+
+    #[init]
+    fn init(_cx: &Cx) -> Result<State, String> {
+        Ok(State {
+            tasks: std::array::from_fn(|_| Task::default()),
+            others: std::array::from_fn(|_| AtomicU32::new(0)),
+            nice: AtomicI32::new(0),
+            in_context: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
+            timer: AtomicU64::new(0),
+        })
+    }
+
+    fn task(state: &State, index: u64) -> Result<&Task, String> {
+        let none = || format!("there is no task {index}; the last one is {}", TASKS_MAX - 1);
+        state.tasks.get(index as usize).ok_or_else(none)
+    }
+
+    /// Task `index` needs so much CPU time in each period.
+    #[handler]
+    fn add_task(state: &State, index: u64, period_ns: u64, need_ns: u64) -> Result<(), String> {
+        let task = task(state, index)?;
+        for word in [&task.periods, &task.violations, &task.released_ns, &task.done_ns] {
+            word.store(0, Relaxed);
+        }
+        task.need_ns.store(need_ns, Relaxed);
+        task.period_ns.store(period_ns, Relaxed);
+        Ok(())
+    }
+
+    /// The process `pid` is in the way of tasks.
+    #[handler]
+    fn add_other(state: &State, pid: u64) -> Result<(), String> {
+        let free = state
+            .others
+            .iter()
+            .find(|other| other.compare_exchange(0, pid as u32, Relaxed, Relaxed).is_ok());
+        free.map(|_| ()).ok_or_else(|| format!("{OTHERS_MAX} others are known already"))
+    }
+
+    /// Forget tasks and others.
+    #[handler]
+    fn forget(state: &State) {
+        state.tasks.iter().for_each(|task| task.need_ns.store(0, Relaxed));
+        state.others.iter().for_each(|other| other.store(0, Relaxed));
+        state.nice.store(0, Relaxed);
+        state.changes.store(0, Relaxed);
+    }
+
+    /// A task says how far it is. This is where the manager runs, if it runs in the tasks' context.
+    #[handler]
+    fn progress(state: &State, index: u64, released_ns: u64, done_ns: u64) -> Result<(), String> {
+        let task = task(state, index)?;
+        task.released_ns.store(released_ns, Relaxed);
+        task.done_ns.store(done_ns, Relaxed);
+        if state.in_context.load(Relaxed) {
+            adapt_to(state, Cx::now_ns());
+        }
+        Ok(())
+    }
+
+    /// A period is over.
+    #[handler]
+    fn over(state: &State, index: u64, too_late: bool) -> Result<(), String> {
+        let task = task(state, index)?;
+        task.periods.fetch_add(1, Relaxed);
+        task.violations.fetch_add(u64::from(too_late), Relaxed);
+        Ok(())
+    }
+
+    /// Run the policy where the tasks run: at each of their reports, and every millisecond in whichever
+    /// of those that lend themselves runs.
+    #[handler]
+    fn manage_in_context(state: &State, on: bool) -> Result<(), CallError> {
+        let former = TimerId::from_raw(state.timer.swap(0, Relaxed));
+        Cx::stop_timer(former);
+        state.in_context.store(on, Relaxed);
+        if on {
+            let each = Duration::from_millis(1);
+            let timer = Timer::after(each).every(each).to(To::running());
+            let started = Cx::start_timer(timer, Cx::find("manager.adapt")?, [0; 2])?;
+            state.timer.store(started.to_raw(), Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Run the policy once.
+    #[handler]
+    fn adapt(state: &State) {
+        adapt_to(state, Cx::now_ns());
+    }
+
+    /// The policy: the others are nice while a task is behind.
+    fn adapt_to(state: &State, now: u64) {
+        let is_behind = |task: &Task| {
+            let (need, done) = (task.need_ns.load(Relaxed), task.done_ns.load(Relaxed));
+            let since = now.saturating_sub(task.released_ns.load(Relaxed));
+            let period = task.period_ns.load(Relaxed).max(1);
+            let planned = u128::from(need) * u128::from(since.min(period)) / u128::from(period);
+            done < need && planned as u64 > done + BEHIND_NS
+        };
+        let nice = if state.tasks.iter().any(is_behind) { NICE } else { 0 };
+        if state.nice.swap(nice, Relaxed) == nice {
+            return;
+        }
+        state.changes.fetch_add(1, Relaxed);
+        for pid in state.others.iter().map(|other| other.load(Relaxed)).filter(|pid| *pid != 0) {
+            // SAFETY: takes numbers only.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, nice) };
+        }
+    }
+
+    /// Of all tasks: 0 periods, 1 those that ended too late, 2 how often the policy changed something.
+    #[handler]
+    fn figure(state: &State, which: u64) -> u64 {
+        let sum = |of: fn(&Task) -> &AtomicU64| {
+            state.tasks.iter().map(|task| of(task).load(Relaxed)).sum()
+        };
+        match which {
+            0 => sum(|task| &task.periods),
+            1 => sum(|task| &task.violations),
+            _ => state.changes.load(Relaxed),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! System calls of a program that extensions are hooked to.
+//!
+//! ```text
+//!  program ── syscall ──► filter: not from libos ──► SIGSYS ──► each hook in turn, as an upcall
+//!                                                                  │ pass          │ answer, refuse
+//!  program ◄── result ── kernel ◄── policy ◄── the same call, from libos           ▼
+//!                                                                               program
+//! ```
+//!
+//! A thread that has SIGSYS blocked when it makes such a call is killed by the kernel. So the calls
+//! that change signal masks come here as well, and what the program says of SIGSYS is kept apart.
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use ext_api::abi::{CALL_TAKEN, CallBlock, Reply, Status};
+use ext_api::limits::STACK_LEN;
+use libos::data::Context;
+use libos::layout::{CALLS_OFFSET, SCRATCH_LEN, SCRATCH_OFFSET};
+use libos::signals::{Action, CallTable, OURS, SIGNALS, UNBLOCKABLE};
+
+use crate::arch::{sbx_call, syscall6};
+use crate::signals::{Info, UserContext, is_handled, table};
+use crate::sys::{EFAULT, Errno, nr};
+use crate::{boot, context, hooks, signals, start, sys};
+
+/// `si_code` of a call that the filter has sent here.
+pub(crate) const SYS_SECCOMP: i32 = 1;
+const SIGSYS: u64 = 31;
+const SIGSYS_BIT: u64 = 1 << (SIGSYS - 1);
+
+fn call_table() -> &'static CallTable {
+    let at = (boot::place().base + CALLS_OFFSET) as *const CallTable;
+    // SAFETY: in the control zone, which is mapped in every participant; all atomics.
+    unsafe { &*at }
+}
+
+/// A call has been trapped: do what it was to do, and put its result where the program looks for it.
+pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
+    let number = info.value as u32 as usize;
+    let mut args = user.regs.call_args().map(|arg| arg as usize);
+    let mut own_mask = None;
+    let result = match number {
+        nr::RT_SIGACTION => sigaction(args),
+        nr::RT_SIGPROCMASK => sigprocmask(args, user),
+        nr::RT_SIGSUSPEND => with_mask(number, args, 0, user),
+        nr::PPOLL => with_mask(number, args, 3, user),
+        nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => with_mask(number, args, 4, user),
+        nr::PSELECT6 => match copy_in::<[usize; 2]>(args[5]) {
+            // A pointer to the mask and its length.
+            Some([mask, len]) if mask != 0 => match copy_in::<u64>(mask) {
+                Some(mask) => {
+                    let mask = own_mask.insert(mask & !SIGSYS_BIT);
+                    let block = [core::ptr::from_ref(mask) as usize, len];
+                    args[5] = block.as_ptr() as usize;
+                    perform(number, args, user)
+                }
+                None => -(EFAULT as isize),
+            },
+            _ => perform(number, args, user),
+        },
+        _ => hooked(number, args, user),
+    };
+    user.regs.set_result(result as u64);
+}
+
+/// A call with a signal mask at the address in argument `at`.
+fn with_mask(number: usize, mut args: [usize; 6], at: usize, user: &UserContext) -> isize {
+    let own_mask;
+    if args[at] != 0 {
+        let Some(mask) = copy_in::<u64>(args[at]) else { return -(EFAULT as isize) };
+        own_mask = mask & !SIGSYS_BIT;
+        args[at] = &raw const own_mask as usize;
+    }
+    perform(number, args, user)
+}
+
+/// Make the call for the program: signals come as if it made it.
+fn perform(number: usize, args: [usize; 6], user: &UserContext) -> isize {
+    sys::set_mask(user.mask & !SIGSYS_BIT);
+    // SAFETY: the program's own call; what it does to the program's memory is the program's wish, and
+    // that of the region is not reachable by the calls that come here.
+    let result = unsafe { syscall6(number, args) };
+    sys::set_mask(!0);
+    result
+}
+
+/// Ask the hooks; the call's result.
+fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
+    let Some(own) = start::this_process().filter(|own| own.pid == sys::getpid()) else {
+        // A child of vfork, in its parent's memory.
+        return perform(number, args, user);
+    };
+    let mut block = CallBlock {
+        number: number as u64,
+        args: args.map(|arg| arg as u64),
+        value: 0,
+        scratch: core::ptr::null_mut(),
+        scratch_len: 0,
+        scratch_used: 0,
+    };
+    let tid = sys::gettid();
+    let open = context::of_tid(own.pid, tid)
+        .is_some_and(|context| !context.sequence.load(Relaxed).is_multiple_of(2));
+    // A signal handler of the program on top of an upcall: nobody can be asked.
+    let answer = if open {
+        None
+    } else {
+        hooks::upcalls_here(&own, tid, user, |context| ask(context, &mut block))
+    };
+    match answer {
+        Some(true) => block.value as isize,
+        _ => perform(number, block.args.map(|arg| arg as usize), user),
+    }
+}
+
+/// True if a hook has dealt with the call.
+fn ask(context: &Context, block: &mut CallBlock) -> bool {
+    let room = boot::place().stacks() + context::index_of(context) * STACK_LEN + SCRATCH_OFFSET;
+    (block.scratch, block.scratch_len) = (room as *mut u8, SCRATCH_LEN);
+    let Some(row) = call_table().calls.get(block.number as usize) else { return false };
+    row.iter().map(|hook| hook.load(Acquire)).take_while(|&handle| handle != 0).any(|handle| {
+        let (words, mut reply) = ([core::ptr::from_mut(block) as u64], Reply::empty());
+        // What a handler that fails has changed is nobody's wish.
+        let before = block.args;
+        // SAFETY: hooks on calls take a block and return a word; the reply is ours.
+        let status = unsafe { sbx_call(handle, words.as_ptr(), &raw mut reply) };
+        if status != Status::Ok as u32 {
+            block.args = before;
+            return false;
+        }
+        reply.word == CALL_TAKEN
+    })
+}
+
+/// `rt_sigaction`, for every signal: SIGSYS is never blocked by a handler's mask, and what libos handles
+/// the program finds as it has set it.
+fn sigaction([signal, new, old, len, ..]: [usize; 6]) -> isize {
+    let result = (|| -> Result<(), Errno> {
+        let action = match new {
+            0 => None,
+            at => Some(copy_in::<Action>(at).ok_or(EFAULT)?),
+        };
+        let mut former = Action::default();
+        if signal < SIGNALS && is_handled(signal as i32) && len == 8 {
+            // SAFETY: our private table; `signal` fits.
+            let entry = unsafe { &raw mut (*table()).actions[signal] };
+            // SAFETY: whole words.
+            former = unsafe { entry.read_volatile() };
+            if let Some(mut action) = action {
+                action.mask &= !UNBLOCKABLE;
+                // SAFETY: as above.
+                unsafe { entry.write_volatile(action) };
+                signals::install(signal as i32, &action);
+            }
+        } else {
+            let kernels = action.map(|action| Action { mask: action.mask & !SIGSYS_BIT, ..action });
+            let at = kernels.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+            let args = [signal, at as usize, &raw mut former as usize, len];
+            // SAFETY: an action of the program's or none, and room for the former one.
+            unsafe { sys::call(nr::RT_SIGACTION, args) }?;
+        }
+        if old != 0 && !copy_out(old, &former) {
+            return Err(EFAULT);
+        }
+        Ok(())
+    })();
+    result.err().map_or(0, |errno| -(errno as isize))
+}
+
+/// `rt_sigprocmask`: what it sets is set when the handler returns.
+fn sigprocmask([how, new, old, len, ..]: [usize; 6], user: &mut UserContext) -> isize {
+    const EINVAL: isize = -(sys::EINVAL as isize);
+    const BLOCK: usize = 0;
+    const UNBLOCK: usize = 1;
+    const SET: usize = 2;
+    if len != 8 {
+        return EINVAL;
+    }
+    let context = start::this_process().and_then(|own| context::of_tid(own.pid, sys::gettid()));
+    let kept = context.map_or(0, |context| context.sigsys_blocked.load(Relaxed));
+    let former = user.mask & !SIGSYS_BIT | u64::from(kept) << (SIGSYS - 1);
+    if new != 0 {
+        let Some(given) = copy_in::<u64>(new) else { return -(EFAULT as isize) };
+        let mask = match how {
+            BLOCK => former | given,
+            UNBLOCK => former & !given,
+            SET => given,
+            _ => return EINVAL,
+        };
+        if let Some(context) = context {
+            context.sigsys_blocked.store(u32::from(mask & SIGSYS_BIT != 0), Relaxed);
+        }
+        user.mask = mask & !SIGSYS_BIT & !UNBLOCKABLE;
+    }
+    if old != 0 && !copy_out(old, &former) {
+        return -(EFAULT as isize);
+    }
+    0
+}
+
+/// A value of the program's, if it can be read.
+fn copy_in<T: Copy>(at: usize) -> Option<T> {
+    let mut value = core::mem::MaybeUninit::<T>::uninit();
+    let copied =
+        sys::copy_between(nr::PROCESS_VM_READV, value.as_mut_ptr() as usize, at, size_of::<T>());
+    // SAFETY: the kernel has written it whole; every `T` here is made of integers.
+    copied.then(|| unsafe { value.assume_init() })
+}
+
+/// Give a value to the program. False if it cannot be written.
+fn copy_out<T: Copy>(at: usize, value: &T) -> bool {
+    let from = core::ptr::from_ref(value) as usize;
+    sys::copy_between(nr::PROCESS_VM_WRITEV, from, at, size_of::<T>())
+}
+
+const _: () = assert!(OURS.len() < SIGNALS);
