@@ -109,9 +109,9 @@ impl Call {
         let to = self.block.scratch.wrapping_add(self.block.scratch_used);
         for len in 0..room {
             // SAFETY: as a path it is readable up to its zero; if not, this upcall ends here.
-            let byte = unsafe { from.add(len).read_volatile() };
+            let byte = unsafe { from.wrapping_add(len).read_volatile() };
             // SAFETY: within the scratch room, which is ours for this call.
-            unsafe { to.add(len).write(byte) };
+            unsafe { to.wrapping_add(len).write(byte) };
             if byte == 0 {
                 self.block.scratch_used += len + 1;
                 self.block.args[index] = to as u64;
@@ -133,7 +133,7 @@ impl Call {
         // SAFETY: within the scratch room, which is ours for this call; `path` may lie in it as well.
         unsafe { core::ptr::copy(path.as_ptr(), to, path.len()) };
         // SAFETY: as above.
-        unsafe { to.add(path.len()).write(0) };
+        unsafe { to.wrapping_add(path.len()).write(0) };
         self.block.scratch_used += path.len() + 1;
         self.block.args[index] = to as u64;
         true

@@ -59,6 +59,7 @@ fn benchmarks_measure_every_goal() {
         ("faults", 7, 5),
         ("events", 13, 8),
         ("delay", 32, 4),
+        ("service", 2, 1),
     ] {
         let (found, rows) = goals_and_rows(bench);
         assert!(rows.len() >= rows_min, "{bench}: {} rows", rows.len());

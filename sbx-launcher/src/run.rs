@@ -3,16 +3,18 @@
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use crate::control::{self, Request, Server};
 use crate::filter::{self, Armed};
-use crate::follow::Listener;
+use crate::follow::{Listener, pidfd};
 use crate::policy::Policy;
 use crate::sandbox::Sandbox;
 use crate::supervisor::{End, Supervisor};
+use crate::worker;
 
 /// Exit status for errors of the launcher itself.
 pub const LAUNCHER_FAILED: i32 = 125;
@@ -43,12 +45,13 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
     }
     let region = supervisor.sandbox.zones.place.shared();
     let armed = supervisor.sandbox.armed();
-    let (pid, fd) = start(command.argv, &region, armed, command.policy)?;
+    let (started, fd) = start_held(command.argv, &region, armed, command.policy, |_| Ok(()))?;
     supervisor.add_listener(Listener { fd, armed });
-    supervisor.set_command(pid);
+    supervisor.set_command(started.pid);
     let End::Command(status) = supervisor.serve() else {
         return Ok(0);
     };
+    started.explain();
     // What the command left behind still needs a supervisor; the shell wants its status now.
     supervisor.dismiss_keeper();
     if supervisor.alive() > 0 {
@@ -77,10 +80,12 @@ pub fn in_named_sandbox(
     let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
     let region = number("base")..number("base") + number("len");
     let armed: Armed = serde_json::from_value(place["armed"].clone())?;
-    let (pid, listener) = start_held(argv, &region, armed, policy, |listener| {
+    let (started, listener) = start_held(argv, &region, armed, policy, |listener| {
         control::ask(name, &Request::Follow { armed }, &[listener]).map(|_| ())
     })?;
+    // The supervisor's is the only one: it is to be closed when that dies.
     drop(listener);
+    let pid = started.pid;
     for signal in [libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: ignoring a signal runs no code.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
@@ -96,6 +101,7 @@ pub fn in_named_sandbox(
             unsafe { libc::raise(libc::SIGSTOP) };
         }
     }
+    started.explain();
     Ok(exit_status(status))
 }
 
@@ -112,69 +118,163 @@ const fn exit_status(status: i32) -> i32 {
     if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
 }
 
-fn start(
-    argv: Vec<OsString>,
-    region: &std::ops::Range<usize>,
-    armed: Armed,
-    policy: Policy,
-) -> io::Result<(i32, OwnedFd)> {
-    start_held(argv, region, armed, policy, |_| Ok(()))
+/// What the launcher and the command's process say to each other before its exec, in memory that they
+/// share: from the filter on, each of its system calls may be one that extensions are hooked to, and
+/// there is no extension yet.
+#[derive(Debug)]
+#[repr(C)]
+struct Words {
+    /// Number of the listener in the child and 1, or [`FAILED`]; 0 before.
+    listener: AtomicU32,
+    /// 1: the child may execute the command.
+    go: AtomicU32,
+    /// Why there is no filter, or why the command could not be executed; 0 if it could.
+    errno: AtomicU32,
 }
 
-/// Fork; in the child install the filter, hand its listener over, execute. The child waits until
-/// `take` has seen to the listener.
+const FAILED: u32 = u32::MAX;
+
+impl Words {
+    fn new() -> io::Result<&'static Self> {
+        let (prot, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping wherever the kernel likes.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, prot, flags, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: mapped for good, zero, and all atomics.
+        Ok(unsafe { &*at.cast() })
+    }
+
+    /// Say a word.
+    fn set(word: &AtomicU32, value: u32) {
+        word.store(value, SeqCst);
+        // SAFETY: a word of shared memory.
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1) };
+    }
+
+    /// What has been said, or 0 if nothing was for a while.
+    fn get(word: &AtomicU32) -> u32 {
+        let moment = libc::timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        let at = word.as_ptr();
+        // SAFETY: a word of shared memory and a time.
+        unsafe { libc::syscall(libc::SYS_futex, at, libc::FUTEX_WAIT, 0, &raw const moment) };
+        word.load(SeqCst)
+    }
+}
+
+/// A command that has been started.
+#[derive(Debug)]
+struct Started {
+    pid: i32,
+    program: CString,
+    words: &'static Words,
+}
+
+impl Started {
+    /// Say why the command could not be executed, if it could not.
+    fn explain(&self) {
+        let errno = self.words.errno.load(SeqCst);
+        if errno != 0 {
+            let error = io::Error::from_raw_os_error(errno as i32);
+            eprintln!("sbx-launcher: {}: {error}", self.program.to_string_lossy());
+        }
+    }
+}
+
+/// Fork; in the child install the filter and execute. The child waits until `take` has seen to the
+/// filter's listener.
 fn start_held(
     argv: Vec<OsString>,
     region: &std::ops::Range<usize>,
     armed: Armed,
     policy: Policy,
     take: impl FnOnce(i32) -> io::Result<()>,
-) -> io::Result<(i32, OwnedFd)> {
+) -> io::Result<(Started, OwnedFd)> {
     let program = filter::build(region, armed, policy).map_err(io::Error::other)?;
     let argv = argv
         .into_iter()
         .map(|arg| CString::new(arg.into_vec()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an argument contains a NUL"))?;
-    let mut pair = [0; 2];
-    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
-    // SAFETY: the kernel writes two descriptors.
-    if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: both were just made for us.
-    let [ours, theirs] = pair.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let words = Words::new()?;
+    let launcher = std::process::id();
     // SAFETY: one thread, so the child may do anything.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        drop(ours);
-        become_command(&program, &argv, &theirs);
+        become_command(&program, &argv, words, launcher);
     }
-    drop(theirs);
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }
-    let received = control::receive(&ours);
-    let (text, mut fds) = received.unwrap_or_else(|_| ("the child died".into(), Vec::new()));
-    let Some(listener) = fds.pop() else {
-        let mut status = 0;
-        // SAFETY: our own child, which ends at once.
-        unsafe { libc::waitpid(pid, &raw mut status, 0) };
-        return Err(io::Error::other(text));
+    let refused = |error: io::Error| {
+        // SAFETY: our own child, which is not reaped yet.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        // SAFETY: as above.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        error
     };
-    if let Err(error) = take(listener.as_raw_fd()) {
-        drop(ours);
-        let mut status = 0;
-        // SAFETY: our own child, which ends at once.
-        unsafe { libc::waitpid(pid, &raw mut status, 0) };
-        return Err(error);
+    let listener = listener_of(pid, words).map_err(refused)?;
+    take(listener.as_raw_fd()).map_err(refused)?;
+    Words::set(&words.go, 1);
+    let program = argv.into_iter().next().unwrap_or_default();
+    Ok((Started { pid, program, words }, listener))
+}
+
+/// The listener of the filter that the child `pid` installs.
+fn listener_of(pid: i32, words: &Words) -> io::Result<OwnedFd> {
+    let number = loop {
+        match Words::get(&words.listener) {
+            // SAFETY: looks at our own child, which stays to be waited for.
+            0 if unsafe { libc::kill(pid, 0) } != 0 || has_ended(pid) => {
+                return Err(io::Error::other("the child died"));
+            }
+            0 => {}
+            FAILED => {
+                let errno = words.errno.load(SeqCst) as i32;
+                return Err(if errno == libc::EBUSY {
+                    io::Error::other(
+                        "this process is in a sandbox already, or another seccomp listener watches \
+                         it: a process is in one sandbox at most",
+                    )
+                } else {
+                    let error = io::Error::from_raw_os_error(errno);
+                    io::Error::other(format!("installing the seccomp filter: {error}"))
+                });
+            }
+            number => break number - 1,
+        }
+    };
+    let process = pidfd(pid as u32).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    if fd < 0 {
+        let error = io::Error::last_os_error();
+        return Err(io::Error::other(format!("taking over the seccomp listener: {error}")));
     }
-    control::send(&ours, "go", &[])?;
-    Ok((pid, listener))
+    // SAFETY: the kernel just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Has our child `pid` ended? It stays to be waited for.
+fn has_ended(pid: i32) -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: plain numbers.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: our own child, and room for what is said of it.
+    let done = unsafe { libc::waitid(libc::P_PID, pid as u32, &raw mut info, options) };
+    // SAFETY: filled in by the kernel, or zero.
+    done == 0 && unsafe { info.si_pid() } != 0
 }
 
 /// The child, until exec.
-fn become_command(program: &[seccompiler::sock_filter], argv: &[CString], to: &OwnedFd) -> ! {
+fn become_command(
+    program: &[seccompiler::sock_filter],
+    argv: &[CString],
+    words: &Words,
+    launcher: u32,
+) -> ! {
     // SAFETY: a set is plain bits.
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: the command starts with no signal blocked by us.
@@ -182,36 +282,29 @@ fn become_command(program: &[seccompiler::sock_filter], argv: &[CString], to: &O
     // Rust ignores SIGPIPE in its own programs; the command has it as usual.
     // SAFETY: the default action runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    let listener = match filter::install(program) {
-        Ok(listener) => listener,
+    let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+    // Nobody would follow the exec.
+    worker::end_with(launcher);
+    // From here on this process makes no call that a handler can be hooked to.
+    match filter::install(program) {
+        Ok(listener) => Words::set(&words.listener, listener.into_raw_fd() as u32 + 1),
         Err(error) => {
-            let text = if error.raw_os_error() == Some(libc::EBUSY) {
-                "this process is in a sandbox already, or another seccomp listener watches it: a \
-                 process is in one sandbox at most"
-                    .to_owned()
-            } else {
-                format!("installing the seccomp filter: {error}")
-            };
-            let _ = control::send(to, &text, &[]);
+            words.errno.store(error.raw_os_error().unwrap_or(libc::EIO) as u32, SeqCst);
+            Words::set(&words.listener, FAILED);
             // SAFETY: ends the child.
             unsafe { libc::_exit(LAUNCHER_FAILED) }
         }
-    };
-    let _ = control::send(to, "listener", &[listener.as_raw_fd()]);
-    drop(listener);
-    if control::receive(to).is_err() {
-        // SAFETY: ends the child: nobody will follow its exec.
-        unsafe { libc::_exit(LAUNCHER_FAILED) }
     }
-    let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
-    pointers.push(std::ptr::null());
+    while Words::get(&words.go) == 0 {}
+    // SAFETY: takes numbers only: the command outlives the launcher.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
     // SAFETY: texts that end with zeros, and an array that ends with a null.
     unsafe { libc::execvp(pointers[0], pointers.as_ptr()) };
-    let error = io::Error::last_os_error();
-    eprintln!("sbx-launcher: {}: {error}", argv[0].to_string_lossy());
-    let missing = error.raw_os_error() == Some(libc::ENOENT);
+    let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    words.errno.store(errno as u32, SeqCst);
     // SAFETY: ends the child, as a shell would.
-    unsafe { libc::_exit(if missing { 127 } else { 126 }) }
+    unsafe { libc::_exit(if errno == libc::ENOENT { 127 } else { 126 }) }
 }
 
 /// Make a named sandbox and leave its supervisor behind.

@@ -169,7 +169,7 @@ fn serve(
 }
 
 /// Whoever supervises next begins anew what this worker was doing.
-fn end_with(supervisor: u32) {
+pub(crate) fn end_with(supervisor: u32) {
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     // SAFETY: takes nothing.

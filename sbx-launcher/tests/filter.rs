@@ -26,7 +26,7 @@ fn spec(libos_text: Range<u64>) -> FilterSpec {
         region: REGION,
         libos_text,
         keep_signals: false,
-        armed: Armed::default(),
+        armed: sbx_launcher::filter::Armed::default(),
         follow_exec: false,
         follow_fork: false,
         mseal: false,

@@ -20,7 +20,7 @@ fn spec(policy: Policy) -> FilterSpec {
         region: REGION,
         libos_text: TEXT,
         keep_signals: true,
-        armed: Armed::default(),
+        armed: super::Armed::default(),
         follow_exec: true,
         follow_fork: true,
         mseal: false,
@@ -161,7 +161,7 @@ proptest! {
             follow_exec: exec,
             follow_fork: fork,
             keep_signals: signals,
-            armed: Armed::default(),
+            armed: super::Armed::default(),
             mseal,
             ..spec(policy)
         };

@@ -1,0 +1,175 @@
+//! System calls of unmodified programs, seen and changed by extensions.
+
+use std::process::Command;
+
+use integration::{Ended, Sandbox, Scratch, built, compile, launcher, run};
+use serde_json::Value;
+
+fn through(test: &str) -> Sandbox {
+    let sandbox = Sandbox::up(test);
+    sandbox.load(&built("libthrough.so"));
+    sandbox
+}
+
+fn count(sandbox: &Sandbox, number: u64) -> u64 {
+    let ended = sandbox.call(&["through.count", &number.to_string()]);
+    ended.stdout.trim().parse().unwrap_or_else(|_| panic!("{ended:?}"))
+}
+
+const ALL: u64 = 512;
+
+/// Run a command with a handler on every call that lets it through, and without: same end, same output.
+fn same(sandbox: &Sandbox, argv: &[&str]) -> Ended {
+    let before = count(sandbox, ALL);
+    let inside = sandbox.run(argv);
+    let outside = run(Command::new(argv[0]).args(&argv[1..]));
+    assert_eq!(inside, outside, "{argv:?}");
+    assert!(count(sandbox, ALL) > before, "{argv:?} made no call");
+    inside
+}
+
+#[test]
+fn programs_do_not_notice_a_handler_that_lets_every_call_through() {
+    let sandbox = through("through-all");
+    let exact = compile("cc", "exact", &[]);
+    let exact_static = compile("cc", "exact", &["-static"]);
+    let exact_musl = compile("musl-gcc", "exact", &["-static"]);
+    for program in [&exact, &exact_static, &exact_musl] {
+        let ended = same(&sandbox, &[program.text()]);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "as without\n"));
+    }
+    let shell = "ls /usr/bin | sort | md5sum; for i in 1 2 3; do (echo $i; exit 3); done; \
+                 trap 'echo got' USR1; kill -USR1 $$; sleep 0.1 & wait; echo $?; \
+                 seq 50000 | awk '{s+=$1} END {print s}' | tee /dev/null";
+    same(&sandbox, &["/bin/bash", "-c", shell]);
+    let python = "
+import multiprocessing, os, signal, subprocess, threading, time
+print(subprocess.check_output(['uname']))
+def square(x): return x * x
+with multiprocessing.get_context('fork').Pool(2) as pool: print(pool.map(square, range(10)))
+threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(50)]
+[t.start() for t in threads]; [t.join() for t in threads]
+signal.signal(signal.SIGALRM, lambda *_: print('alarm'))
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+time.sleep(0.2)
+r, w = os.pipe()
+pid = os.fork()
+if not pid: os.write(w, b'hi'); os._exit(4)
+print(os.read(r, 2), os.waitpid(pid, 0)[1])
+";
+    same(&sandbox, &["/usr/bin/python3", "-c", python]);
+    let node = "const {execSync} = require('child_process'); \
+                console.log(execSync('echo hi').toString()); \
+                const {Worker} = require('worker_threads'); \
+                new Worker('require(\"fs\").readFileSync(\"/etc/passwd\")', {eval: true}) \
+                .on('exit', code => console.log('exit', code))";
+    same(&sandbox, &["/usr/bin/node", "-e", node]);
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    same(&sandbox, &["git", "-C", root, "log", "--oneline", "-n", "20"]);
+    let object = Scratch::new("exact.o");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/exact.c");
+    same(&sandbox, &["gcc", "-O1", "-c", "-o", object.text(), source]);
+}
+
+#[test]
+fn a_static_go_program_is_seen_as_well() {
+    let folder = Scratch::new("go-calls");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let source = folder.0.join("main.go");
+    let text = "package main\nimport (\"fmt\"; \"os\"; \"os/exec\"; \"sync\")\nfunc main() {\n\
+                var wait sync.WaitGroup\nfor i := 0; i < 100; i++ {\nwait.Add(1)\n\
+                go func() { defer wait.Done(); os.ReadFile(\"/etc/passwd\") }()\n}\nwait.Wait()\n\
+                out, _ := exec.Command(\"echo\", \"hi\").Output()\nfmt.Print(string(out))\n}\n";
+    std::fs::write(&source, text).expect("a scratch file");
+    let program = folder.0.join("program");
+    let mut go = Command::new("go");
+    go.args(["build", "-o"]).arg(&program).arg(&source).env("CGO_ENABLED", "0");
+    go.env("GOCACHE", folder.0.join("cache")).env("GOFLAGS", "-mod=mod").current_dir(&folder.0);
+    let ended = run(&mut go);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    let sandbox = through("through-go");
+    same(&sandbox, &[program.to_str().expect("a UTF-8 path")]);
+    assert!(count(&sandbox, 257) >= 100, "openat: {}", count(&sandbox, 257));
+}
+
+#[test]
+fn as_many_calls_are_seen_as_strace_sees() {
+    let sandbox = through("through-strace");
+    let table = Scratch::new("strace");
+    let argv = ["/bin/cat", "/etc/passwd", "/etc/group", "/etc/passwd"];
+    let ended = run(Command::new("strace").args(["-f", "-c", "-o", table.text()]).args(argv));
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    let table = std::fs::read_to_string(&table.0).expect("strace wrote it");
+    let theirs = |name: &str| {
+        let row = table.lines().find(|line| line.split_whitespace().last() == Some(name));
+        let words: Vec<&str> = row.map_or_else(Vec::new, |row| row.split_whitespace().collect());
+        words.get(3).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0)
+    };
+    assert_eq!(sandbox.call(&["through.forget"]).status, 0);
+    assert_eq!(sandbox.run(&argv).status, 0);
+    for (name, number) in
+        [("read", 0), ("write", 1), ("close", 3), ("fstat", 5), ("openat", 257), ("access", 21)]
+    {
+        assert_eq!(count(&sandbox, number), theirs(name), "{name}\n{table}");
+    }
+    assert!(theirs("read") >= 6 && theirs("write") == 3);
+}
+
+#[test]
+fn calls_are_audited_and_refused() {
+    let sandbox = Sandbox::up("audit");
+    let image = built("libaudit.so");
+    let image = image.to_str().expect("a UTF-8 path");
+    let load = ["ext", "load", &sandbox.name, image, "--config", "deny=/etc/shadow"];
+    assert_eq!(launcher(&load).status, 0);
+    let ended = sandbox.run(&["cat", "/etc/hostname", "/etc/shadow"]);
+    assert_eq!(ended.stderr, "cat: /etc/shadow: Permission denied\n");
+    assert_eq!(ended.stdout, std::fs::read_to_string("/etc/hostname").expect("it is there"));
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    let lines: Vec<Value> =
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of = |path: &str| {
+        let found: Vec<&Value> = lines.iter().filter(|line| line["path"] == path).collect();
+        assert_eq!(found.len(), 1, "{path}: {log}");
+        (found[0]["call"].clone(), found[0]["refused"].clone())
+    };
+    assert_eq!(of("/etc/hostname"), ("openat".into(), false.into()));
+    assert_eq!(of("/etc/shadow"), ("openat".into(), true.into()));
+    assert_eq!(sandbox.call(&["audit.calls", "1"]).stdout, "1\n");
+    let listed = launcher(&["ext", "ls", &sandbox.name]).stdout;
+    assert!(listed.contains("before the system calls open "), "{listed}");
+    // With the extension its hooks are gone; programs go on as before.
+    assert_eq!(launcher(&["ext", "unload", &sandbox.name, "audit"]).status, 0);
+    assert_eq!(sandbox.run(&["cat", "/etc/shadow"]).status, 0);
+}
+
+#[test]
+fn one_folder_appears_as_another() {
+    let folder = Scratch::new("elsewhere");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    std::fs::write(folder.0.join("one"), "here\n").expect("a scratch file");
+    let sandbox = Sandbox::up("redirect");
+    let image = built("libredirect.so");
+    let config = format!("from=/no/such/place,to={}", folder.text());
+    let image = image.to_str().expect("a UTF-8 path");
+    let load = ["ext", "load", &sandbox.name, image, "--config", &config];
+    assert_eq!(launcher(&load).status, 0);
+    let script = "cat /no/such/place/one; echo two > /no/such/place/two; ls /no/such/place; \
+                  cd /no/such/place && mv two three && stat -c %n one three; test -e /no/such/placebo";
+    let ended = sandbox.run(&["/bin/bash", "-c", script]);
+    let said = "here\none\ntwo\none\nthree\n";
+    assert_eq!((ended.stdout.as_str(), ended.status), (said, 1), "{}", ended.stderr);
+    assert_eq!(std::fs::read_to_string(folder.0.join("three")).expect("it is there"), "two\n");
+}
+
+#[test]
+fn what_is_wrong_with_a_hook_is_said() {
+    let sandbox = Sandbox::up("bad-hook");
+    let ended = launcher(&[
+        "ext",
+        "load",
+        &sandbox.name,
+        built("libredirect.so").to_str().expect("a path"),
+    ]);
+    assert!(ended.status == 125 && ended.stderr.contains("from=/one/folder"), "{}", ended.stderr);
+}

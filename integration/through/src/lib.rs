@@ -1,0 +1,40 @@
+//! An extension that lets every system call through that can be hooked, and counts them.
+
+use ext_api::prelude::*;
+
+#[extension(name = "through", kill_safe)]
+#[expect(missing_docs, missing_debug_implementations, reason = "for tests only")]
+pub mod through {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use ext_api::prelude::*;
+
+    pub struct State {
+        counts: [AtomicU64; 512],
+    }
+
+    #[init]
+    fn init(_cx: &Cx) -> Result<State, String> {
+        Ok(State { counts: std::array::from_fn(|_| AtomicU64::new(0)) })
+    }
+
+    #[on(syscall = "all")]
+    fn seen(state: &State, call: &mut Call) -> Verdict {
+        if let Some(count) = state.counts.get(call.number() as usize) {
+            count.fetch_add(1, Relaxed);
+        }
+        Verdict::Pass
+    }
+
+    /// How often the call `number` was made; of 512, all of them.
+    #[handler]
+    fn count(state: &State, number: u64) -> u64 {
+        let all = || state.counts.iter().map(|count| count.load(Relaxed)).sum();
+        state.counts.get(number as usize).map_or_else(all, |count| count.load(Relaxed))
+    }
+
+    #[handler]
+    fn forget(state: &State) {
+        state.counts.iter().for_each(|count| count.store(0, Relaxed));
+    }
+}
