@@ -65,7 +65,8 @@ impl To {
     }
 
     /// For timers only: whichever of the threads that [lend](crate::client::Sandbox::lend) themselves
-    /// runs at that moment, or the server.
+    /// runs at that moment, or the server. A handler that has not come to its end after a period does
+    /// not hold up the next run, which may then be at the same time.
     #[must_use]
     pub const fn running() -> Self {
         Self { how: HOW_RUNNING, target: 0 }

@@ -44,6 +44,8 @@ pub struct Timer {
     state: AtomicU64,
     /// Who fills it; then, of one for whoever runs, who runs its handler.
     pub filler: AtomicU32,
+    /// When that began.
+    pub began_ns: AtomicU64,
     /// 1 from its post until its handler begins.
     pub queued: AtomicU32,
     /// When it is due next, in monotonic nanoseconds.

@@ -173,12 +173,14 @@ fn take(index: usize) {
     let Some(gone_by) = all().claim(index, time::now_ns()) else { return };
     let Some(id) = all().look(index) else { return };
     timer.missed.fetch_add(gone_by, Relaxed);
-    let runs = timer.filler.load(Relaxed);
-    if runs != 0 && is_alive(runs) {
-        // It is at it still, elsewhere.
+    let (runs, now) = (timer.filler.load(Relaxed), time::now_ns());
+    let since = now.saturating_sub(timer.began_ns.load(Relaxed));
+    if runs != 0 && since < timer.period_ns.load(Relaxed) && is_alive(runs) {
+        // It is at it still, elsewhere. For no longer than a period: its thread may be waiting for a CPU.
         timer.missed.fetch_add(1, Relaxed);
         return;
     }
+    timer.began_ns.store(now, Relaxed);
     expire(id);
 }
 

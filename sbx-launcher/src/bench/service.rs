@@ -1,6 +1,6 @@
 //! `bench service`: periodic tasks with a deadline beside programs that want all of the CPUs, and a
-//! manager that makes these nice while a task is behind. The same policy code runs in the tasks'
-//! context, in a process of its own, or not at all. Everybody begins with the same nice value, may run
+//! manager that makes these nice while a task is behind. The same policy code runs in the context of
+//! whatever runs, in a process of its own, or not at all. Everybody begins with the same nice value, may run
 //! on every CPU, and is in the same scheduling class.
 #![expect(unsafe_code, reason = "sleeps, and reads the clock of a thread")]
 
@@ -92,7 +92,10 @@ fn serve(sandbox: &Sandbox, what: &str, count: u64) -> Result<(f64, f64), CallEr
     let failed = |error: io::Error| CallError::Attach(error.to_string());
     let figure = sandbox.find("manager.figure")?;
     sandbox.invoke::<()>(sandbox.find("manager.forget")?, &[])?;
+    let (in_context, alone) = (what == "service-context", what == "service-process");
     let spin = || {
+        // The policy runs in whatever runs, and that may be one of these.
+        let _ = in_context.then(|| sandbox.lend());
         loop {
             std::hint::spin_loop();
         }
@@ -102,7 +105,6 @@ fn serve(sandbox: &Sandbox, what: &str, count: u64) -> Result<(f64, f64), CallEr
     for other in &others {
         sandbox.invoke::<()>(sandbox.find("manager.add_other")?, &[other.pid() as u64])?;
     }
-    let (in_context, alone) = (what == "service-context", what == "service-process");
     let mut running = Vec::new();
     for index in 0..TASKS {
         let add = sandbox.find("manager.add_task")?;
@@ -137,7 +139,7 @@ fn serve(sandbox: &Sandbox, what: &str, count: u64) -> Result<(f64, f64), CallEr
     Ok((100.0 * late? as f64 / periods? as f64, 100.0 * left))
 }
 
-const CONTEXT: &str = "too late, manager in the tasks' context";
+const CONTEXT: &str = "too late, manager in whatever runs";
 const PROCESS: &str = "too late, manager in a process of its own";
 const NONE: &str = "too late, no manager";
 
@@ -158,7 +160,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let mut rows: Vec<Measure<'_>> = Vec::new();
     let may = may_adapt();
     for (name, what, left) in [
-        (CONTEXT, "service-context", "CPUs left for others, in the tasks' context"),
+        (CONTEXT, "service-context", "CPUs left for others, in whatever runs"),
         (PROCESS, "service-process", "CPUs left for others, in a process"),
         (NONE, "service-none", "CPUs left for others, no manager"),
     ] {

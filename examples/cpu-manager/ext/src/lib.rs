@@ -19,6 +19,8 @@ pub mod manager {
     const OTHERS_MAX: usize = 64;
     /// How far a task may be behind, in nanoseconds of its work.
     const BEHIND_NS: u64 = 300_000;
+    /// A task is to be through with its work in this part of its period.
+    const PLAN_PERCENT: u64 = 75;
     /// Nice value of the others while a task is behind.
     const NICE: i32 = 19;
 
@@ -34,12 +36,18 @@ pub mod manager {
         violations: AtomicU64,
     }
 
+    /// A program that is in the way of tasks.
+    #[derive(Debug, Default)]
+    struct Other {
+        pid: AtomicU32,
+        nice: AtomicI32,
+    }
+
     /// What all processes share.
     #[derive(Debug)]
     pub struct State {
         tasks: [Task; TASKS_MAX],
-        others: [AtomicU32; OTHERS_MAX],
-        nice: AtomicI32,
+        others: [Other; OTHERS_MAX],
         /// Does every report of a task adapt?
         in_context: AtomicBool,
         changes: AtomicU64,
@@ -50,8 +58,7 @@ pub mod manager {
     fn init(_cx: &Cx) -> Result<State, String> {
         Ok(State {
             tasks: std::array::from_fn(|_| Task::default()),
-            others: std::array::from_fn(|_| AtomicU32::new(0)),
-            nice: AtomicI32::new(0),
+            others: std::array::from_fn(|_| Other::default()),
             in_context: AtomicBool::new(false),
             changes: AtomicU64::new(0),
             timer: AtomicU64::new(0),
@@ -81,7 +88,7 @@ pub mod manager {
         let free = state
             .others
             .iter()
-            .find(|other| other.compare_exchange(0, pid as u32, Relaxed, Relaxed).is_ok());
+            .find(|other| other.pid.compare_exchange(0, pid as u32, Relaxed, Relaxed).is_ok());
         free.map(|_| ()).ok_or_else(|| format!("{OTHERS_MAX} others are known already"))
     }
 
@@ -89,8 +96,10 @@ pub mod manager {
     #[handler]
     fn forget(state: &State) {
         state.tasks.iter().for_each(|task| task.need_ns.store(0, Relaxed));
-        state.others.iter().for_each(|other| other.store(0, Relaxed));
-        state.nice.store(0, Relaxed);
+        for other in &state.others {
+            other.pid.store(0, Relaxed);
+            other.nice.store(0, Relaxed);
+        }
         state.changes.store(0, Relaxed);
     }
 
@@ -143,15 +152,21 @@ pub mod manager {
             let (need, done) = (task.need_ns.load(Relaxed), task.done_ns.load(Relaxed));
             let since = now.saturating_sub(task.released_ns.load(Relaxed));
             let period = task.period_ns.load(Relaxed).max(1);
-            let planned = u128::from(need) * u128::from(since.min(period)) / u128::from(period);
+            // To be through before the end of the period: what is late cannot be mended.
+            let time = period / 100 * PLAN_PERCENT;
+            let planned = u128::from(need) * u128::from(since.min(time)) / u128::from(time.max(1));
             done < need && planned as u64 > done + BEHIND_NS
         };
         let nice = if state.tasks.iter().any(is_behind) { NICE } else { 0 };
-        if state.nice.swap(nice, Relaxed) == nice {
-            return;
-        }
-        state.changes.fetch_add(1, Relaxed);
-        for pid in state.others.iter().map(|other| other.load(Relaxed)).filter(|pid| *pid != 0) {
+        // This may run in one of the others, which may have to wait for long once it is nice, and would
+        // be at this meanwhile: that one is left to whoever comes next.
+        let own = Cx::pid();
+        for other in &state.others {
+            let pid = other.pid.load(Relaxed);
+            if pid == 0 || pid == own || other.nice.swap(nice, Relaxed) == nice {
+                continue;
+            }
+            state.changes.fetch_add(1, Relaxed);
             // SAFETY: takes numbers only.
             unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, nice) };
         }
