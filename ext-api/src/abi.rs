@@ -523,6 +523,8 @@ pub const HOOK_FORK: u64 = 6;
 /// [`HandlerDecl::hook`]: the system calls of `hook_set`, in a process that was launched since.
 /// Argument: address of a [`CallBlock`]. Result: [`CALL_PASS`] or [`CALL_TAKEN`].
 pub const HOOK_CALLS: u64 = 7;
+/// [`HandlerDecl::hook`]: the same, once the kernel has carried them out.
+pub const HOOK_CALLS_AFTER: u64 = 8;
 
 /// The next hook is asked, or the kernel.
 pub const CALL_PASS: u64 = 0;
@@ -537,8 +539,10 @@ pub struct CallBlock {
     pub number: u64,
     /// What the kernel will be given.
     pub args: [u64; 6],
-    /// What it returns, if the kernel never sees it: a negated errno is a failure.
+    /// What it returns, if the kernel never sees it, or has returned: a negated errno is a failure.
     pub value: u64,
+    /// How long it took, in nanoseconds, once it is over.
+    pub took_ns: u64,
     /// Memory for what arguments point to, until the call is over.
     pub scratch: *mut u8,
     /// Bytes of it.

@@ -21,7 +21,7 @@
 
 use crate::abi::{CALL_PASS, CALL_TAKEN, CallBlock};
 
-/// What becomes of a call.
+/// What becomes of a call. After it, [`Verdict::Answer`] and [`Verdict::Refuse`] change what it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The next handler is asked, then the kernel, with the arguments as they are now.
@@ -79,6 +79,19 @@ impl Call {
     pub fn name(&self) -> &'static str {
         let known = HOOKABLE_CALLS.iter().find(|(_, number)| *number == self.block.number);
         known.map_or("?", |(name, _)| name)
+    }
+
+    /// What it has returned, in a handler that runs [afterwards](crate::abi::HOOK_CALLS_AFTER): a negated
+    /// errno is a failure. 0 before.
+    #[must_use]
+    pub const fn result(&self) -> i64 {
+        self.block.value as i64
+    }
+
+    /// How long it took in the kernel, in nanoseconds; 0 before.
+    #[must_use]
+    pub const fn took_ns(&self) -> u64 {
+        self.block.took_ns
     }
 
     /// Argument `index`, from 0 to 5, as the register has it.

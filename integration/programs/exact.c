@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/select.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -165,6 +166,25 @@ int main(void) {
     check("pselect", pselect(0, NULL, NULL, NULL, &second, &waiting), -1);
     check("errno", errno, EINTR);
     check("handled", handled, 2);
+
+    /* A call that waits, and another one in a handler meanwhile: each has its own path. */
+    char name[64];
+    snprintf(name, sizeof name, "/tmp/sbx-exact-%d", getpid());
+    check("mkfifo", mkfifo(name, 0600), 0);
+    install(SIGALRM, opens, SA_RESTART);
+    alarm_in(20000);
+    if (!fork()) {
+        usleep(100000);
+        int writer = open(name, O_WRONLY);
+        _exit(write(writer, "y", 1) != 1);
+    }
+    int reader = open(name, O_RDONLY);
+    check("read from the pipe", read(reader, &byte, 1), 1);
+    check("its byte", byte, 'y');
+    close(reader);
+    unlink(name);
+    wait(&status);
+    check("the other writer", status, 0);
 
     /* Threads, and a child in the parent's memory. */
     pthread_t threads[8];

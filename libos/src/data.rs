@@ -185,6 +185,11 @@ pub struct Context {
     /// Bit per signal: what came during an upcall and is blocked until it ends. Meanwhile `pending`
     /// is this word's address.
     pub deferred: AtomicU32,
+    /// Stack pointer where a call of the program's is being made for it; 0 if none is. Signal handlers
+    /// of the program that come meanwhile run below it.
+    pub call_stack: AtomicU64,
+    /// Bytes of the scratch room that it uses.
+    pub scratch_used: AtomicU32,
     /// 1 while the program has SIGSYS blocked, as it thinks.
     pub sigsys_blocked: AtomicU32,
     /// Stack pointer of the signal handler that makes upcalls on this thread; 0 if none does.

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use ext_api::abi::{
-    ABI_VERSION, HOOK_CALLS, HOOK_EXEC, HOOK_EXIT, HOOK_FORK, HOOK_SIGNAL, HOOK_START, HOOK_TIMER,
-    HOOKABLE_SIGNALS, KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest,
+    ABI_VERSION, HOOK_CALLS, HOOK_CALLS_AFTER, HOOK_EXEC, HOOK_EXIT, HOOK_FORK, HOOK_SIGNAL,
+    HOOK_START, HOOK_TIMER, HOOKABLE_SIGNALS, KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX,
+    Manifest,
 };
 use ext_api::limits::{
     BUDGET_NS_DEFAULT, HANDLER_NAME_LEN_MAX, HANDLERS_MAX, HEAP_LEN_DEFAULT, HUGE_PAGE_LEN,
@@ -40,6 +41,8 @@ pub enum Hook {
     Calls {
         /// Bit per number.
         set: [u64; 8],
+        /// Once the kernel has carried it out?
+        after: bool,
     },
 }
 
@@ -53,10 +56,11 @@ impl Hook {
             HOOK_FORK => Self::Fork,
             HOOK_EXEC => Self::Exec,
             HOOK_EXIT => Self::Exit,
-            HOOK_CALLS => {
+            HOOK_CALLS | HOOK_CALLS_AFTER => {
                 let known = ext_api::calls::set("all");
                 let unknown = set.iter().zip(known).any(|(asked, known)| asked & !known != 0);
-                return (!unknown && set != [0; 8]).then_some(Self::Calls { set });
+                return (!unknown && set != [0; 8])
+                    .then_some(Self::Calls { set, after: hook == HOOK_CALLS_AFTER });
             }
             HOOK_SIGNAL if signal_name(value).is_some() => Self::Signal { number: value },
             _ => return None,
@@ -87,11 +91,12 @@ impl fmt::Display for Hook {
             Self::Fork => to.write_str("when a process forks"),
             Self::Exec => to.write_str("when a process executes a program"),
             Self::Exit => to.write_str("when a process ends"),
-            Self::Calls { set } => {
+            Self::Calls { set, after } => {
                 let calls = ext_api::calls::HOOKABLE_CALLS.iter();
                 let asked = calls.filter(|(_, at)| set[*at as usize / 64] >> (at % 64) & 1 == 1);
                 let names: Vec<&str> = asked.map(|(name, _)| *name).collect();
-                write!(to, "before the system calls {}", names.join(" "))
+                let when = if *after { "after" } else { "before" };
+                write!(to, "{when} the system calls {}", names.join(" "))
             }
             Self::Signal { number } => write!(to, "on {}", signal_name(*number).unwrap_or("?")),
         }

@@ -75,7 +75,9 @@ pub struct HookTable {
 #[repr(C)]
 pub struct CallTable {
     /// By number; 0 ends a row that is not full.
-    pub calls: [[AtomicU64; HOOKS_MAX]; CALLS],
+    pub before: [[AtomicU64; HOOKS_MAX]; CALLS],
+    /// As `before`, once the kernel has carried the call out.
+    pub after: [[AtomicU64; HOOKS_MAX]; CALLS],
 }
 
 /// Numbers of system calls that [`CallTable`] has room for.

@@ -488,7 +488,7 @@ impl Sandbox {
         for (hook, _) in self.hooked(|_| true) {
             match hook {
                 Hook::Signal { number } => armed.signals |= 1 << number,
-                Hook::Calls { set } => {
+                Hook::Calls { set, .. } => {
                     armed.calls.iter_mut().zip(set).for_each(|(word, asked)| *word |= asked);
                 }
                 _ => {}
@@ -513,9 +513,16 @@ impl Sandbox {
         let at = self.zones.control.alias().wrapping_add(CALLS_OFFSET).cast::<CallTable>();
         // SAFETY: as above.
         let table = unsafe { &*at };
-        for (number, row) in table.calls.iter().enumerate() {
+        let rows = [(false, &table.before), (true, &table.after)];
+        let rows = rows.into_iter().flat_map(|(when, rows)| {
+            rows.iter().enumerate().map(move |(number, row)| (when, number, row))
+        });
+        for (when, number, row) in rows {
             let has = |set: [u64; 8]| set[number / 64] >> (number % 64) & 1 == 1;
-            let hooks = self.hooked(|hook| matches!(hook, Hook::Calls { set } if has(set)));
+            let hooks = self.hooked(|hook| match hook {
+                Hook::Calls { set, after } => after == when && has(set),
+                _ => false,
+            });
             let handles = hooks.map(|(_, handler)| handler.handle).chain(std::iter::repeat(0));
             row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
         }

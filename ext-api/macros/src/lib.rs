@@ -107,7 +107,7 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
     };
     attribute.parse_nested_meta(|meta| {
         let rule = "expected timer = \"...\", process = \"start\", \"fork\", \"exec\" or \"exit\", \
-                    signal = \"SIG...\", or syscall = \"openat ...\"";
+                    signal = \"SIG...\", or syscall or syscall_exit = \"openat ...\"";
         let value: LitStr = meta.value()?.parse()?;
         let process =
             |text: &str| ["start", "exec", "exit"].iter().position(|known| *known == text);
@@ -118,8 +118,9 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
                 return Err(Error::new(value.span(), "the shortest period is 1ms"));
             }
             (1, quote!(#period))
-        } else if meta.path.is_ident("syscall") {
-            (7, quote!(const { ::ext_api::calls::set(#value) }))
+        } else if meta.path.is_ident("syscall") || meta.path.is_ident("syscall_exit") {
+            let hook = if meta.path.is_ident("syscall") { CALLS } else { CALLS_AFTER };
+            (hook, quote!(const { ::ext_api::calls::set(#value) }))
         } else if fork {
             (6, quote!(0))
         } else if meta.path.is_ident("signal") {
@@ -210,7 +211,7 @@ fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
         let hook = hook_of(function)?;
         if take_attribute(function, "handler") | take_attribute(function, "on") {
             let handler = Handler { budget_ns, hook, ..handler_of(function)? };
-            if handler.hook.0 == CALLS && !(handler.out && handler.parameters.is_empty()) {
+            if handler.is_on_calls() && !(handler.out && handler.parameters.is_empty()) {
                 let rule = "expected fn(state: &State, call: &mut Call) -> Verdict";
                 return Err(Error::new(function.sig.ident.span(), rule));
             }
@@ -361,11 +362,18 @@ fn return_word(kind: &Type, out: bool) -> String {
     }
 }
 
-/// `HOOK_CALLS`.
+/// `HOOK_CALLS` and `HOOK_CALLS_AFTER`.
 const CALLS: u64 = 7;
+const CALLS_AFTER: u64 = 8;
+
+impl Handler {
+    fn is_on_calls(&self) -> bool {
+        matches!(self.hook.0, CALLS | CALLS_AFTER)
+    }
+}
 
 fn signature(handler: &Handler) -> String {
-    if handler.hook.0 == CALLS {
+    if handler.is_on_calls() {
         return "(call: u64) -> u64".to_owned();
     }
     let parameters: Vec<String> = handler
@@ -389,7 +397,7 @@ fn wrapper(handler: &Handler) -> Tokens {
         quote! { __SBX_STATE.get().ok_or(::ext_api::abi::Status::Stale)?, }
     });
     let out = handler.out.then(|| quote! { &mut ::ext_api::extension::Out::new(__reply) });
-    if handler.hook.0 == CALLS {
+    if handler.is_on_calls() {
         return quote! {
             #[doc(hidden)]
             unsafe extern "C" fn #wrapper(
@@ -518,9 +526,10 @@ fn manifest(
         let (name, code) = (handler.name.to_string(), wrapper_name(handler));
         let signature = signature(handler);
         let (budget, (hook, hook_value)) = (handler.budget_ns, &handler.hook);
-        let set = (*hook == CALLS).then(|| quote!({ static SET: [u64; 8] = #hook_value; &SET }));
+        let set =
+            handler.is_on_calls().then(|| quote!({ static SET: [u64; 8] = #hook_value; &SET }));
         let set = set.unwrap_or_else(|| quote!(::core::ptr::null()));
-        let hook_value = if *hook == CALLS { &quote!(0) } else { hook_value };
+        let hook_value = if handler.is_on_calls() { &quote!(0) } else { hook_value };
         quote! {
             ::ext_api::abi::HandlerDecl {
                 name: ::ext_api::abi::Text::new(#name),
@@ -559,7 +568,7 @@ fn manifest(
 fn client(args: &Args, handlers: &[Handler]) -> Tokens {
     // Those on system calls are libos's alone to call.
     let handlers: Vec<&Handler> =
-        handlers.iter().filter(|handler| handler.hook.0 != CALLS).collect();
+        handlers.iter().filter(|handler| !handler.is_on_calls()).collect();
     let count = handlers.len();
     let names = handlers.iter().map(|handler| {
         LitStr::new(&format!("{}.{}", args.name.value(), handler.name), Span::call_site())

@@ -10,18 +10,19 @@
 //! A thread that has SIGSYS blocked when it makes such a call is killed by the kernel. So the calls
 //! that change signal masks come here as well, and what the program says of SIGSYS is kept apart.
 
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use ext_api::abi::{CALL_TAKEN, CallBlock, Reply, Status};
 use ext_api::limits::STACK_LEN;
 use libos::data::Context;
 use libos::layout::{CALLS_OFFSET, SCRATCH_LEN, SCRATCH_OFFSET};
-use libos::signals::{Action, CallTable, OURS, SIGNALS, UNBLOCKABLE};
+use libos::signals::{Action, CallTable, HOOKS_MAX, OURS, SIGNALS, UNBLOCKABLE};
 
-use crate::arch::{sbx_call, syscall6};
+use crate::arch::{sbx_call, stack_pointer, syscall6};
 use crate::signals::{Info, UserContext, is_handled, table};
 use crate::sys::{EFAULT, Errno, nr};
-use crate::{boot, context, hooks, signals, start, sys};
+use crate::{boot, context, hooks, signals, start, sys, time};
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
@@ -94,6 +95,7 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
         number: number as u64,
         args: args.map(|arg| arg as u64),
         value: 0,
+        took_ns: 0,
         scratch: core::ptr::null_mut(),
         scratch_len: 0,
         scratch_used: 0,
@@ -102,30 +104,87 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
     let open = context::of_tid(own.pid, tid)
         .is_some_and(|context| !context.sequence.load(Relaxed).is_multiple_of(2));
     // A signal handler of the program on top of an upcall: nobody can be asked.
-    let answer = if open {
-        None
-    } else {
-        hooks::upcalls_here(&own, tid, user, |context| ask(context, &mut block))
+    if open {
+        return perform(number, args, user);
+    }
+    let table = call_table();
+    let ask_row = |row: Option<&Row>, block: &mut CallBlock| {
+        let row = row.filter(|row| row[0].load(Relaxed) != 0);
+        row.and_then(|row| hooks::upcalls_here(&own, tid, user, |context| ask(context, row, block)))
     };
-    match answer {
-        Some(true) => block.value as isize,
-        _ => perform(number, block.args.map(|arg| arg as usize), user),
+    if ask_row(table.before.get(number), &mut block) == Some(true) {
+        return block.value as isize;
+    }
+    // What its arguments point to now is not for calls of signal handlers that come meanwhile.
+    let outer = context::of_tid(own.pid, tid).map(|context| Scratch::keep(context, &block));
+    let after = table.after.get(number).filter(|row| row[0].load(Relaxed) != 0);
+    let began = after.map(|_| time::now_ns());
+    let result = perform(number, block.args.map(|arg| arg as usize), user);
+    if let Some(began) = began {
+        (block.value, block.took_ns) = (result as u64, time::now_ns() - began);
+        ask_row(after, &mut block);
+        outer.into_iter().for_each(Scratch::give_back);
+        return block.value as isize;
+    }
+    outer.into_iter().for_each(Scratch::give_back);
+    result
+}
+
+/// What a call of the program's has in use while it is made.
+struct Scratch {
+    context: &'static Context,
+    former: (u64, u32),
+}
+
+impl Scratch {
+    fn keep(context: &'static Context, block: &CallBlock) -> Self {
+        let former = (context.call_stack.load(Relaxed), context.scratch_used.load(Relaxed));
+        let room = scratch_room(context);
+        // None of it, if no hook has been asked.
+        let end = (block.scratch as usize).saturating_sub(room) + block.scratch_used;
+        let used = if block.scratch.is_null() { scratch_in_use(context) } else { end };
+        context.scratch_used.store(used as u32, Relaxed);
+        context.call_stack.store(stack_pointer() as u64, Relaxed);
+        Self { context, former }
+    }
+
+    fn give_back(self) {
+        self.context.call_stack.store(self.former.0, Relaxed);
+        self.context.scratch_used.store(self.former.1, Relaxed);
     }
 }
 
+fn scratch_room(context: &Context) -> usize {
+    boot::place().stacks() + context::index_of(context) * STACK_LEN + SCRATCH_OFFSET
+}
+
+/// Bytes of the scratch room that calls further out have in use: those in which a signal handler runs
+/// that makes this one. One that was jumped out of has none.
+fn scratch_in_use(context: &Context) -> usize {
+    const NEAR: usize = 64 << 10;
+    let outer = context.call_stack.load(Relaxed) as usize;
+    let within = outer.checked_sub(stack_pointer()).is_some_and(|below| below < NEAR);
+    if within { (context.scratch_used.load(Relaxed) as usize).min(SCRATCH_LEN) } else { 0 }
+}
+
+/// Handles of the hooks of one call.
+type Row = [AtomicU64; HOOKS_MAX];
+
 /// True if a hook has dealt with the call.
-fn ask(context: &Context, block: &mut CallBlock) -> bool {
-    let room = boot::place().stacks() + context::index_of(context) * STACK_LEN + SCRATCH_OFFSET;
-    (block.scratch, block.scratch_len) = (room as *mut u8, SCRATCH_LEN);
-    let Some(row) = call_table().calls.get(block.number as usize) else { return false };
+fn ask(context: &Context, row: &Row, block: &mut CallBlock) -> bool {
+    if block.scratch.is_null() {
+        let used = scratch_in_use(context);
+        let room = (scratch_room(context) + used) as *mut u8;
+        (block.scratch, block.scratch_len) = (room, SCRATCH_LEN - used);
+    }
     row.iter().map(|hook| hook.load(Acquire)).take_while(|&handle| handle != 0).any(|handle| {
         let (words, mut reply) = ([core::ptr::from_mut(block) as u64], Reply::empty());
         // What a handler that fails has changed is nobody's wish.
-        let before = block.args;
+        let before = (block.args, block.value);
         // SAFETY: hooks on calls take a block and return a word; the reply is ours.
         let status = unsafe { sbx_call(handle, words.as_ptr(), &raw mut reply) };
         if status != Status::Ok as u32 {
-            block.args = before;
+            (block.args, block.value) = before;
             return false;
         }
         reply.word == CALL_TAKEN

@@ -148,6 +148,7 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
             context.lent.store(0, Relaxed);
             context.room.store(0, Relaxed);
             context.sigsys_blocked.store(0, Relaxed);
+            context.call_stack.store(0, Relaxed);
             signals::prepare_thread(index_of(context));
             true
         }

@@ -11,6 +11,7 @@ pub mod audit {
     use ext_api::shared::Counter;
 
     const EACCES: i32 = 13;
+    const ENAMETOOLONG: i32 = 36;
 
     /// What all processes share.
     #[derive(Debug)]
@@ -33,7 +34,7 @@ pub mod audit {
     fn touched(state: &State, call: &mut Call) -> Verdict {
         let name = call.name();
         let at = usize::from(name.contains("at") && !matches!(name, "creat" | "truncate"));
-        let Some(path) = call.path(at) else { return Verdict::Pass };
+        let Some(path) = call.path(at) else { return Verdict::Refuse(ENAMETOOLONG) };
         let denied = state.deny.as_ref().is_some_and(|deny| path.starts_with(deny));
         let mut line = format!("{{\"pid\":{},\"call\":\"{name}\",\"path\":\"", Cx::pid());
         for byte in path {

@@ -7,6 +7,8 @@ use ext_api::prelude::*;
 pub mod redirect {
     use ext_api::prelude::*;
 
+    const ENAMETOOLONG: i32 = 36;
+
     /// What all processes share.
     #[derive(Debug)]
     pub struct State {
@@ -38,12 +40,12 @@ pub mod redirect {
             _ => None,
         };
         for at in [Some(first), second].into_iter().flatten() {
-            let Some(path) = call.path(at) else { continue };
+            let Some(path) = call.path(at) else { return Verdict::Refuse(ENAMETOOLONG) };
             let Some(rest) = path.strip_prefix(&state.from[..]) else { continue };
             if rest.is_empty() || rest[0] == b'/' {
                 let elsewhere = [&state.to[..], rest].concat();
                 if !call.set_path(at, &elsewhere) {
-                    return Verdict::Refuse(36);
+                    return Verdict::Refuse(ENAMETOOLONG);
                 }
             }
         }
