@@ -138,6 +138,11 @@ fn calls_are_audited_and_refused() {
     assert_eq!(sandbox.call(&["audit.calls", "1"]).stdout, "1\n");
     let listed = launcher(&["ext", "ls", &sandbox.name]).stdout;
     assert!(listed.contains("before the system calls open "), "{listed}");
+    for command in [&["call", "audit.touched", "16"][..], &["post", "audit.touched", "16", "--all"]]
+    {
+        let ended = launcher(&[&command[..1], &[&sandbox.name], &command[1..]].concat());
+        assert!(ended.status == 125 && ended.stderr.contains("system calls"), "{}", ended.stderr);
+    }
     // With the extension its hooks are gone; programs go on as before.
     assert_eq!(launcher(&["ext", "unload", &sandbox.name, "audit"]).status, 0);
     assert_eq!(sandbox.run(&["cat", "/etc/shadow"]).status, 0);

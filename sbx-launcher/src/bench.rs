@@ -13,6 +13,7 @@ mod delay;
 mod events;
 mod faults;
 mod inside;
+mod interpose;
 mod kv;
 mod launch;
 mod pages;
@@ -23,11 +24,12 @@ mod round_trip;
 mod service;
 mod upcall;
 
-pub use inside::serve;
+pub use inside::{serve, serve_calls};
 pub use report::{Goal, Report, Row};
 
 /// Names of the benchmarks.
-pub const NAMES: [&str; 7] = ["upcall", "kv", "launch", "faults", "events", "delay", "service"];
+pub const NAMES: [&str; 8] =
+    ["upcall", "kv", "launch", "faults", "events", "delay", "service", "interpose"];
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +83,7 @@ pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
         "events" => events::run(options),
         "delay" => delay::run(options),
         "service" => service::run(options),
+        "interpose" => interpose::run(options),
         _ => Err(BenchError::Unknown(name.to_owned())),
     }
 }

@@ -147,7 +147,10 @@ events (telling another process).")]
     },
     /// What runs inside the sandbox for `bench`.
     #[command(hide = true)]
-    BenchInside,
+    BenchInside {
+        /// Make so many system calls and say what one takes.
+        calls: Option<u64>,
+    },
     /// Say what this machine has, and what is lost without the rest.
     #[command(after_help = "Example: sbx-launcher doctor")]
     Doctor {
@@ -244,7 +247,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 #[must_use]
 pub fn main(cli: Cli) -> i32 {
     let supervises = matches!(cli.command, Command::Run { .. } | Command::Up { .. });
-    if !supervises && !matches!(cli.command, Command::Bench { .. } | Command::BenchInside) {
+    if !supervises && !matches!(cli.command, Command::Bench { .. } | Command::BenchInside { .. }) {
         run::end_when_nobody_reads();
     }
     carry_out(cli.command).unwrap_or_else(|error| {
@@ -290,7 +293,7 @@ fn carry_out(command: Command) -> Result<i32> {
         }
         Command::Ps { name, json } => participants(&name, json),
         Command::Bench { name, json, plot, quick } => measure(&name, json, plot, quick),
-        Command::BenchInside => Ok(bench::serve()),
+        Command::BenchInside { calls } => Ok(calls.map_or_else(bench::serve, bench::serve_calls)),
         Command::Doctor { json } => diagnose(json),
         Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),

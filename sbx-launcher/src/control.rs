@@ -566,6 +566,7 @@ fn words(signature: &str, args: &[String]) -> Result<Vec<u64>, String> {
         let wrong = || format!("{arg:?} is not of type {kind}");
         match kind {
             "bytes" | "str" => words.extend([arg.as_ptr() as u64, arg.len() as u64]),
+            "call" => return Err("it runs by system calls of programs only".to_owned()),
             "bool" => words.push(u64::from(arg.parse::<bool>().map_err(|_| wrong())?)),
             "f64" => words.push(arg.parse::<f64>().map_err(|_| wrong())?.to_bits()),
             "i64" => words.push(arg.parse::<i64>().map_err(|_| wrong())? as u64),

@@ -690,7 +690,7 @@ pub fn event_words(signature: &str) -> u32 {
     let parameters = signature.strip_prefix('(').and_then(|rest| rest.split_once(')'));
     let Some((parameters, _)) = parameters else { return NO_EVENT };
     let kinds: Vec<&str> = parameters.split(',').filter_map(|one| one.split(": ").nth(1)).collect();
-    let numbers = kinds.iter().all(|kind| !matches!(*kind, "bytes" | "str"));
+    let numbers = kinds.iter().all(|kind| !matches!(*kind, "bytes" | "str" | "call"));
     if numbers && kinds.len() <= EVENT_WORDS { kinds.len() as u32 } else { NO_EVENT }
 }
 

@@ -374,7 +374,7 @@ impl Handler {
 
 fn signature(handler: &Handler) -> String {
     if handler.is_on_calls() {
-        return "(call: u64) -> u64".to_owned();
+        return "(call: call) -> verdict".to_owned();
     }
     let parameters: Vec<String> = handler
         .parameters

@@ -11,11 +11,14 @@ pub mod through {
 
     pub struct State {
         counts: [AtomicU64; 512],
+        answer: u64,
     }
 
+    /// `answer`: the number of a call that is answered with 7.
     #[init]
-    fn init(_cx: &Cx) -> Result<State, String> {
-        Ok(State { counts: std::array::from_fn(|_| AtomicU64::new(0)) })
+    fn init(_cx: &Cx, config: Config) -> Result<State, ConfigError> {
+        let answer = config.get("answer", u64::MAX)?;
+        Ok(State { counts: std::array::from_fn(|_| AtomicU64::new(0)), answer })
     }
 
     #[on(syscall = "all")]
@@ -23,7 +26,7 @@ pub mod through {
         if let Some(count) = state.counts.get(call.number() as usize) {
             count.fetch_add(1, Relaxed);
         }
-        Verdict::Pass
+        if call.number() == state.answer { Verdict::Answer(7) } else { Verdict::Pass }
     }
 
     /// How often the call `number` was made; of 512, all of them.

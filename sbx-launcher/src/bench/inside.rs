@@ -12,7 +12,7 @@ use ext_api::client::Sandbox;
 use libos::layout::HANDLERS_OFFSET;
 
 use super::pin::{pin, time};
-use super::{BenchError, delay, events, faults, kv, pages, service};
+use super::{BenchError, delay, events, faults, interpose, kv, pages, service};
 
 /// A process in a sandbox of its own, as seen from outside.
 #[derive(Debug)]
@@ -62,6 +62,13 @@ impl Drop for Inside {
         let _ = self.to.flush();
         let _ = self.child.wait();
     }
+}
+
+/// Make so many system calls, in a sandbox or not; the exit status.
+#[must_use]
+pub fn serve_calls(count: u64) -> i32 {
+    println!("{}", interpose::calls(count));
+    0
 }
 
 /// Serve the lines of standard input; the exit status.
@@ -119,6 +126,7 @@ fn figure(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, String> {
             faults::inside(sandbox, what, count)
         }
         what if what.starts_with("pages:") => pages::by_hook(sandbox, &what[6..], count),
+        "calls" => Ok(interpose::calls(count)),
         what if what.starts_with("service-") => service::inside(sandbox, what, count),
         what if what.starts_with("delay-") => delay::inside(sandbox, what, count),
         what if what.starts_with("event-") => events::inside(sandbox, what, count),
