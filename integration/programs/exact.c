@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -61,7 +62,8 @@ static long registers_kept(void) {
         "mov $0x77, %%edi\n mov $0x88, %%esi\n mov $0x99, %%edx\n mov $0xaa, %%r10d\n"
         "mov $0xbb, %%r8d\n mov $0xcc, %%r9d\n movq %%rbx, %%xmm7\n"
         "movq $0x5a5a5a5a, -128(%%rsp)\n movq $0x3c3c3c3c, -8(%%rsp)\n"
-        "mov %1, %%eax\n stc\n syscall\n"
+        /* Aligned, so that the site can be patched once it has been trapped. */
+        "stc\n .p2align 3\n mov %1, %%eax\n syscall\n"
         "setc %%cl\n movzbl %%cl, %%ecx\n"
         "xor %%r11d, %%r11d\n"
         "movabs $0x1111111111111111, %%rax\n cmp %%rax, %%rbx\n jne 1f\n"
@@ -92,8 +94,26 @@ static void *opens_often(void *unused) {
     return NULL;
 }
 
+static pthread_barrier_t together;
+
+static void *meets(void *unused) {
+    uid_t user = getuid(), effective = geteuid();
+    gid_t group = getgid(), effective_group = getegid();
+    long wrong = 0;
+    for (int i = 0; i < 50; i++) {
+        pthread_barrier_wait(&together);
+        char place[256];
+        wrong |= getuid() != user || geteuid() != effective;
+        wrong |= getgid() != group || getegid() != effective_group;
+        wrong |= !getcwd(place, sizeof place) || sched_yield() || access("/", F_OK);
+        wrong |= umask(022) > 0777;
+    }
+    return (void *)wrong;
+}
+
 int main(void) {
-    check("registers", registers_kept(), 1);
+    pid_t parent = getppid();
+    for (int i = 0; i < 100; i++) check("registers", registers_kept(), 1);
 
     check("no such file", open("/no/such/file", O_RDONLY), -1);
     check("errno", errno, ENOENT);
@@ -185,6 +205,33 @@ int main(void) {
     unlink(name);
     wait(&status);
     check("the other writer", status, 0);
+
+    /* Signals at any instruction of calls, with calls in their handler. */
+    install(SIGALRM, opens, SA_RESTART);
+    handled = 0;
+    struct itimerval often = {.it_interval = {.tv_usec = 150}, .it_value = {.tv_usec = 150}};
+    setitimer(ITIMER_REAL, &often, NULL);
+    for (int i = 0; i < 30000; i++) {
+        int null = open("/dev/null", O_RDONLY);
+        if (null < 0 || close(null) || open("/no/such/file", O_RDONLY) != -1 || errno != ENOENT) {
+            check("call under signals", i, -1);
+            break;
+        }
+        if (getppid() != parent) check("getppid under signals", getppid(), parent);
+    }
+    memset(&often, 0, sizeof often);
+    setitimer(ITIMER_REAL, &often, NULL);
+    check("signals came", handled > 10, 1);
+
+    /* Threads that meet the same sites for the first time at the same moment. */
+    pthread_barrier_init(&together, NULL, 8);
+    pthread_t meet[8];
+    for (int i = 0; i < 8; i++) pthread_create(&meet[i], NULL, meets, NULL);
+    for (int i = 0; i < 8; i++) {
+        void *failed;
+        pthread_join(meet[i], &failed);
+        check("at once", failed != NULL, 0);
+    }
 
     /* Threads, and a child in the parent's memory. */
     pthread_t threads[8];

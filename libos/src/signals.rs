@@ -1,7 +1,7 @@
 //! The signals that the region needs for itself, and where an application's own wishes for them
 //! are kept. The supervisor writes the table on behalf of a participant that calls `sigaction`.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Signals that libos handles: faults, and the supervisor's [`STOP`].
 pub const OURS: [i32; 6] = [4, 5, 7, 8, 11, STOP];
@@ -53,7 +53,28 @@ pub struct SignalTable {
     pub released: u64,
     /// Address of libos's handler.
     pub handler: u64,
+    /// Sites of system calls that lead to libos.
+    pub patches: Patches,
 }
+
+/// What a process has patched of its program.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Patches {
+    /// 1 while a thread patches a site.
+    pub lock: AtomicU32,
+    /// Bytes that are in use of the page of stubs.
+    pub used: AtomicU32,
+    /// The page of stubs, or 0.
+    pub page: AtomicU64,
+    /// Sites.
+    pub count: AtomicU64,
+    /// Sites that cannot be patched, by address.
+    pub refused: [AtomicU64; REFUSED_MAX],
+}
+
+/// Sites that a process remembers as ones that cannot be patched.
+pub const REFUSED_MAX: usize = 64;
 
 /// Signals that `SignalTable` and `HookTable` have room for, from 0.
 pub const SIGNALS: usize = 32;

@@ -2,6 +2,8 @@
 //! the launcher lets a process start. Each architecture defines the same names.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod patched;
+#[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 #[cfg(target_arch = "x86_64")]

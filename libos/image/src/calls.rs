@@ -19,10 +19,11 @@ use libos::data::Context;
 use libos::layout::{CALLS_OFFSET, SCRATCH_LEN, SCRATCH_OFFSET};
 use libos::signals::{Action, CallTable, HOOKS_MAX, OURS, SIGNALS, UNBLOCKABLE};
 
+use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
 use crate::arch::{sbx_call, stack_pointer, syscall6};
 use crate::signals::{Info, UserContext, is_handled, table};
 use crate::sys::{EFAULT, Errno, nr};
-use crate::{boot, context, hooks, signals, start, sys, time};
+use crate::{boot, context, hooks, patch, signals, start, sys, time};
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
@@ -59,7 +60,16 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
             },
             _ => perform(number, args, user),
         },
-        _ => hooked(number, args, user),
+        _ => {
+            let result = hooked(number, args, user);
+            patch::consider(user.regs.rip as usize, number as u32);
+            let context =
+                start::this_process().and_then(|own| context::of_tid(own.pid, sys::gettid()));
+            // Its next call, which may be patched, is to find the context at once.
+            let stack = user.regs.rsp as usize;
+            context.into_iter().for_each(|context| context::goes_on_at(context, stack));
+            result
+        }
     };
     user.regs.set_result(result as u64);
 }
@@ -165,6 +175,80 @@ fn scratch_in_use(context: &Context) -> usize {
     let outer = context.call_stack.load(Relaxed) as usize;
     let within = outer.checked_sub(stack_pointer()).is_some_and(|below| below < NEAR);
     if within { (context.scratch_used.load(Relaxed) as usize).min(SCRATCH_LEN) } else { 0 }
+}
+
+/// For the entry of patched calls: ask the hooks of a call that the program is about to make. [`PASS`],
+/// [`DONE`] or [`TRAP`].
+pub(crate) extern "C" fn sbx_patched(call: &mut PatchedCall) -> u32 {
+    let (number, table) = (call.rax as usize, call_table());
+    let is_hooked = |row: &&Row| row[0].load(Relaxed) != 0;
+    let before = table.before.get(number).filter(is_hooked);
+    let after = table.after.get(number).filter(is_hooked);
+    if before.is_none() && after.is_none() {
+        return PASS;
+    }
+    let Some(context) = context::known_here() else { return TRAP };
+    if !context.sequence.load(Relaxed).is_multiple_of(2) {
+        // A signal handler of the program on top of an upcall: nobody can be asked.
+        return PASS;
+    }
+    if context.call_stack.load(Relaxed) != 0 {
+        // A signal handler within a call that may have paths in the scratch room.
+        return TRAP;
+    }
+    let args = [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9];
+    let mut block = CallBlock {
+        number: number as u64,
+        args,
+        value: 0,
+        took_ns: 0,
+        scratch: core::ptr::null_mut(),
+        scratch_len: 0,
+        scratch_used: 0,
+    };
+    if before.is_some_and(|row| ask(context, row, &mut block)) {
+        call.rax = block.value;
+        return DONE;
+    }
+    if after.is_none() && block.args == args {
+        return PASS;
+    }
+    let began = time::now_ns();
+    let result = make(&block);
+    if let Some(row) = after {
+        (block.value, block.took_ns) = (result as u64, time::now_ns() - began);
+        ask(context, row, &mut block);
+        call.rax = block.value;
+    } else {
+        call.rax = result as u64;
+    }
+    DONE
+}
+
+/// Make a call with the arguments that hooks have left. What they point to in the scratch room goes to
+/// this stack first: a signal handler may need the room meanwhile.
+fn make(block: &CallBlock) -> isize {
+    let args = block.args.map(|arg| arg as usize);
+    if block.scratch_used == 0 {
+        // SAFETY: the program's own call.
+        return unsafe { syscall6(block.number as usize, args) };
+    }
+    make_with_copies(block, args)
+}
+
+#[inline(never)]
+fn make_with_copies(block: &CallBlock, mut args: [usize; 6]) -> isize {
+    let mut copy = [0u8; SCRATCH_LEN];
+    let (from, used) = (block.scratch as usize, block.scratch_used.min(SCRATCH_LEN));
+    // SAFETY: so much of the scratch room is in use, and the copy has room for all of it.
+    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, copy.as_mut_ptr(), used) };
+    for arg in &mut args {
+        if (from..from + used).contains(arg) {
+            *arg = copy.as_ptr() as usize + (*arg - from);
+        }
+    }
+    // SAFETY: the program's own call.
+    unsafe { syscall6(block.number as usize, args) }
 }
 
 /// Handles of the hooks of one call.

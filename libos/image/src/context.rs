@@ -120,12 +120,21 @@ pub(crate) extern "C" fn sbx_context_slow(fs: u64, stack: usize) -> usize {
 
 /// The tid of the calling thread, without a system call if it has a context that the cache knows.
 pub(crate) fn own_tid() -> u32 {
+    known_here().map_or_else(sys::gettid, |context| context.tid.load(Relaxed))
+}
+
+/// The calling thread's context, if that can be told without asking anybody.
+pub(crate) fn known_here() -> Option<&'static Context> {
     let fs = crate::arch::fs_base();
-    let known = cached(cache_entry(fs)).filter(|context| {
+    cached(cache_entry(fs)).filter(|context| {
         let below = stack_pointer().wrapping_sub(context.window.load(Relaxed) as usize);
         context.fs_base.load(Relaxed) == fs && below < WINDOW_LEN
-    });
-    known.map_or_else(sys::gettid, |context| context.tid.load(Relaxed))
+    })
+}
+
+/// The thread of `context` is about to go on with this stack pointer.
+pub(crate) fn goes_on_at(context: &Context, stack: usize) {
+    context.window.store(stack.saturating_sub(WINDOW_BELOW) as u64, Relaxed);
 }
 
 /// Note where the thread is now.

@@ -20,6 +20,7 @@ mod heap;
 mod hooks;
 mod log;
 mod memory;
+mod patch;
 mod runtime;
 mod signals;
 mod start;

@@ -28,6 +28,7 @@ pub(crate) const SI_TIMER: i32 = -2;
 
 pub(crate) const PROT_READ: usize = 1;
 pub(crate) const PROT_WRITE: usize = 2;
+pub(crate) const PROT_EXEC: usize = 4;
 pub(crate) const MAP_SHARED: usize = 1;
 pub(crate) const MAP_PRIVATE: usize = 2;
 pub(crate) const MAP_FIXED: usize = 0x10;
@@ -43,6 +44,7 @@ pub(crate) mod nr {
     pub(crate) const FSTAT: usize = 5;
     pub(crate) const POLL: usize = 7;
     pub(crate) const LSEEK: usize = 8;
+    pub(crate) const IOCTL: usize = 16;
     pub(crate) const MMAP: usize = 9;
     pub(crate) const MPROTECT: usize = 10;
     pub(crate) const MUNMAP: usize = 11;
@@ -264,6 +266,65 @@ pub(crate) fn copy_between(number: usize, ours: usize, theirs: usize, len: usize
     // SAFETY: one piece on each side; ours is memory of this size, theirs is checked by the kernel.
     let copied = unsafe { call(number, args) };
     copied == Ok(len)
+}
+
+/// Has this process one thread?
+pub(crate) fn is_alone() -> bool {
+    const STAT_WORDS: usize = 18;
+    const LINKS: usize = 2;
+    const AT_FDCWD: usize = -100_isize as usize;
+    let mut stat = [0u64; STAT_WORDS];
+    let path = c"/proc/self/task".as_ptr() as usize;
+    // SAFETY: a path that ends with a zero, and room for a stat structure (144 bytes).
+    let asked = unsafe { call(nr::NEWFSTATAT, [AT_FDCWD, path, stat.as_mut_ptr() as usize, 0]) };
+    // A folder has two links, and one for each folder in it.
+    asked.is_ok() && stat[LINKS] == 3
+}
+
+/// A mapping of the process.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    flags: u64,
+    inode: u64,
+}
+
+impl Mapping {
+    /// A private mapping of a file that can be read and executed, and not written.
+    pub(crate) const fn is_program_text(&self) -> bool {
+        const READ_EXECUTE: u64 = 1 | 4;
+        self.flags == READ_EXECUTE && self.inode != 0
+    }
+}
+
+/// The mapping at `address`, where the kernel can be asked for it (from Linux 6.11).
+pub(crate) fn mapping_at(address: usize) -> Option<Mapping> {
+    /// `struct procmap_query`.
+    #[derive(Default)]
+    #[repr(C)]
+    struct Query {
+        size: u64,
+        flags: u64,
+        address: u64,
+        range: [u64; 2],
+        mapping_flags: u64,
+        page_len: u64,
+        offset: u64,
+        inode: u64,
+        rest: [u64; 4],
+    }
+    const LEN: usize = size_of::<Query>();
+    const NUMBER: usize = 3 << 30 | LEN << 16 | 0x66 << 8 | 17;
+    const AT_FDCWD: usize = -100_isize as usize;
+    const CLOEXEC: usize = 0x8_0000;
+    let path = c"/proc/self/maps".as_ptr() as usize;
+    // SAFETY: a path that ends with a zero.
+    let fd = unsafe { call(nr::OPENAT, [AT_FDCWD, path, CLOEXEC]) }.ok()?;
+    let mut query = Query { size: LEN as u64, address: address as u64, ..Query::default() };
+    // SAFETY: a query of this size, which the kernel fills in.
+    let asked = unsafe { call(nr::IOCTL, [fd, NUMBER, &raw mut query as usize]) };
+    let _ = close(fd as i32);
+    asked.ok()?;
+    Some(Mapping { flags: query.mapping_flags, inode: query.inode })
 }
 
 /// Unblock the signals of `mask` in this thread.

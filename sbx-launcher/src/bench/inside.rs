@@ -67,7 +67,7 @@ impl Drop for Inside {
 /// Make so many system calls, in a sandbox or not; the exit status.
 #[must_use]
 pub fn serve_calls(count: u64) -> i32 {
-    println!("{}", interpose::calls(count));
+    println!("{}", interpose::calls(count, true));
     0
 }
 
@@ -126,7 +126,7 @@ fn figure(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, String> {
             faults::inside(sandbox, what, count)
         }
         what if what.starts_with("pages:") => pages::by_hook(sandbox, &what[6..], count),
-        "calls" => Ok(interpose::calls(count)),
+        "calls" | "calls-trapped" => Ok(interpose::calls(count, what == "calls")),
         what if what.starts_with("service-") => service::inside(sandbox, what, count),
         what if what.starts_with("delay-") => delay::inside(sandbox, what, count),
         what if what.starts_with("event-") => events::inside(sandbox, what, count),
