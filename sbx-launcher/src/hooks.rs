@@ -16,6 +16,7 @@ use libos::mailbox::{Claimant, Event, KIND};
 use libos::manifest::Hook;
 use libos::timers::{Plan, TimerId, Timers};
 
+use crate::clock::now_ns;
 use crate::sandbox::Sandbox;
 use crate::worker;
 
@@ -173,14 +174,6 @@ fn start(timers: &Timers, handle: u64, period_ns: u64) -> Option<Timer> {
     };
     // Who else is filling a timer at this moment is left alone.
     timers.start(claimant(), |_| true, &plan).map(|id| Timer { handle, period_ns, id })
-}
-
-/// The monotonic clock.
-fn now_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes a timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// The supervisor, as one who fills a cell.

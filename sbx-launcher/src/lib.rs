@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod bpf;
 pub mod cli;
+pub mod clock;
 pub mod control;
 pub mod demo;
 pub mod doctor;

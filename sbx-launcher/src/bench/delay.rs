@@ -11,6 +11,8 @@ use ext_api::error::CallError;
 use ext_api::post::To;
 use ext_api::timer::Timer;
 
+use crate::clock::now_ns;
+
 use super::events::Child;
 use super::inside::Inside;
 use super::pin::{pin, unpin};
@@ -87,13 +89,6 @@ fn run_timer(
     sandbox.stop_timer(timer)?;
     pin(0, 0);
     read(sandbox, SHARES[0].0)
-}
-
-fn now_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes a timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// The same with timerfd and epoll, in this process; microseconds, sorted.

@@ -10,6 +10,8 @@ use ext_api::client::Sandbox;
 use ext_api::error::CallError;
 use ext_api::post::{Peer, To};
 
+use crate::clock;
+
 use super::inside::Inside;
 use super::pages::{self, PageFile};
 use super::pin::{pin, time, unpin};
@@ -43,15 +45,12 @@ impl Child {
 
     /// CPU time that it has used.
     pub(super) fn cpu_ns(&self) -> u64 {
-        let mut clock = 0;
+        let mut number = 0;
         // SAFETY: our own child; the kernel's C library writes a clock's number.
-        if unsafe { libc::clock_getcpuclockid(self.0, &raw mut clock) } != 0 {
+        if unsafe { libc::clock_getcpuclockid(self.0, &raw mut number) } != 0 {
             return 0;
         }
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the kernel writes a timespec.
-        unsafe { libc::clock_gettime(clock, &raw mut time) };
-        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+        clock::ns(number)
     }
 
     fn peer(&self, sandbox: &Sandbox) -> Peer {

@@ -10,6 +10,8 @@ use std::io;
 use ext_api::client::Sandbox;
 use ext_api::error::CallError;
 
+use crate::clock;
+
 use super::events::Child;
 use super::inside::Inside;
 use super::pin::{pin, unpin};
@@ -24,13 +26,6 @@ const NEED_NS: u64 = 11_000_000;
 const CHUNK_NS: u64 = 500_000;
 /// How often the manager looks that is a process of its own.
 const LOOK_NS: u64 = 1_000_000;
-
-fn clock_ns(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes a timespec.
-    unsafe { libc::clock_gettime(clock, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
 
 fn sleep_until(at_ns: u64) {
     let at = libc::timespec {
@@ -48,18 +43,18 @@ fn task(sandbox: &Sandbox, index: u64, lends: bool) -> Result<(), CallError> {
     if lends {
         sandbox.lend()?;
     }
-    let mut released = clock_ns(libc::CLOCK_MONOTONIC);
+    let mut released = clock::now_ns();
     loop {
-        let began = clock_ns(libc::CLOCK_THREAD_CPUTIME_ID);
+        let began = clock::ns(libc::CLOCK_THREAD_CPUTIME_ID);
         let mut done = 0;
         while done < NEED_NS {
             sandbox.invoke::<()>(progress, &[index, released, done])?;
             let until = began + (done + CHUNK_NS).min(NEED_NS);
-            while clock_ns(libc::CLOCK_THREAD_CPUTIME_ID) < until {}
-            done = clock_ns(libc::CLOCK_THREAD_CPUTIME_ID) - began;
+            while clock::ns(libc::CLOCK_THREAD_CPUTIME_ID) < until {}
+            done = clock::ns(libc::CLOCK_THREAD_CPUTIME_ID) - began;
         }
         sandbox.invoke::<()>(progress, &[index, released, done])?;
-        let now = clock_ns(libc::CLOCK_MONOTONIC);
+        let now = clock::now_ns();
         // A period that has gone by altogether was missed as well.
         let periods = (now - released) / PERIOD_NS;
         for _ in 0..periods.max(1) {
@@ -117,22 +112,22 @@ fn serve(sandbox: &Sandbox, what: &str, count: u64) -> Result<(f64, f64), CallEr
     if alone {
         let adapt = sandbox.find("manager.adapt")?;
         let body = || {
-            let mut at = clock_ns(libc::CLOCK_MONOTONIC);
+            let mut at = clock::now_ns();
             while sandbox.invoke::<()>(adapt, &[]).is_ok() {
-                at = clock_ns(libc::CLOCK_MONOTONIC).max(at + LOOK_NS);
+                at = clock::now_ns().max(at + LOOK_NS);
                 sleep_until(at);
             }
         };
         running.push(Child::start(None, body).map_err(failed)?);
     }
-    let began = clock_ns(libc::CLOCK_MONOTONIC);
+    let began = clock::now_ns();
     let used = || others.iter().map(Child::cpu_ns).sum::<u64>();
     let before = used();
     while sandbox.invoke::<u64>(figure, &[0])? < count {
-        sleep_until(clock_ns(libc::CLOCK_MONOTONIC) + PERIOD_NS);
+        sleep_until(clock::now_ns() + PERIOD_NS);
     }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    let wall = (clock_ns(libc::CLOCK_MONOTONIC) - began) as f64 * cpus;
+    let wall = (clock::now_ns() - began) as f64 * cpus;
     let left = (used() - before) as f64 / wall;
     let [periods, late] = [0, 1].map(|which| sandbox.invoke::<u64>(figure, &[which]));
     sandbox.invoke::<()>(manage, &[0])?;
