@@ -178,3 +178,24 @@ fn what_is_wrong_with_a_hook_is_said() {
     ]);
     assert!(ended.status == 125 && ended.stderr.contains("from=/one/folder"), "{}", ended.stderr);
 }
+
+#[test]
+fn no_way_to_make_a_call_escapes() {
+    let sandbox = through("through-escapes");
+    for flags in [&[][..], &["-static"]] {
+        let program = compile("gcc", "escapes", flags);
+        assert_eq!(sandbox.call(&["through.forget"]).status, 0);
+        let ended = sandbox.run(&[program.text()]);
+        assert_eq!(ended.status, 0, "{}{}", ended.stdout, ended.stderr);
+        let made: u64 = ended.stdout.trim().parse().expect("a number");
+        assert_eq!(count(&sandbox, 110), made);
+    }
+    // By another architecture's entry there is no way in at all.
+    let source = Scratch::new("old.c");
+    let text = "int main(void) { long r; __asm__ volatile(\"int $0x80\" : \"=a\"(r) : \"a\"(64)); return 0; }";
+    std::fs::write(&source.0, text).expect("a scratch file");
+    let program = Scratch::new("old");
+    let ended = run(Command::new("gcc").args(["-x", "c", source.text(), "-o", program.text()]));
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    assert_eq!(sandbox.run(&[program.text()]).status, 128 + 31);
+}
