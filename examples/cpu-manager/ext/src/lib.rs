@@ -163,12 +163,14 @@ pub mod manager {
         let own = Cx::pid();
         for other in &state.others {
             let pid = other.pid.load(Relaxed);
-            if pid == 0 || pid == own || other.nice.swap(nice, Relaxed) == nice {
+            if pid == 0 || pid == own || other.nice.load(Relaxed) == nice {
                 continue;
             }
             state.changes.fetch_add(1, Relaxed);
             // SAFETY: takes numbers only.
             unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, nice) };
+            // Not before it is so: whoever does this may have to wait for a CPU in between.
+            other.nice.store(nice, Relaxed);
         }
     }
 
