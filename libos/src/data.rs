@@ -190,8 +190,14 @@ pub struct Context {
     pub call_stack: AtomicU64,
     /// Bytes of the scratch room that it uses.
     pub scratch_used: AtomicU32,
-    /// 1 while the program has SIGSYS blocked, as it thinks.
-    pub sigsys_blocked: AtomicU32,
+    /// What the program thinks it has blocked of the signals that it cannot block.
+    pub kept_blocked: AtomicU32,
+    /// 1 while the call room is in use.
+    pub call_room: AtomicU32,
+    /// System calls of the program's that came by a trap.
+    pub calls_trapped: AtomicU64,
+    /// Those that came from patched sites.
+    pub calls_patched: AtomicU64,
     /// Stack pointer of the signal handler that makes upcalls on this thread; 0 if none does.
     pub room: AtomicU64,
     /// 1 if events or timers have come to it meanwhile.
@@ -279,6 +285,8 @@ struct Marks {
     contexts: AtomicU32,
     /// Pid of the supervisor, in its own pid namespace.
     supervisor: AtomicU32,
+    sites: AtomicU32,
+    sites_trapped: AtomicU32,
 }
 
 /// What tells the supervisor to look at once. Ignored by whoever does not expect it.
@@ -379,6 +387,12 @@ impl Common {
     #[must_use]
     pub fn supervisor(&self) -> &'static AtomicU32 {
         &self.marks().supervisor
+    }
+
+    /// Sites of system calls that participants have patched so far, and those that they could not.
+    #[must_use]
+    pub fn sites(&self) -> [&'static AtomicU32; 2] {
+        [&self.marks().sites, &self.marks().sites_trapped]
     }
 
     fn marks(&self) -> &'static Marks {

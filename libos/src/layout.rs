@@ -69,10 +69,10 @@ pub const PROCESS_OFFSET: usize = 32 << 10;
 /// Bytes at the front of the private part that are writable and wiped on fork.
 pub const WIPED_LEN: usize = 64 << 10;
 
-/// Offset in the private part of a page that a forked child inherits.
+/// Offset in the private part of what a forked child inherits.
 pub const KEPT_OFFSET: usize = WIPED_LEN;
 /// Bytes of it.
-pub const KEPT_LEN: usize = PAGE_LEN;
+pub const KEPT_LEN: usize = 64 << 10;
 
 /// What lies in an upcall stack's room of [`STACK_LEN`], from its lowest address: a guard page,
 /// the alternate signal stack, another guard page, a second one, another guard page, the upcall
@@ -82,7 +82,11 @@ pub const ALT_STACK_OFFSET: usize = PAGE_LEN;
 /// application's own handler may need that runs there.
 pub const ALT_STACK_LEN: usize = 32 << 10;
 /// The guard page below the upcall stack.
-pub const GUARD_OFFSET: usize = SCRATCH_OFFSET + SCRATCH_LEN;
+pub const GUARD_OFFSET: usize = CALL_ROOM_OFFSET + CALL_ROOM_LEN;
+/// A stack for calls from stacks that have no room for them: those of goroutines.
+pub const CALL_ROOM_LEN: usize = 32 << 10;
+/// See [`CALL_ROOM_LEN`].
+pub const CALL_ROOM_OFFSET: usize = SCRATCH_OFFSET + SCRATCH_LEN;
 /// What arguments of a system call point to, as the kernel gets it: three paths.
 pub const SCRATCH_LEN: usize = 3 * PAGE_LEN;
 /// See [`SCRATCH_LEN`].

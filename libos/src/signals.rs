@@ -57,24 +57,46 @@ pub struct SignalTable {
     pub patches: Patches,
 }
 
-/// What a process has patched of its program.
+/// What a process has patched of its program. A forked child inherits it with the program's text.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Patches {
     /// 1 while a thread patches a site.
     pub lock: AtomicU32,
-    /// Bytes that are in use of the page of stubs.
-    pub used: AtomicU32,
-    /// The page of stubs, or 0.
-    pub page: AtomicU64,
-    /// Sites.
-    pub count: AtomicU64,
-    /// Sites that cannot be patched, by address.
-    pub refused: [AtomicU64; REFUSED_MAX],
+    /// Where stubs lie.
+    pub areas: [StubArea; AREAS_MAX],
+    /// Sites, found by hashing.
+    pub sites: [Site; SITES_MAX],
 }
 
-/// Sites that a process remembers as ones that cannot be patched.
-pub const REFUSED_MAX: usize = 64;
+/// Room for the stubs of sites within reach.
+#[derive(Debug)]
+#[repr(C)]
+pub struct StubArea {
+    /// Address, or 0.
+    pub at: AtomicU64,
+    /// Bit per stub: in use.
+    pub used: [AtomicU64; STUBS_PER_AREA / 64],
+}
+
+/// A system call of the program that has been trapped.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Site {
+    /// Address of its `syscall`, or 0.
+    pub call: AtomicU64,
+    /// Its stub, or [`STAYS`]: it cannot be patched.
+    pub stub: AtomicU64,
+}
+
+/// See [`Site::stub`].
+pub const STAYS: u64 = 1;
+/// Sites that a process remembers. What comes later stays on the trap.
+pub const SITES_MAX: usize = 2048;
+/// Neighbourhoods of 2 GiB that a process can have sites in.
+pub const AREAS_MAX: usize = 8;
+/// Stubs of one area.
+pub const STUBS_PER_AREA: usize = 1024;
 
 /// Signals that `SignalTable` and `HookTable` have room for, from 0.
 pub const SIGNALS: usize = 32;

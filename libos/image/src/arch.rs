@@ -9,6 +9,6 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{
     Jump, Registers, cache_index, copy_backwards, copy_forwards, early_call, fail_with_eintr, fill,
-    fs_base, in_gate, is_between_upcalls, leave_upcall, mend_gate, redirect, sbx_call,
+    fs_base, in_gate, is_between_upcalls, leave_upcall, mend_gate, redirect, sbx_call, sbx_call_in,
     sbx_restorer, sbx_signal_entry, stack_pointer, syscall2_on, syscall6,
 };

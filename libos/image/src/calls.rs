@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A thread that has SIGSYS blocked when it makes such a call is killed by the kernel. So the calls
-//! that change signal masks come here as well, and what the program says of SIGSYS is kept apart.
+//! that change signal masks come here as well, and what the program says of SIGSYS (and of SIGILL, which
+//! patching needs) is kept apart.
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
@@ -17,18 +18,19 @@ use ext_api::abi::{CALL_TAKEN, CallBlock, Reply, Status};
 use ext_api::limits::STACK_LEN;
 use libos::data::Context;
 use libos::layout::{CALLS_OFFSET, SCRATCH_LEN, SCRATCH_OFFSET};
-use libos::signals::{Action, CallTable, HOOKS_MAX, OURS, SIGNALS, UNBLOCKABLE};
+use libos::signals::{Action, CallTable, HOOKS_MAX, OURS, SIGNALS, SIGSYS, UNBLOCKABLE};
 
 use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
-use crate::arch::{sbx_call, stack_pointer, syscall6};
-use crate::signals::{Info, UserContext, is_handled, table};
+use crate::arch::{sbx_call_in, stack_pointer, syscall6};
+use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
 use crate::sys::{EFAULT, Errno, nr};
 use crate::{boot, context, hooks, patch, signals, start, sys, time};
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
-const SIGSYS: u64 = 31;
-const SIGSYS_BIT: u64 = 1 << (SIGSYS - 1);
+/// SIGSYS, and SIGILL: a thread that meets a site while it is patched, or comes back to one afterwards,
+/// gets that.
+pub(crate) const NEVER_BLOCKED: u64 = 1 << (SIGSYS - 1) | 1 << (SIGILL - 1);
 
 fn call_table() -> &'static CallTable {
     let at = (boot::place().base + CALLS_OFFSET) as *const CallTable;
@@ -51,7 +53,7 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
             // A pointer to the mask and its length.
             Some([mask, len]) if mask != 0 => match copy_in::<u64>(mask) {
                 Some(mask) => {
-                    let mask = own_mask.insert(mask & !SIGSYS_BIT);
+                    let mask = own_mask.insert(mask & !NEVER_BLOCKED);
                     let block = [core::ptr::from_ref(mask) as usize, len];
                     args[5] = block.as_ptr() as usize;
                     perform(number, args, user)
@@ -62,16 +64,26 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
         },
         _ => {
             let result = hooked(number, args, user);
-            patch::consider(user.regs.rip as usize, number as u32);
-            let context =
-                start::this_process().and_then(|own| context::of_tid(own.pid, sys::gettid()));
-            // Its next call, which may be patched, is to find the context at once.
-            let stack = user.regs.rsp as usize;
-            context.into_iter().for_each(|context| context::goes_on_at(context, stack));
+            look_at_site(number, user);
             result
         }
     };
     user.regs.set_result(result as u64);
+}
+
+/// Have the next call of the site that has just been trapped come without a trap, if that can be.
+fn look_at_site(number: usize, user: &mut UserContext) {
+    if start::this_process().is_none_or(|own| own.pid != sys::getpid()) {
+        return;
+    }
+    let Some((context, is_known)) = context::settle_here(user.regs.rsp as usize) else { return };
+    context.calls_trapped.fetch_add(1, Relaxed);
+    if !is_known {
+        // Code that runs with another thread's FS base would be taken for that thread.
+        patch::leave(user.regs.rip as usize);
+    } else if let Some(at) = patch::consider(user.regs.rip as usize, number as u32) {
+        user.regs.rip = at as u64;
+    }
 }
 
 /// A call with a signal mask at the address in argument `at`.
@@ -79,7 +91,7 @@ fn with_mask(number: usize, mut args: [usize; 6], at: usize, user: &UserContext)
     let own_mask;
     if args[at] != 0 {
         let Some(mask) = copy_in::<u64>(args[at]) else { return -(EFAULT as isize) };
-        own_mask = mask & !SIGSYS_BIT;
+        own_mask = mask & !NEVER_BLOCKED;
         args[at] = &raw const own_mask as usize;
     }
     perform(number, args, user)
@@ -87,7 +99,7 @@ fn with_mask(number: usize, mut args: [usize; 6], at: usize, user: &UserContext)
 
 /// Make the call for the program: signals come as if it made it.
 fn perform(number: usize, args: [usize; 6], user: &UserContext) -> isize {
-    sys::set_mask(user.mask & !SIGSYS_BIT);
+    sys::set_mask(user.mask & !NEVER_BLOCKED);
     // SAFETY: the program's own call; what it does to the program's memory is the program's wish, and
     // that of the region is not reachable by the calls that come here.
     let result = unsafe { syscall6(number, args) };
@@ -179,7 +191,14 @@ fn scratch_in_use(context: &Context) -> usize {
 
 /// For the entry of patched calls: ask the hooks of a call that the program is about to make. [`PASS`],
 /// [`DONE`] or [`TRAP`].
-pub(crate) extern "C" fn sbx_patched(call: &mut PatchedCall) -> u32 {
+///
+/// `fs` may be the thread's FS base. Of one whose stack is elsewhere now the entry has found the context.
+pub(crate) extern "C" fn sbx_patched(
+    call: &mut PatchedCall,
+    fs: u64,
+    found: Option<&'static Context>,
+) -> u32 {
+    let known = || found.or_else(|| context::known_by(fs)).or_else(context::known_here);
     let (number, table) = (call.rax as usize, call_table());
     let is_hooked = |row: &&Row| row[0].load(Relaxed) != 0;
     let before = table.before.get(number).filter(is_hooked);
@@ -187,7 +206,7 @@ pub(crate) extern "C" fn sbx_patched(call: &mut PatchedCall) -> u32 {
     if before.is_none() && after.is_none() {
         return PASS;
     }
-    let Some(context) = context::known_here() else { return TRAP };
+    let Some(context) = known() else { return TRAP };
     if !context.sequence.load(Relaxed).is_multiple_of(2) {
         // A signal handler of the program on top of an upcall: nobody can be asked.
         return PASS;
@@ -196,6 +215,8 @@ pub(crate) extern "C" fn sbx_patched(call: &mut PatchedCall) -> u32 {
         // A signal handler within a call that may have paths in the scratch room.
         return TRAP;
     }
+    let made = &context.calls_patched;
+    made.store(made.load(Relaxed) + 1, Relaxed);
     let args = [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9];
     let mut block = CallBlock {
         number: number as u64,
@@ -265,8 +286,9 @@ fn ask(context: &Context, row: &Row, block: &mut CallBlock) -> bool {
         let (words, mut reply) = ([core::ptr::from_mut(block) as u64], Reply::empty());
         // What a handler that fails has changed is nobody's wish.
         let before = (block.args, block.value);
-        // SAFETY: hooks on calls take a block and return a word; the reply is ours.
-        let status = unsafe { sbx_call(handle, words.as_ptr(), &raw mut reply) };
+        // SAFETY: hooks on calls take a block and return a word; the reply is ours, and the context is
+        // this thread's.
+        let status = unsafe { sbx_call_in(handle, words.as_ptr(), &raw mut reply, context) };
         if status != Status::Ok as u32 {
             (block.args, block.value) = before;
             return false;
@@ -296,7 +318,8 @@ fn sigaction([signal, new, old, len, ..]: [usize; 6]) -> isize {
                 signals::install(signal as i32, &action);
             }
         } else {
-            let kernels = action.map(|action| Action { mask: action.mask & !SIGSYS_BIT, ..action });
+            let kernels =
+                action.map(|action| Action { mask: action.mask & !NEVER_BLOCKED, ..action });
             let at = kernels.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
             let args = [signal, at as usize, &raw mut former as usize, len];
             // SAFETY: an action of the program's or none, and room for the former one.
@@ -320,8 +343,8 @@ fn sigprocmask([how, new, old, len, ..]: [usize; 6], user: &mut UserContext) -> 
         return EINVAL;
     }
     let context = start::this_process().and_then(|own| context::of_tid(own.pid, sys::gettid()));
-    let kept = context.map_or(0, |context| context.sigsys_blocked.load(Relaxed));
-    let former = user.mask & !SIGSYS_BIT | u64::from(kept) << (SIGSYS - 1);
+    let kept = context.map_or(0, |context| context.kept_blocked.load(Relaxed));
+    let former = user.mask & !NEVER_BLOCKED | u64::from(kept);
     if new != 0 {
         let Some(given) = copy_in::<u64>(new) else { return -(EFAULT as isize) };
         let mask = match how {
@@ -331,9 +354,9 @@ fn sigprocmask([how, new, old, len, ..]: [usize; 6], user: &mut UserContext) -> 
             _ => return EINVAL,
         };
         if let Some(context) = context {
-            context.sigsys_blocked.store(u32::from(mask & SIGSYS_BIT != 0), Relaxed);
+            context.kept_blocked.store((mask & NEVER_BLOCKED) as u32, Relaxed);
         }
-        user.mask = mask & !SIGSYS_BIT & !UNBLOCKABLE;
+        user.mask = mask & !NEVER_BLOCKED & !UNBLOCKABLE;
     }
     if old != 0 && !copy_out(old, &former) {
         return -(EFAULT as isize);

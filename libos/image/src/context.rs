@@ -12,8 +12,8 @@ use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context};
 use libos::layout::{
-    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, SCRATCH_LEN, SECOND_STACK_OFFSET,
-    WINDOW_BELOW, WINDOW_LEN,
+    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, CALL_ROOM_LEN, GUARD_OFFSET, SCRATCH_LEN,
+    SECOND_STACK_OFFSET, WINDOW_BELOW, WINDOW_LEN,
 };
 
 use crate::arch::{cache_index, stack_pointer};
@@ -118,6 +118,16 @@ pub(crate) extern "C" fn sbx_context_slow(fs: u64, stack: usize) -> usize {
     address
 }
 
+/// The calling thread's context, which it has or gets now; it goes on at `stack`. And whether it can be
+/// told by the FS base alone from now on, from this stack.
+pub(crate) fn settle_here(stack: usize) -> Option<(&'static Context, bool)> {
+    let fs = crate::arch::fs_base();
+    let address = sbx_context_slow(fs, stack);
+    let index = address.checked_sub(boot::place().base + CONTEXTS_OFFSET)? / CONTEXT_LEN;
+    let is_known = cached(cache_entry(fs)).is_some_and(|known| index_of(known) == index);
+    Some((common().context(index), is_known))
+}
+
 /// The tid of the calling thread, without a system call if it has a context that the cache knows.
 pub(crate) fn own_tid() -> u32 {
     known_here().map_or_else(sys::gettid, |context| context.tid.load(Relaxed))
@@ -125,16 +135,16 @@ pub(crate) fn own_tid() -> u32 {
 
 /// The calling thread's context, if that can be told without asking anybody.
 pub(crate) fn known_here() -> Option<&'static Context> {
-    let fs = crate::arch::fs_base();
+    known_by(crate::arch::fs_base())
+}
+
+/// As [`known_here`], of a thread whose FS base may be `fs`.
+#[inline]
+pub(crate) fn known_by(fs: u64) -> Option<&'static Context> {
     cached(cache_entry(fs)).filter(|context| {
         let below = stack_pointer().wrapping_sub(context.window.load(Relaxed) as usize);
         context.fs_base.load(Relaxed) == fs && below < WINDOW_LEN
     })
-}
-
-/// The thread of `context` is about to go on with this stack pointer.
-pub(crate) fn goes_on_at(context: &Context, stack: usize) {
-    context.window.store(stack.saturating_sub(WINDOW_BELOW) as u64, Relaxed);
 }
 
 /// Note where the thread is now.
@@ -156,8 +166,9 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
             hooks::forget(context);
             context.lent.store(0, Relaxed);
             context.room.store(0, Relaxed);
-            context.sigsys_blocked.store(0, Relaxed);
+            context.kept_blocked.store(0, Relaxed);
             context.call_stack.store(0, Relaxed);
+            context.call_room.store(0, Relaxed);
             signals::prepare_thread(index_of(context));
             true
         }
@@ -203,7 +214,8 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.deferred.store(0, Relaxed);
         context.lent.store(0, Relaxed);
         context.room.store(0, Relaxed);
-        context.sigsys_blocked.store(0, Relaxed);
+        context.kept_blocked.store(0, Relaxed);
+        context.call_room.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
         context.tid.store(tid, Release);
         signals::prepare_thread(index);
@@ -218,7 +230,7 @@ fn make_stack(index: usize) -> Result<usize, sys::Errno> {
     let above_guard = GUARD_OFFSET + PAGE_LEN;
     let usable = [
         (ALT_STACK_OFFSET, ALT_STACK_LEN),
-        (SECOND_STACK_OFFSET, ALT_STACK_LEN + SCRATCH_LEN),
+        (SECOND_STACK_OFFSET, ALT_STACK_LEN + SCRATCH_LEN + CALL_ROOM_LEN),
         (above_guard, STACK_LEN - above_guard),
     ];
     for (offset, len) in usable {

@@ -1,111 +1,228 @@
 //! Patching the sites of hooked system calls, so that the next call comes here without a trap.
 //!
-//! A site is patched when it has been trapped: `mov $nr, %eax; syscall` in a private, read-only mapping of
-//! a file becomes a jump to a stub nearby, by one store. The five bytes must lie within eight aligned
-//! ones: such a store is seen whole or not at all by whoever executes them at that moment, and the
-//! instruction that they were begins and ends where the new one does. While a process has one thread,
-//! which is here, nobody executes them, and they may lie anywhere. The `syscall` behind stays, for
-//! threads that are about to execute it, for those that come back behind it, and for whoever jumps there.
+//! A site is patched when it has been trapped, if it lies in a private, read-only mapping of a file and
+//! is of one of two forms; a jump of five bytes to a stub nearby takes the place of
+//!
+//! ```text
+//!  mov $nr, %eax             the first instruction; the `syscall` stays for whoever is before or
+//!  syscall                   behind it, or jumps there
+//!
+//!  syscall                   both; whoever comes back from the kernel behind the `syscall` meets a byte
+//!  cmp $imm32, %rax          that is no instruction, and is sent on to the stub by the fault
+//! ```
+//!
+//! For the second form the stub is put where the jump's distance has such a byte in its second place.
+//! While a process has one thread, which is here, nobody executes what is written. Otherwise one aligned
+//! store does it where the five bytes fit; where they do not, the first byte becomes one that is no
+//! instruction as well, and all cores are made to see each step before the next. Whoever meets it is sent
+//! to the stub.
+//!
 //! Every other site stays on the trap.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU8, AtomicU64};
 
 use ext_api::limits::PAGE_LEN;
-use libos::signals::{Patches, REFUSED_MAX};
+use libos::signals::{Patches, STAYS, STUBS_PER_AREA, Site, StubArea};
 
-use crate::arch::patched::{STUB_LEN, jump, number_in, stub};
+use crate::arch::patched::{Form, JUMP_LEN, NO_INSTRUCTIONS, STUB_LEN, form_of, jump, stub};
 use crate::signals::table;
-use crate::{boot, sys};
+use crate::{boot, context, sys};
 
 const REACH: usize = (2 << 30) - (1 << 20);
-const SITE_LEN: usize = 7;
+const AREA_LEN: usize = STUBS_PER_AREA * STUB_LEN;
+/// Places that are looked at for a site.
+const PROBES: usize = 32;
 
 fn patches() -> &'static Patches {
     // SAFETY: our private table; all atomics.
     unsafe { &(*table()).patches }
 }
 
-/// Patch the site whose call ends at `behind`, if it can be.
-pub(crate) fn consider(behind: usize, number: u32) {
-    let site = behind.wrapping_sub(SITE_LEN);
-    let is_one_page = site / PAGE_LEN == (behind - 1) / PAGE_LEN;
-    if !is_one_page || boot::place().shared().contains(&site) {
-        return;
-    }
-    // SAFETY: seven bytes on a page of which the kernel has just executed two.
-    let bytes = unsafe { (site as *const [u8; SITE_LEN]).read_unaligned() };
-    let refused = &patches().refused[site / 8 % REFUSED_MAX];
-    if number_in(bytes) != Some(number) || refused.load(Relaxed) == site as u64 {
-        return;
-    }
-    let lock = &patches().lock;
-    if lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
-        // Another thread is at it. The next time, then.
-        return;
-    }
-    if patch(site, number).is_none() {
-        refused.store(site as u64, Relaxed);
-    }
-    lock.store(0, Release);
-}
-
-fn patch(site: usize, number: u32) -> Option<()> {
-    let is_one_word = site % 8 <= 3;
-    if !is_one_word && !sys::is_alone() {
+/// Patch the site whose call ends at `behind`, if it can be. Where its thread goes on, if not there.
+pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
+    let call = behind.wrapping_sub(2);
+    if boot::place().shared().contains(&call) || is_stub(call) {
         return None;
     }
-    sys::mapping_at(site).filter(sys::Mapping::is_program_text)?;
-    let at = stub_near(site)?;
-    let page = site & !(PAGE_LEN - 1);
-    // SAFETY: text of the program, which stays readable and executable meanwhile.
-    unsafe { sys::mprotect(page, PAGE_LEN, sys::PROT_READ | sys::PROT_WRITE | sys::PROT_EXEC) }
-        .ok()?;
-    put_stub(at, &stub(at, site + 5, number));
-    if is_one_word {
-        // SAFETY: eight aligned bytes on that page, writable now; nobody else changes them (lock).
-        let word = unsafe { AtomicU64::from_ptr((site & !7) as *mut u64) };
-        let mut bytes = word.load(Relaxed).to_le_bytes();
-        bytes[site % 8..site % 8 + 5].copy_from_slice(&jump(site, at));
-        word.store(u64::from_le_bytes(bytes), Release);
-    } else {
-        // SAFETY: on that page, writable now; no other thread can execute them.
-        unsafe { (site as *mut [u8; 5]).write_unaligned(jump(site, at)) };
+    let lock = &patches().lock;
+    if find(call).is_some() || lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+        // Or another thread is at it: the next time, then.
+        return None;
     }
+    let site = free_site(call);
+    let patched = site.and_then(|site| patch(site, call, number));
+    if let Some(site) = site {
+        site.stub.store(patched.map_or(STAYS, |(stub, _)| stub as u64), Release);
+    }
+    let [sites, trapped] = context::common().sites();
+    if patched.is_some() { sites } else { trapped }.fetch_add(1, Relaxed);
+    lock.store(0, Release);
+    patched.and_then(|(stub, form)| form.behind(stub))
+}
+
+/// The site whose call ends at `behind` stays on the trap.
+pub(crate) fn leave(behind: usize) {
+    let call = behind.wrapping_sub(2);
+    let lock = &patches().lock;
+    if find(call).is_none() && lock.compare_exchange(0, 1, Acquire, Relaxed).is_ok() {
+        if free_site(call).is_some() {
+            context::common().sites()[1].fetch_add(1, Relaxed);
+        }
+        lock.store(0, Release);
+    }
+}
+
+/// Where a thread goes on that has met a byte of ours that is no instruction.
+pub(crate) fn goes_on_at(rip: usize) -> Option<usize> {
+    let stub = |call: usize| {
+        let stub = find(call)?.stub.load(Acquire) as usize;
+        (stub > STAYS as usize).then_some(stub)
+    };
+    let (at_mov, at_call, behind) = (rip.wrapping_add(JUMP_LEN), rip, rip.wrapping_sub(2));
+    if let Some(stub) = stub(behind).filter(|stub| leads_to(behind, *stub)) {
+        return Form::Compared.behind(stub);
+    }
+    let is_ours = |call| stub(call).filter(|_| first_byte(rip) == NO_INSTRUCTIONS[0]);
+    is_ours(at_call).or_else(|| is_ours(at_mov)).or_else(|| {
+        // Patched in the meantime: the jump is there now.
+        let patched = |call| stub(call).is_some_and(|stub| leads_to(rip, stub));
+        (patched(at_call) || patched(at_mov)).then_some(rip)
+    })
+}
+
+fn first_byte(at: usize) -> u8 {
+    // SAFETY: the thread has just tried to execute it.
+    unsafe { (at as *const u8).read_volatile() }
+}
+
+fn leads_to(site: usize, stub: usize) -> bool {
+    // SAFETY: text of the program near an instruction that was just executed, on the same page.
+    let bytes = unsafe { (site as *const [u8; JUMP_LEN]).read_unaligned() };
+    bytes == jump(site, stub)
+}
+
+fn find(call: usize) -> Option<&'static Site> {
+    places(call).find(|site| site.call.load(Acquire) == call as u64)
+}
+
+fn free_site(call: usize) -> Option<&'static Site> {
+    let site = places(call).find(|site| site.call.load(Relaxed) == 0)?;
+    site.stub.store(STAYS, Relaxed);
+    site.call.store(call as u64, Release);
+    Some(site)
+}
+
+fn places(call: usize) -> impl Iterator<Item = &'static Site> {
+    let sites = &patches().sites;
+    (0..PROBES).map(move |probe| &sites[(call / 2 + probe) % sites.len()])
+}
+
+fn patch(site: &Site, call: usize, number: u32) -> Option<(usize, Form)> {
+    let form = form_of(call, number)?;
+    let start = form.start(call);
+    sys::mapping_at(call).filter(sys::Mapping::is_program_text)?;
+    let stub_at = stub_near(start, form)?;
+    put_stub(stub_at, &stub(form, stub_at, call));
+    site.stub.store(stub_at as u64, Release);
+    let page = start & !(PAGE_LEN - 1);
+    let writable = sys::PROT_READ | sys::PROT_WRITE | sys::PROT_EXEC;
+    // SAFETY: text of the program, which stays readable and executable meanwhile.
+    unsafe { sys::mprotect(page, PAGE_LEN, writable) }.ok()?;
+    let done = write(start, form, jump(start, stub_at));
     // SAFETY: as it was.
     let _ = unsafe { sys::mprotect(page, PAGE_LEN, sys::PROT_READ | sys::PROT_EXEC) };
-    patches().count.fetch_add(1, Relaxed);
-    Some(())
+    done.then_some((stub_at, form))
 }
 
-/// Room for a stub that can be reached from `site`, and from which it can.
-fn stub_near(site: usize) -> Option<usize> {
-    let (page, used) =
-        (patches().page.load(Relaxed) as usize, patches().used.load(Relaxed) as usize);
-    if page != 0 && page.abs_diff(site) < REACH && used + STUB_LEN <= PAGE_LEN {
-        patches().used.store((used + STUB_LEN) as u32, Relaxed);
-        return Some(page + used);
+/// Put a jump where others may execute at this moment. False if that cannot be done safely here.
+fn write(start: usize, form: Form, jump: [u8; JUMP_LEN]) -> bool {
+    if start % 8 + JUMP_LEN <= 8 {
+        // SAFETY: eight aligned bytes on a page that is writable now; nobody else changes them (lock).
+        let word = unsafe { AtomicU64::from_ptr((start & !7) as *mut u64) };
+        let mut bytes = word.load(Relaxed).to_le_bytes();
+        bytes[start % 8..start % 8 + JUMP_LEN].copy_from_slice(&jump);
+        word.store(u64::from_le_bytes(bytes), Release);
+        return true;
     }
-    let page = page_near(site)?;
-    patches().page.store(page as u64, Relaxed);
-    patches().used.store(STUB_LEN as u32, Relaxed);
-    Some(page)
+    let put = |offset: usize, byte: u8| {
+        // SAFETY: on that page, writable now.
+        unsafe { AtomicU8::from_ptr((start + offset) as *mut u8) }.store(byte, Release);
+    };
+    if sys::is_alone() {
+        (0..JUMP_LEN).for_each(|offset| put(offset, jump[offset]));
+        return true;
+    }
+    // So far nothing has changed that a thread could meet.
+    if !sys::sync_cores() {
+        return false;
+    }
+    put(0, NO_INSTRUCTIONS[0]);
+    sys::sync_cores();
+    if form == Form::Compared {
+        // Behind the call: no instruction either, from now on.
+        put(2, jump[2]);
+        sys::sync_cores();
+    }
+    (1..JUMP_LEN).for_each(|offset| put(offset, jump[offset]));
+    sys::sync_cores();
+    put(0, jump[0]);
+    true
 }
 
-/// A fresh page within reach of `site`.
-fn page_near(site: usize) -> Option<usize> {
+fn is_stub(address: usize) -> bool {
+    patches().areas.iter().any(|area| {
+        let at = area.at.load(Relaxed) as usize;
+        at != 0 && address.wrapping_sub(at) < AREA_LEN
+    })
+}
+
+/// Room for a stub that can be reached from `start`, and from which it can.
+fn stub_near(start: usize, form: Form) -> Option<usize> {
+    let areas = &patches().areas;
+    let made = areas.iter().filter(|area| area.at.load(Relaxed) != 0);
+    made.filter(|area| is_near(area.at.load(Relaxed) as usize, start))
+        .find_map(|area| take_stub(area, start, form))
+        .or_else(|| {
+            let area = areas.iter().find(|area| area.at.load(Relaxed) == 0)?;
+            area.at.store(area_near(start)? as u64, Relaxed);
+            take_stub(area, start, form)
+        })
+}
+
+const fn is_near(at: usize, start: usize) -> bool {
+    at.abs_diff(start) < REACH
+}
+
+fn take_stub(area: &StubArea, start: usize, form: Form) -> Option<usize> {
+    let first = area.at.load(Relaxed) as usize;
+    let is_used = |index: usize| area.used[index / 64].load(Relaxed) >> (index % 64) & 1 == 1;
+    let index = (0..STUBS_PER_AREA).find(|&index| {
+        let at = first + index * STUB_LEN;
+        !is_used(index) && form.can_jump(jump(start, at))
+    })?;
+    area.used[index / 64].fetch_or(1 << (index % 64), Relaxed);
+    Some(first + index * STUB_LEN)
+}
+
+/// A fresh area within reach of `start`. Below it first: programs' heaps grow upwards.
+fn area_near(start: usize) -> Option<usize> {
+    const SMALL_STEP: usize = 1 << 20;
     const STEP: usize = 16 << 20;
-    const LOWEST: usize = 1 << 20;
-    let from = site & !(STEP - 1);
-    (1..REACH / STEP)
-        .flat_map(|steps| [from.checked_sub(steps * STEP), from.checked_add(steps * STEP)])
+    const LOWEST: usize = 128 << 10;
+    let page = start & !(PAGE_LEN - 1);
+    let below = (1..16).map(|steps| page.checked_sub(steps * SMALL_STEP / 4));
+    let around = (1..REACH / STEP)
+        .flat_map(|steps| [page.checked_sub(steps * STEP), page.checked_add(steps * STEP)]);
+    below
+        .chain(around)
         .flatten()
-        .filter(|at| *at >= LOWEST && at.abs_diff(site) < REACH)
+        .filter(|at| *at >= LOWEST && is_near(*at, start) && is_near(*at + AREA_LEN, start))
         .find(|&at| {
             let flags = sys::MAP_PRIVATE | sys::MAP_ANONYMOUS | sys::MAP_FIXED_NOREPLACE;
             let protection = sys::PROT_READ | sys::PROT_EXEC;
             // SAFETY: replaces nothing.
-            let made = unsafe { sys::mmap(at, PAGE_LEN, protection, flags, -1, 0) };
+            let made = unsafe { sys::mmap(at, AREA_LEN, protection, flags, -1, 0) };
             made == Ok(at)
         })
 }

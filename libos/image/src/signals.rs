@@ -19,15 +19,15 @@ use core::sync::atomic::Ordering::Relaxed;
 use ext_api::abi::Status;
 use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
-use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET};
+use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_LEN, KEPT_OFFSET};
 use libos::signals::{
     Action, OURS, SIGSYS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART, WHY_TIMER, in_mask,
 };
 
 use crate::arch::{self, Jump, Registers};
-use crate::{boot, calls, context, events, fault, hooks, start, sys, text, timers};
+use crate::{boot, calls, context, events, fault, hooks, patch, start, sys, text, timers};
 
-const SIGILL: i32 = 4;
+pub(crate) const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
 const SIGFPE: i32 = 8;
 const SIGCHLD: i32 = 17;
@@ -194,6 +194,13 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
     // SAFETY: by contract.
     let (info, user, jump) = unsafe { (&*info, &mut *user, &mut *jump) };
     if arch::mend_gate(&mut user.regs) {
+        return false;
+    }
+    if signal == SIGILL
+        && info.code > 0
+        && let Some(at) = patch::goes_on_at(user.regs.rip as usize)
+    {
+        user.regs.rip = at as u64;
         return false;
     }
     if signal == SIGSYS && info.code == calls::SYS_SECCOMP {
@@ -382,7 +389,8 @@ fn deliver(signal: i32, info: &Info, user: &mut UserContext, jump: &mut Jump) ->
         arch::fail_with_eintr(&mut user.regs);
     }
     let own = if action.flags & SA_NODEFER == 0 { 1 << (signal - 1) } else { 0 };
-    sys::set_mask(user.mask | action.mask | own);
+    let kept = if is_handled(SIGSYS) { calls::NEVER_BLOCKED } else { 0 };
+    sys::set_mask((user.mask | action.mask | own) & !kept);
     let on_alternate = jump.frame.abs_diff(user.regs.rsp as usize) > 64 << 10
         || context::index_of_room(jump.frame).is_some();
     if on_alternate && action.flags & SA_ONSTACK == 0 {
@@ -435,4 +443,4 @@ unsafe fn move_frame(jump: &mut Jump, user: &UserContext) {
 }
 
 const _: () = assert!(size_of::<UserContext>() == 304);
-const _: () = assert!(size_of::<SignalTable>() <= ext_api::limits::PAGE_LEN);
+const _: () = assert!(size_of::<SignalTable>() <= KEPT_LEN);

@@ -11,6 +11,7 @@ use ext_api::abi::{MapRecord, Status, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
 use ext_api::limits::{PAGE_LEN, PROCESSES_MAX};
 use libos::data::{Joined, Process};
 use libos::layout::{self, PROCESS_OFFSET, Place, WIPED_LEN};
+use libos::signals::SIGSYS;
 
 use crate::arch::early_call;
 use crate::sys::{
@@ -168,6 +169,9 @@ fn prepare_private(armed: u64) -> Result<(), Errno> {
     unsafe { sys::mprotect(kept, layout::KEPT_LEN, PROT_READ | PROT_WRITE) }?;
     signals::take_over(armed);
     sys::register_membarrier();
+    if armed >> SIGSYS & 1 == 1 {
+        sys::register_sync_cores();
+    }
     // SAFETY: the shared part is complete. A kernel without mseal leaves it to the filter.
     let _ = unsafe { sys::mseal(place.base, place.len) };
     Ok(())

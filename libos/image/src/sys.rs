@@ -181,6 +181,19 @@ pub(crate) fn register_membarrier() {
     let _ = harmless!(nr::MEMBARRIER, REGISTER_GLOBAL_EXPEDITED, 0);
 }
 
+/// Have this process able to [`sync_cores`]; best before it has a second thread.
+pub(crate) fn register_sync_cores() {
+    const REGISTER_PRIVATE_EXPEDITED_SYNC_CORE: usize = 1 << 6;
+    let _ = harmless!(nr::MEMBARRIER, REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0);
+}
+
+/// Every other thread of this process executes what is in memory now. False if the kernel cannot see to
+/// it.
+pub(crate) fn sync_cores() -> bool {
+    const PRIVATE_EXPEDITED_SYNC_CORE: usize = 1 << 5;
+    harmless!(nr::MEMBARRIER, PRIVATE_EXPEDITED_SYNC_CORE, 0).is_ok()
+}
+
 /// Set a signal's action; the former one into `old`.
 ///
 /// # Safety

@@ -3,13 +3,20 @@
 //! ```text
 //!  program             stub nearby                entry, in libos
 //!  mov $nr, %eax  ──►  mov $nr, %eax         ──►  below the red zone: keep what a call must not change
-//!  (now a jump)        lea site+7, %rcx           ask (Rust)
+//!  (now a jump)        lea behind, %rcx           ask (Rust)
 //!  syscall             jmp entry                  pass: everything as it was, syscall, back behind
-//!  ...            ◄───────────────────────────────      the site's own, which is still there for those
-//!                                                       that jump to it
+//!  ...            ◄───────────────────────────────      the site's own (or the stub's) stays for those
+//!                                                       that are to be trapped
 //! ```
 
 use core::arch::naked_asm;
+
+use ext_api::limits::STACK_LEN;
+use libos::data::Context;
+use libos::layout::{CALL_ROOM_LEN, CALL_ROOM_OFFSET};
+
+use super::x86_64::{HASH, HASH_SHIFT};
+use crate::boot::SBX_BOOT;
 
 /// What the entry has kept of the program's registers.
 #[derive(Debug)]
@@ -35,34 +42,141 @@ pub(crate) const DONE: u32 = 1;
 pub(crate) const TRAP: u32 = 2;
 
 /// Bytes of a stub.
-pub(crate) const STUB_LEN: usize = 32;
+pub(crate) const STUB_LEN: usize = 64;
+/// Bytes of a jump to one.
+pub(crate) const JUMP_LEN: usize = 5;
 
-/// The stub for a site whose call is at `call` and has this number.
-pub(crate) fn stub(at: usize, call: usize, number: u32) -> [u8; STUB_LEN] {
+/// First bytes that begin no instruction in 64-bit mode: whoever executes one gets SIGILL there.
+pub(crate) const NO_INSTRUCTIONS: [u8; 15] =
+    [0x06, 0x07, 0x0e, 0x16, 0x17, 0x1e, 0x1f, 0x27, 0x2f, 0x37, 0x3f, 0x60, 0x61, 0xce, 0xd4];
+
+/// What a site looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `mov $nr, %eax; syscall`: the jump takes the place of the first.
+    Numbered(u32),
+    /// `syscall; cmp $imm32, %rax`: it takes the place of both, but for three bytes.
+    Compared,
+}
+
+const MOV_LEN: usize = 5;
+const CALL_LEN: usize = 2;
+const COMPARE_LEN: usize = 6;
+/// Where the stub of a [`Form::Compared`] goes on behind the call.
+const STUB_BEHIND: usize = 27;
+
+/// The form of the site whose call, which has just been made, is at `call`.
+pub(crate) fn form_of(call: usize, number: u32) -> Option<Form> {
+    let page = |at: usize| at / ext_api::limits::PAGE_LEN;
+    let before = call.wrapping_sub(MOV_LEN);
+    if page(before) == page(call + CALL_LEN - 1) {
+        // SAFETY: on a page that the kernel has just executed from.
+        let bytes = unsafe { (before as *const [u8; MOV_LEN + CALL_LEN]).read_unaligned() };
+        if let [0xb8, a, b, c, d, 0x0f, 0x05] = bytes
+            && u32::from_le_bytes([a, b, c, d]) == number
+        {
+            return Some(Form::Numbered(number));
+        }
+    }
+    if page(call) == page(call + CALL_LEN + COMPARE_LEN - 1) {
+        // SAFETY: as above.
+        let bytes = unsafe { (call as *const [u8; CALL_LEN + COMPARE_LEN]).read_unaligned() };
+        if bytes.starts_with(&[0x0f, 0x05, 0x48, 0x3d]) {
+            return Some(Form::Compared);
+        }
+    }
+    None
+}
+
+impl Form {
+    /// Where the jump goes.
+    pub(crate) const fn start(self, call: usize) -> usize {
+        match self {
+            Self::Numbered(_) => call - MOV_LEN,
+            Self::Compared => call,
+        }
+    }
+
+    /// May the jump be there while a thread is behind the call?
+    pub(crate) fn can_jump(self, jump: [u8; JUMP_LEN]) -> bool {
+        self != Self::Compared || NO_INSTRUCTIONS.contains(&jump[CALL_LEN])
+    }
+
+    /// Where a thread behind the call goes on, if not there.
+    pub(crate) const fn behind(self, stub: usize) -> Option<usize> {
+        match self {
+            Self::Numbered(_) => None,
+            Self::Compared => Some(stub + STUB_BEHIND),
+        }
+    }
+}
+
+/// The stub at `at` for the site whose call is at `call`.
+pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
+    const LEA_RCX: [u8; 3] = [0x48, 0x8d, 0x0d];
     let mut bytes = [0xcc; STUB_LEN];
-    let behind = (call + 2).wrapping_sub(at + 12) as u32;
-    let entry = sbx_patched_entry as *const () as u64;
-    bytes[0] = 0xb8;
-    bytes[1..5].copy_from_slice(&number.to_le_bytes());
-    bytes[5..8].copy_from_slice(&[0x48, 0x8d, 0x0d]);
-    bytes[8..12].copy_from_slice(&behind.to_le_bytes());
-    bytes[12..18].copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
-    bytes[18..26].copy_from_slice(&entry.to_le_bytes());
+    let behind = call + CALL_LEN;
+    let mut len = 0;
+    let mut put = |piece: &[u8]| {
+        bytes[len..len + piece.len()].copy_from_slice(piece);
+        len += piece.len();
+        at + len
+    };
+    let distance = |to: usize, from: usize| (to.wrapping_sub(from) as u32).to_le_bytes();
+    let enter = |put: &mut dyn FnMut(&[u8]) -> usize, back: usize| {
+        let here = put(&LEA_RCX);
+        put(&distance(back, here + 4));
+        put(&[0xff, 0x25, 0, 0, 0, 0]);
+        put(&(sbx_patched_entry as *const () as u64).to_le_bytes());
+    };
+    match form {
+        Form::Numbered(number) => {
+            put(&[0xb8]);
+            put(&number.to_le_bytes());
+            enter(&mut put, behind);
+        }
+        Form::Compared => {
+            enter(&mut put, at + STUB_BEHIND);
+            put(&[0xcc; 4]);
+            // For calls that are to be trapped: the site's own is gone.
+            put(&[0x0f, 0x05]);
+            // As the kernel leaves it.
+            let here = put(&LEA_RCX);
+            put(&distance(behind, here + 4));
+            // SAFETY: the site, all of which could be read and is not changed yet.
+            let compare = unsafe { (behind as *const [u8; COMPARE_LEN]).read_unaligned() };
+            let here = put(&compare);
+            put(&jump(here, behind + COMPARE_LEN));
+        }
+    }
     bytes
 }
 
-/// The jump that takes the place of `mov $nr, %eax` at `site`.
-pub(crate) fn jump(site: usize, to: usize) -> [u8; 5] {
-    let mut bytes = [0xe9; 5];
-    bytes[1..].copy_from_slice(&(to.wrapping_sub(site + 5) as u32).to_le_bytes());
+/// The jump at `site`.
+pub(crate) fn jump(site: usize, to: usize) -> [u8; JUMP_LEN] {
+    let mut bytes = [0xe9; JUMP_LEN];
+    bytes[1..].copy_from_slice(&(to.wrapping_sub(site + JUMP_LEN) as u32).to_le_bytes());
     bytes
 }
 
-/// The number in `mov $nr, %eax; syscall`, if the bytes are that.
-pub(crate) fn number_in(bytes: [u8; 7]) -> Option<u32> {
-    let [0xb8, a, b, c, d, 0x0f, 0x05] = bytes else { return None };
-    Some(u32::from_le_bytes([a, b, c, d]))
+/// Have a thread go on that has no first word, since its FS base is 0. True if it was that.
+pub(crate) fn mend_entry(rip: &mut u64) -> bool {
+    let is_that = *rip == &raw const sbx_patched_first as u64;
+    if is_that {
+        *rip = &raw const sbx_patched_true_base as u64;
+    }
+    is_that
 }
+
+unsafe extern "C" {
+    /// Labels within [`sbx_patched_entry`].
+    static sbx_patched_first: u8;
+    static sbx_patched_true_base: u8;
+}
+
+/// Upper half of the addresses where Go has its heap, and goroutines have their stacks: small ones.
+const GOROUTINES: u32 = 0xc0;
+const CALL_ROOM_END: usize = CALL_ROOM_OFFSET + CALL_ROOM_LEN;
 
 /// Where stubs jump to, with the address to go back to in rcx, which a system call does not keep.
 ///
@@ -83,9 +197,21 @@ unsafe extern "C" fn sbx_patched_entry() {
         "push r10",
         "push r8",
         "push r9",
+        "push rbx",
         "push rbp",
         "mov rbp, rsp",
-        "lea rdi, [rsp + 8]",
+        "mov rax, rsp",
+        "shr rax, 32",
+        "cmp eax, {goroutines}",
+        "je 40f",
+        "xor ebx, ebx",
+        ".hidden sbx_patched_first",
+        ".globl sbx_patched_first",
+        "sbx_patched_first:",
+        "mov rsi, fs:[0]",
+        "10:",
+        "lea rdi, [rbp + 16]",
+        "mov rdx, rbx",
         // The vector registers as far as code without AVX can change them: the upper parts stay.
         "sub rsp, 272",
         "and rsp, -16",
@@ -126,7 +252,12 @@ unsafe extern "C" fn sbx_patched_entry() {
         "movaps xmm15, [rsp + 240]",
         "ldmxcsr [rsp + 256]",
         "mov rsp, rbp",
+        "test rbx, rbx",
+        "je 15f",
+        "mov dword ptr [rbx + {call_room}], 0",
+        "15:",
         "pop rbp",
+        "pop rbx",
         "mov r11d, eax",
         "pop r9",
         "pop r8",
@@ -155,8 +286,45 @@ unsafe extern "C" fn sbx_patched_entry() {
         "lea rsp, [rsp + 136]",
         "lea rcx, [rcx - 2]",
         "jmp rcx",
+        ".hidden sbx_patched_true_base",
+        ".globl sbx_patched_true_base",
+        "sbx_patched_true_base:",
+        "rdfsbase rsi",
+        "jmp 10b",
+        // From a small stack: on the call room of the thread's context, if that is free.
+        "40:",
+        "rdfsbase rsi",
+        "movabs rdx, {hash}",
+        "imul rdx, rsi",
+        "shr rdx, {shift}",
+        "mov rax, [rip + {boot}]",
+        "mov rbx, [rax + rdx*8]",
+        "test rbx, rbx",
+        "je 45f",
+        "cmp [rbx + 8], rsi",
+        "jne 45f",
+        "mov eax, 1",
+        "xchg [rbx + {call_room}], eax",
+        "test eax, eax",
+        "jne 45f",
+        "mov rsp, [rbx + 24]",
+        "and rsp, {stack_mask}",
+        "add rsp, {room_end}",
+        "jmp 10b",
+        "45:",
+        "xor ebx, ebx",
+        "mov eax, {trap}",
+        "jmp 15b",
         ".cfi_endproc",
         ask = sym crate::calls::sbx_patched,
         done = const DONE,
+        trap = const TRAP,
+        goroutines = const GOROUTINES,
+        call_room = const core::mem::offset_of!(Context, call_room),
+        hash = const HASH,
+        shift = const HASH_SHIFT,
+        boot = sym SBX_BOOT,
+        stack_mask = const -(STACK_LEN as isize),
+        room_end = const CALL_ROOM_END,
     )
 }

@@ -29,8 +29,8 @@ use libos::layout::{CACHE_ENTRIES, GUARD_OFFSET, WINDOW_LEN};
 use crate::boot::{Boot, SBX_BOOT};
 
 /// 64 bits of the golden ratio: spreads FS bases, which differ in a few middle bits only.
-const HASH: u64 = 0x9e37_79b9_7f4a_7c15;
-const HASH_SHIFT: u32 = 64 - CACHE_ENTRIES.trailing_zeros();
+pub(super) const HASH: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(super) const HASH_SHIFT: u32 = 64 - CACHE_ENTRIES.trailing_zeros();
 
 const _: () = {
     assert!(core::mem::offset_of!(Context, sequence) == 0);
@@ -85,6 +85,9 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "jae 20f",
         // Enter: odd sequence, then the handler.
         "30:",
+        ".hidden sbx_gate_enters",
+        ".globl sbx_gate_enters",
+        "sbx_gate_enters:",
         "mov r8, [r9]",
         "test r8b, 1",
         "jne 50f",
@@ -240,6 +243,20 @@ pub(crate) unsafe extern "C" fn early_call(handle: Handle, args: *const u64, r: 
         "jmp sbx_gate_lookup",
         ".cfi_endproc",
     )
+}
+
+/// [`sbx_call`] of a thread whose context is known, from any stack but an upcall's.
+///
+/// # Safety
+/// As [`sbx_call`]; the calling thread holds `context`.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn sbx_call_in(
+    handle: Handle,
+    args: *const u64,
+    reply: *mut Reply,
+    context: *const Context,
+) -> u32 {
+    naked_asm!(".cfi_startproc", "mov r9, rcx", "jmp sbx_gate_enters", ".cfi_endproc")
 }
 
 /// An upcall made by a handler: same stack, a frame of its own.
@@ -503,7 +520,7 @@ pub(crate) fn fs_base() -> u64 {
 /// if that is what happened.
 pub(crate) fn mend_gate(regs: &mut Registers) -> bool {
     if regs.rip as usize != &raw const sbx_gate_first as usize {
-        return false;
+        return super::patched::mend_entry(&mut regs.rip);
     }
     regs.rip = &raw const sbx_gate_true_base as u64;
     true
