@@ -152,6 +152,39 @@ impl Call {
         true
     }
 
+    /// Look at `len` bytes that argument `index` points to: how many of them were copied into `to`. What
+    /// the program does to them afterwards, the kernel sees as well. None if `to` is too short: it is
+    /// full then. An address where nothing is ends the handler.
+    #[expect(unsafe_code, reason = "reads the program's memory")]
+    pub fn peek(&self, index: usize, len: usize, to: &mut [u8]) -> Option<usize> {
+        let from = self.arg(index) as *const u8;
+        if from.is_null() {
+            return Some(0);
+        }
+        for (offset, byte) in to.iter_mut().take(len).enumerate() {
+            // SAFETY: the kernel reads or has written it for the same call; if not, this upcall ends.
+            *byte = unsafe { from.wrapping_add(offset).read_volatile() };
+        }
+        (len <= to.len()).then_some(len)
+    }
+
+    /// As [`peek`](Self::peek), of a text up to its final zero, which is not counted.
+    #[expect(unsafe_code, reason = "reads the program's memory")]
+    pub fn peek_text(&self, index: usize, to: &mut [u8]) -> Option<usize> {
+        let from = self.arg(index) as *const u8;
+        if from.is_null() {
+            return Some(0);
+        }
+        for (offset, byte) in to.iter_mut().enumerate() {
+            // SAFETY: as a text it is readable up to its zero; if not, this upcall ends here.
+            *byte = unsafe { from.wrapping_add(offset).read_volatile() };
+            if *byte == 0 {
+                return Some(offset);
+            }
+        }
+        None
+    }
+
     fn is_ours(&self, address: *const u8) -> bool {
         let offset = (address as usize).wrapping_sub(self.block.scratch as usize);
         offset < self.block.scratch_used
@@ -171,6 +204,19 @@ pub const SET_WORDS: usize = 8;
 /// At compile time, for a name that is none.
 #[must_use]
 pub const fn set(names: &str) -> [u64; SET_WORDS] {
+    match find(names) {
+        Ok(set) => set,
+        Err(_) => {
+            panic!("handlers can be hooked to the calls of ext_api::calls::HOOKABLE_CALLS only")
+        }
+    }
+}
+
+/// As [`set`], at run time.
+///
+/// # Errors
+/// Where in `names` one begins that is none.
+pub const fn find(names: &str) -> Result<[u64; SET_WORDS], usize> {
     let (mut set, bytes) = ([0; SET_WORDS], names.as_bytes());
     let mut start = 0;
     while start < bytes.len() {
@@ -178,15 +224,16 @@ pub const fn set(names: &str) -> [u64; SET_WORDS] {
         while end < bytes.len() && bytes[end] != b' ' {
             end += 1;
         }
-        if end != start {
-            add(&mut set, bytes, start, end);
+        if end != start && !add(&mut set, bytes, start, end) {
+            return Err(start);
         }
         start = end + 1;
     }
-    set
+    Ok(set)
 }
 
-const fn add(set: &mut [u64; SET_WORDS], names: &[u8], start: usize, end: usize) {
+/// False if there is no such name.
+const fn add(set: &mut [u64; SET_WORDS], names: &[u8], start: usize, end: usize) -> bool {
     let groups: [(&str, &[&str]); 2] = [("@file", &FILE), ("@network", &NETWORK)];
     let mut found = false;
     let mut at = 0;
@@ -210,7 +257,7 @@ const fn add(set: &mut [u64; SET_WORDS], names: &[u8], start: usize, end: usize)
         }
         at += 1;
     }
-    assert!(found, "handlers can be hooked to the calls of ext_api::calls::HOOKABLE_CALLS only");
+    found
 }
 
 const fn is(bytes: &[u8], start: usize, end: usize, name: &str) -> bool {

@@ -71,24 +71,29 @@ print(os.read(r, 2), os.waitpid(pid, 0)[1])
     same(&sandbox, &["gcc", "-O1", "-c", "-o", object.text(), source]);
 }
 
-#[test]
-fn a_static_go_program_is_seen_as_well() {
-    let folder = Scratch::new("go-calls");
-    std::fs::create_dir(&folder.0).expect("a scratch folder");
-    let source = folder.0.join("main.go");
-    let text = "package main\nimport (\"fmt\"; \"os\"; \"os/exec\"; \"sync\")\nfunc main() {\n\
-                var wait sync.WaitGroup\nfor i := 0; i < 100; i++ {\nwait.Add(1)\n\
-                go func() { defer wait.Done(); os.ReadFile(\"/etc/passwd\") }()\n}\nwait.Wait()\n\
-                out, _ := exec.Command(\"echo\", \"hi\").Output()\nfmt.Print(string(out))\n}\n";
+/// A static Go program made from `text` in `folder`; its path.
+fn go_program(folder: &Scratch, text: &str) -> String {
+    let (source, program) = (folder.0.join("main.go"), folder.0.join("program"));
     std::fs::write(&source, text).expect("a scratch file");
-    let program = folder.0.join("program");
     let mut go = Command::new("go");
     go.args(["build", "-o"]).arg(&program).arg(&source).env("CGO_ENABLED", "0");
     go.env("GOCACHE", folder.0.join("cache")).env("GOFLAGS", "-mod=mod").current_dir(&folder.0);
     let ended = run(&mut go);
     assert_eq!(ended.status, 0, "{}", ended.stderr);
+    program.to_str().expect("a UTF-8 path").to_owned()
+}
+
+#[test]
+fn a_static_go_program_is_seen_as_well() {
+    let folder = Scratch::new("go-calls");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let text = "package main\nimport (\"fmt\"; \"os\"; \"os/exec\"; \"sync\")\nfunc main() {\n\
+                var wait sync.WaitGroup\nfor i := 0; i < 100; i++ {\nwait.Add(1)\n\
+                go func() { defer wait.Done(); os.ReadFile(\"/etc/passwd\") }()\n}\nwait.Wait()\n\
+                out, _ := exec.Command(\"echo\", \"hi\").Output()\nfmt.Print(string(out))\n}\n";
+    let program = go_program(&folder, text);
     let sandbox = through("through-go");
-    same(&sandbox, &[program.to_str().expect("a UTF-8 path")]);
+    same(&sandbox, &[&program]);
     assert!(count(&sandbox, 257) >= 100, "openat: {}", count(&sandbox, 257));
 }
 
@@ -198,4 +203,104 @@ fn no_way_to_make_a_call_escapes() {
     let ended = run(Command::new("gcc").args(["-x", "c", source.text(), "-o", program.text()]));
     assert_eq!(ended.status, 0, "{}", ended.stderr);
     assert_eq!(sandbox.run(&[program.text()]).status, 128 + 31);
+}
+
+/// Calls from patched sites, and by a trap.
+fn came(sandbox: &Sandbox) -> (u64, u64) {
+    let stats: Value = serde_json::from_str(&launcher(&["stats", &sandbox.name, "--json"]).stdout)
+        .expect("stats prints JSON");
+    let number = |how: &str| stats["calls"][how].as_u64().expect("a number");
+    (number("patched"), number("trapped"))
+}
+
+#[test]
+fn sites_are_patched_while_threads_execute_them() {
+    for flags in [&["-O1", "-w", "-pthread"][..], &["-O1", "-w", "-pthread", "-static"]] {
+        let program = compile("gcc", "sites", flags);
+        let made: u64 = run(&mut Command::new(&program.0)).stdout.trim().parse().expect("a number");
+        let sandbox = through("through-sites");
+        for turn in 1..=20 {
+            let ended = sandbox.run(&[program.text()]);
+            assert_eq!(ended.stdout.trim(), made.to_string(), "{ended:?}");
+            assert_eq!(count(&sandbox, 110), made * turn);
+        }
+        let (patched, trapped) = came(&sandbox);
+        // Until the last site is patched the threads trap each other's turns.
+        assert!(patched > trapped, "{patched} patched, {trapped} trapped");
+    }
+}
+
+#[test]
+fn most_calls_come_from_patched_sites() {
+    let sandbox = through("through-share");
+    let python = "import os, threading
+def work():
+    for i in range(3000):
+        with open('/etc/hostname') as f: f.read()
+        os.stat('/'); os.getppid()
+threads = [threading.Thread(target=work) for _ in range(4)]
+[t.start() for t in threads]; [t.join() for t in threads]";
+    let folder = Scratch::new("go-share");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let go = go_program(
+        &folder,
+        "package main\nimport (\"os\"; \"sync\")\nfunc main() {\nvar wait sync.WaitGroup\n\
+         for i := 0; i < 8; i++ {\nwait.Add(1)\ngo func() { defer wait.Done()\n\
+         for i := 0; i < 3000; i++ { os.ReadFile(\"/etc/hostname\"); os.Getppid() } }()\n}\n\
+         wait.Wait()\n}\n",
+    );
+    let programs: [(&str, &[&str]); 5] = [
+        ("python", &["/usr/bin/python3", "-c", python]),
+        ("go", &[&go]),
+        ("find", &["find", "/usr/share", "-xdev", "-size", "-0"]),
+        ("dd", &["dd", "if=/dev/zero", "of=/dev/null", "bs=512", "count=50000"]),
+        ("node", &["/usr/bin/node", "-e", "for (let i = 0; i < 20000; i++) fs.statSync('/')"]),
+    ];
+    for (name, argv) in programs {
+        let before = came(&sandbox);
+        assert_eq!(sandbox.run(argv).status, 0, "{name}");
+        let after = came(&sandbox);
+        let (patched, trapped) = (after.0 - before.0, after.1 - before.1);
+        let share = patched as f64 / (patched + trapped) as f64;
+        println!("{name}: {patched} from patched sites, {trapped} by a trap");
+        assert!(share > 0.99, "{name}: {patched} from patched sites, {trapped} by a trap");
+    }
+}
+
+#[test]
+fn trace_prints_what_strace_prints() {
+    let calls = "openat,read,write,close,connect";
+    let file = Scratch::new("trace");
+    let argv = ["/usr/bin/env", "-i", "/bin/sh", "-c", "cat /etc/hostname /nope; exit 3"];
+    let trace = ["trace", "--calls", calls, "--out", file.text(), "--"];
+    let ended = launcher(&[&trace[..], &argv].concat());
+    assert_eq!(ended.status, 3, "{}", ended.stderr);
+    let ours = std::fs::read_to_string(&file.0).expect("trace wrote it");
+    let strace = ["-f", "-e", &format!("trace={calls}"), "-o", file.text()];
+    assert_eq!(run(Command::new("strace").args(strace).args(argv)).status, 3);
+    let theirs = std::fs::read_to_string(&file.0).expect("strace wrote it");
+    // Without pids and times.
+    let line = |line: &str| {
+        let call = line.split_once(' ').map_or("", |(_, call)| call.trim());
+        let call = call.split(" <").next().unwrap_or("");
+        call.split(" (").next().unwrap_or("").split_whitespace().collect::<String>()
+    };
+    let of = |text: &str, start: &str| -> Vec<String> {
+        text.lines().map(line).filter(|call| call.starts_with(start)).collect()
+    };
+    for start in ["openat", "close", "write"] {
+        assert_eq!(of(&ours, start), of(&theirs, start), "{ours}\n{theirs}");
+    }
+    assert!(ours.contains("openat(AT_FDCWD, \"/nope\", O_RDONLY) = -1 ENOENT <"), "{ours}");
+    assert!(ours.contains("+++ ended with status 3 +++"), "{ours}");
+    let json = launcher(&["trace", "-e", "openat", "--json", "--", "/bin/cat", "/nope"]).stderr;
+    let seen = json.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let nope = seen.into_iter().find(|call| call["args"][1] == "\"/nope\"");
+    assert_eq!(nope.map(|call| call["result"].clone()), Some(Value::from(-2)), "{json}");
+    let table = launcher(&["trace", "--count", "--json", "--", "cat", "/etc/hostname"]).stderr;
+    let table: Value = serde_json::from_str(&table).expect("a table in JSON");
+    let of = |name| table.as_array()?.iter().find(|row| row["call"] == name)?["calls"].as_u64();
+    assert_eq!(of("write"), Some(1), "{table}");
+    let ended = launcher(&["trace", "--calls", "openat,nope", "--", "true"]);
+    assert!(ended.status == 125 && ended.stderr.contains("nope"), "{}", ended.stderr);
 }

@@ -85,12 +85,14 @@ pub struct StubArea {
 pub struct Site {
     /// Address of its `syscall`, or 0.
     pub call: AtomicU64,
-    /// Its stub, or [`STAYS`]: it cannot be patched.
+    /// Its stub (with [`FOLLOWED`] or not), or [`STAYS`]: it cannot be patched.
     pub stub: AtomicU64,
 }
 
 /// See [`Site::stub`].
 pub const STAYS: u64 = 1;
+/// In [`Site::stub`]: the jump has taken the place of the `syscall` itself and of what follows it.
+pub const FOLLOWED: u64 = 2;
 /// Sites that a process remembers. What comes later stays on the trap.
 pub const SITES_MAX: usize = 2048;
 /// Neighbourhoods of 2 GiB that a process can have sites in.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::control::{self, Request};
 use crate::policy::Policy;
-use crate::{bench, doctor, policy, run};
+use crate::{bench, doctor, policy, run, trace};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
 #[derive(Debug, Parser)]
@@ -127,6 +127,37 @@ Restore: sbx-launcher up web --restore web.snapshot")]
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Say how the system calls that extensions are hooked to come from programs.
+    #[command(after_help = "Example: sbx-launcher stats web --json")]
+    Stats {
+        /// Sandbox.
+        name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print or count the system calls of a command and of its children.
+    #[command(
+        after_help = "Example: sbx-launcher trace --calls openat,@network -- curl -s localhost
+         sbx-launcher trace --count -- git status"
+    )]
+    Trace {
+        /// Which calls to print: names, @file, @network or all, separated by commas.
+        #[arg(short = 'e', long, value_name = "CALLS", default_value = "all")]
+        calls: String,
+        /// Print a table of all calls at the end, and nothing before.
+        #[arg(short, long)]
+        count: bool,
+        /// Into this file rather than to standard error.
+        #[arg(short, long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Print JSON: a line for each call, or the table.
+        #[arg(long)]
+        json: bool,
+        /// The command and its arguments.
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
     },
     /// Measure what things cost, beside what else there is.
     #[command(after_help = "Example: sbx-launcher bench upcall --json
@@ -246,7 +277,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Do what was typed; the exit status.
 #[must_use]
 pub fn main(cli: Cli) -> i32 {
-    let supervises = matches!(cli.command, Command::Run { .. } | Command::Up { .. });
+    let supervises =
+        matches!(cli.command, Command::Run { .. } | Command::Up { .. } | Command::Trace { .. });
     if !supervises && !matches!(cli.command, Command::Bench { .. } | Command::BenchInside { .. }) {
         run::end_when_nobody_reads();
     }
@@ -264,7 +296,8 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Run { ext, config, size, argv, policy, .. } => {
             let len = size.saturating_mul(1 << 20);
             let policy = Policy::in_force(policy.as_deref())?;
-            run::in_own_sandbox(run::Command { argv, extensions: ext, config, len, policy })
+            let command = run::Command { argv, extensions: ext, config, len, policy };
+            run::in_own_sandbox(command, |_| ())
         }
         Command::Up { name, size, restore } => {
             run::up(&name, size.saturating_mul(1 << 20), restore.as_deref()).map(|()| 0)
@@ -292,6 +325,10 @@ fn carry_out(command: Command) -> Result<i32> {
             Ok(0)
         }
         Command::Ps { name, json } => participants(&name, json),
+        Command::Stats { name, json } => stats(&name, json),
+        Command::Trace { calls, count, out, json, argv } => {
+            trace::run(trace::Trace { calls, count, json, out, argv })
+        }
         Command::Bench { name, json, plot, quick } => measure(&name, json, plot, quick),
         Command::BenchInside { calls } => Ok(calls.map_or_else(bench::serve, bench::serve_calls)),
         Command::Doctor { json } => diagnose(json),
@@ -445,6 +482,25 @@ fn call(name: &str, handler: String, args: Vec<String>, json: bool) -> Result<i3
             other => println!("{other}"),
         }
     }
+    Ok(0)
+}
+
+fn stats(name: &str, json: bool) -> Result<i32> {
+    let answer = ask(name, Request::Stats)?;
+    if json {
+        println!("{answer}");
+        return Ok(0);
+    }
+    let figures = |of: &str| {
+        let number = |how: &str| answer[of][how].as_u64().unwrap_or(0);
+        (number("patched"), number("trapped"))
+    };
+    let ((patched, trapped), (sites, left)) = (figures("calls"), figures("sites"));
+    let share = patched as f64 * 100.0 / (patched + trapped).max(1) as f64;
+    println!(
+        "calls: {patched} from patched sites, {trapped} by a trap ({share:.2} % from patched sites)"
+    );
+    println!("sites: {sites} patched, {left} left on the trap (each process counts its own)");
     Ok(0)
 }
 

@@ -10,11 +10,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ext_api::abi::NO_EVENT;
-use libos::data::{Joined, Tally};
+use libos::data::{Context, Joined, Tally};
 use libos::manifest::Hook;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::filter::Armed;
 use crate::follow::Listener;
@@ -71,6 +71,8 @@ pub enum Request {
     },
     /// What is loaded.
     Extensions,
+    /// How system calls of programs came.
+    Stats,
     /// Which file's code lies where.
     Symbols,
     /// Run a handler in the worker.
@@ -385,6 +387,7 @@ fn carry_out(
             Ok(json!({ "extensions": written }))
         }
         Request::Extensions => Ok(extensions(supervisor)),
+        Request::Stats => Ok(stats(supervisor)),
         Request::Symbols => symbols(supervisor),
         Request::Load { .. }
         | Request::Upgrade { .. }
@@ -435,6 +438,18 @@ fn participants(supervisor: &Supervisor) -> Vec<Value> {
             }))
         })
         .collect()
+}
+
+/// How the system calls of all programs came so far, and the sites that they came from.
+fn stats(supervisor: &Supervisor) -> Value {
+    let common = supervisor.sandbox.common();
+    let sum = |of: fn(&Context) -> &AtomicU64| -> u64 {
+        common.contexts().map(|index| of(common.context(index)).load(Relaxed)).sum()
+    };
+    let [patched, trapped] = common.sites().map(|sites| sites.load(Relaxed));
+    json!({ "calls": { "patched": sum(|context| &context.calls_patched),
+                       "trapped": sum(|context| &context.calls_trapped) },
+            "sites": { "patched": patched, "trapped": trapped } })
 }
 
 /// What became of the events for one process.
@@ -499,7 +514,14 @@ fn extensions(supervisor: &Supervisor) -> Value {
 }
 
 /// Turn typed text into words by the handler's signature, and call it in a worker.
-fn call(supervisor: &Supervisor, handler: &str, args: &[String]) -> Result<(Job, String), String> {
+///
+/// # Errors
+/// There is no such handler, or the text does not fit it.
+pub fn call(
+    supervisor: &Supervisor,
+    handler: &str,
+    args: &[String],
+) -> Result<(Job, String), String> {
     let (handle, signature) =
         supervisor.sandbox.find(handler).ok_or_else(|| format!("no handler named {handler}"))?;
     let words = words(&signature, args)?;

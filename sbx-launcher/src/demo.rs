@@ -56,13 +56,16 @@ pub fn run() -> Result<i32, Box<dyn std::error::Error>> {
     let exports: String =
         variables.iter().map(|(key, path)| format!("{key}='{}'\n", path.display())).collect();
     let argv = argv.into_iter().chain([OsString::from(exports + SCRIPT)]).collect();
-    let status = run::in_own_sandbox(run::Command {
-        argv,
-        extensions: vec![image],
-        config: String::new(),
-        policy: Policy::base()?,
-        len: libos::layout::LEN_DEFAULT,
-    });
+    let status = run::in_own_sandbox(
+        run::Command {
+            argv,
+            extensions: vec![image],
+            config: String::new(),
+            policy: Policy::base()?,
+            len: libos::layout::LEN_DEFAULT,
+        },
+        |_| (),
+    );
     let _ = std::fs::remove_dir_all(&scratch);
     status
 }

@@ -58,6 +58,8 @@ pub struct Hooks {
     timers: HashMap<usize, Timer>,
     queue: VecDeque<Event>,
     dropped: u64,
+    /// Events that the server was given.
+    told: u64,
     /// The sandbox's changes that the timers are of.
     seen: Option<u64>,
 }
@@ -72,6 +74,7 @@ impl Hooks {
     /// The server has ended, or is another supervisor's.
     pub fn forget_server(&mut self) {
         self.server = None;
+        self.told = 0;
     }
 
     /// How long until there is something to do; None if there is nothing.
@@ -79,6 +82,18 @@ impl Hooks {
     pub fn left(&self) -> Option<Duration> {
         // What waits for the server to join, or for room in its mailbox, is tried again.
         (!self.queue.is_empty()).then_some(Duration::from_millis(1))
+    }
+
+    /// Has the server run all that it was told?
+    #[must_use]
+    pub fn are_idle(&self, sandbox: &Sandbox) -> bool {
+        let peer = self.server.and_then(|server| server.peer);
+        let ran = |(row, _)| {
+            let inbox = sandbox.common().inbox(row);
+            let tally = &inbox.tally;
+            tally.delivered.load(Relaxed) + tally.failed.load(Relaxed) >= self.told
+        };
+        self.queue.is_empty() && peer.is_none_or(ran)
     }
 
     /// Do what is due. `happened` is what has come to pass since.
@@ -121,6 +136,7 @@ impl Hooks {
                 break;
             }
             self.queue.pop_front();
+            self.told += 1;
         }
     }
 

@@ -22,6 +22,7 @@ pub mod run;
 pub mod sandbox;
 pub mod signals;
 pub mod supervisor;
+pub mod trace;
 pub mod watchdog;
 pub mod worker;
 pub mod zones;

@@ -34,11 +34,14 @@ pub struct Command {
     pub policy: Policy,
 }
 
-/// Run a command in a sandbox of its own; its exit status.
+/// Run a command in a sandbox of its own, and then `finish`; its exit status.
 ///
 /// # Errors
 /// The sandbox or the command could not be started.
-pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error>> {
+pub fn in_own_sandbox(
+    command: Command,
+    finish: impl FnOnce(&mut Supervisor),
+) -> Result<i32, Box<dyn std::error::Error>> {
     let mut supervisor = Supervisor::new(Sandbox::create("run", command.len)?, None)?;
     for file in &command.extensions {
         supervisor.load(file, &command.config)?;
@@ -52,6 +55,7 @@ pub fn in_own_sandbox(command: Command) -> Result<i32, Box<dyn std::error::Error
         return Ok(0);
     };
     started.explain();
+    finish(&mut supervisor);
     // What the command left behind still needs a supervisor; the shell wants its status now.
     supervisor.dismiss_keeper();
     if supervisor.alive() > 0 {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use libos::data::{DOORBELL, Joined};
 use libos::manifest::Hook;
+use serde_json::Value;
 
 use crate::control::{self, Answer, Server};
 use crate::follow::{Followed, Follower, Listener, pidfd, take_turns};
@@ -119,6 +120,29 @@ impl Supervisor {
     /// The child whose end ends the loop.
     pub fn set_command(&mut self, pid: i32) {
         self.command = Some(pid);
+    }
+
+    /// Run a handler once, in a worker, and wait for it: what it returns, as `call` prints it.
+    ///
+    /// # Errors
+    /// There is no such handler, or it fails.
+    pub fn call(&self, handler: &str, args: &[String]) -> Result<Value, String> {
+        let (job, signature) = control::call(self, handler, args)?;
+        let outcome = job.outcome(None).map_err(|error| error.to_string())?;
+        control::call_answer(&outcome, &signature)
+    }
+
+    /// Have hooks run for what has happened so far, for `patience` at most.
+    pub fn run_hooks(&mut self, patience: Duration) {
+        let began = Instant::now();
+        loop {
+            let happened = std::mem::take(&mut self.sandbox.happened);
+            self.hooks.run(&self.sandbox, happened);
+            if self.hooks.are_idle(&self.sandbox) || began.elapsed() > patience {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Participants that are alive, as far as the supervisor watches them.

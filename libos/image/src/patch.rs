@@ -8,7 +8,8 @@
 //!  syscall                   behind it, or jumps there
 //!
 //!  syscall                   both; whoever comes back from the kernel behind the `syscall` meets a byte
-//!  cmp $imm32, %rax          that is no instruction, and is sent on to the stub by the fault
+//!  cmp $imm32, %rax          that is no instruction, and is sent on to the stub by the fault. (Or some
+//!                            other instruction that means the same in the stub.)
 //! ```
 //!
 //! For the second form the stub is put where the jump's distance has such a byte in its second place.
@@ -23,7 +24,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU8, AtomicU64};
 
 use ext_api::limits::PAGE_LEN;
-use libos::signals::{Patches, STAYS, STUBS_PER_AREA, Site, StubArea};
+use libos::signals::{FOLLOWED, Patches, STAYS, STUBS_PER_AREA, Site, StubArea};
 
 use crate::arch::patched::{Form, JUMP_LEN, NO_INSTRUCTIONS, STUB_LEN, form_of, jump, stub};
 use crate::signals::table;
@@ -53,12 +54,18 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
     let site = free_site(call);
     let patched = site.and_then(|site| patch(site, call, number));
     if let Some(site) = site {
-        site.stub.store(patched.map_or(STAYS, |(stub, _)| stub as u64), Release);
+        site.stub.store(patched.map_or(STAYS, word_of), Release);
     }
     let [sites, trapped] = context::common().sites();
     if patched.is_some() { sites } else { trapped }.fetch_add(1, Relaxed);
     lock.store(0, Release);
     patched.and_then(|(stub, form)| form.behind(stub))
+}
+
+/// After fork: whoever was patching in the parent does not do it here. A site that is half done here leads
+/// to its stub by the fault, each time.
+pub(crate) fn forked() {
+    patches().lock.store(0, Release);
 }
 
 /// The site whose call ends at `behind` stays on the trap.
@@ -75,20 +82,22 @@ pub(crate) fn leave(behind: usize) {
 
 /// Where a thread goes on that has met a byte of ours that is no instruction.
 pub(crate) fn goes_on_at(rip: usize) -> Option<usize> {
-    let stub = |call: usize| {
-        let stub = find(call)?.stub.load(Acquire) as usize;
-        (stub > STAYS as usize).then_some(stub)
-    };
-    let (at_mov, at_call, behind) = (rip.wrapping_add(JUMP_LEN), rip, rip.wrapping_sub(2));
-    if let Some(stub) = stub(behind).filter(|stub| leads_to(behind, *stub)) {
-        return Form::Compared.behind(stub);
+    let call = rip.wrapping_sub(2);
+    if let Some((stub, Form::Followed(_))) = known(call)
+        && first_byte(rip) == jump(call, stub)[2]
+    {
+        return Some(Form::behind_in(stub));
     }
-    let is_ours = |call| stub(call).filter(|_| first_byte(rip) == NO_INSTRUCTIONS[0]);
-    is_ours(at_call).or_else(|| is_ours(at_mov)).or_else(|| {
-        // Patched in the meantime: the jump is there now.
-        let patched = |call| stub(call).is_some_and(|stub| leads_to(rip, stub));
-        (patched(at_call) || patched(at_mov)).then_some(rip)
-    })
+    let at_call = known(rip).filter(|(_, form)| matches!(form, Form::Followed(_)));
+    let at_mov =
+        || known(rip.wrapping_add(JUMP_LEN)).filter(|(_, form)| *form == Form::Numbered(0));
+    let (stub, _) = at_call.or_else(at_mov)?;
+    match first_byte(rip) {
+        byte if byte == NO_INSTRUCTIONS[0] => Some(stub),
+        // The jump is there now.
+        byte if byte == jump(rip, stub)[0] => Some(rip),
+        _ => None,
+    }
 }
 
 fn first_byte(at: usize) -> u8 {
@@ -96,10 +105,15 @@ fn first_byte(at: usize) -> u8 {
     unsafe { (at as *const u8).read_volatile() }
 }
 
-fn leads_to(site: usize, stub: usize) -> bool {
-    // SAFETY: text of the program near an instruction that was just executed, on the same page.
-    let bytes = unsafe { (site as *const [u8; JUMP_LEN]).read_unaligned() };
-    bytes == jump(site, stub)
+/// The stub of a site, and its form, as far as it is kept.
+fn known(call: usize) -> Option<(usize, Form)> {
+    let word = find(call)?.stub.load(Acquire);
+    let form = if word & FOLLOWED == 0 { Form::Numbered(0) } else { Form::Followed(0) };
+    (word != STAYS).then_some(((word & !FOLLOWED) as usize, form))
+}
+
+const fn word_of((stub, form): (usize, Form)) -> u64 {
+    stub as u64 | if matches!(form, Form::Followed(_)) { FOLLOWED } else { 0 }
 }
 
 fn find(call: usize) -> Option<&'static Site> {
@@ -124,7 +138,7 @@ fn patch(site: &Site, call: usize, number: u32) -> Option<(usize, Form)> {
     sys::mapping_at(call).filter(sys::Mapping::is_program_text)?;
     let stub_at = stub_near(start, form)?;
     put_stub(stub_at, &stub(form, stub_at, call));
-    site.stub.store(stub_at as u64, Release);
+    site.stub.store(word_of((stub_at, form)), Release);
     let page = start & !(PAGE_LEN - 1);
     let writable = sys::PROT_READ | sys::PROT_WRITE | sys::PROT_EXEC;
     // SAFETY: text of the program, which stays readable and executable meanwhile.
@@ -159,7 +173,7 @@ fn write(start: usize, form: Form, jump: [u8; JUMP_LEN]) -> bool {
     }
     put(0, NO_INSTRUCTIONS[0]);
     sys::sync_cores();
-    if form == Form::Compared {
+    if matches!(form, Form::Followed(_)) {
         // Behind the call: no instruction either, from now on.
         put(2, jump[2]);
         sys::sync_cores();

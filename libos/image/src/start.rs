@@ -18,7 +18,7 @@ use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
 };
-use crate::{boot, context, events, fault, signals, sys};
+use crate::{boot, context, events, fault, patch, signals, sys};
 
 /// What a process knows of itself; private, and zero in a forked child.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +73,7 @@ pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32, arm
 
 /// After fork: the mappings are inherited; the private block was wiped.
 pub(crate) extern "C" fn join_after_fork() {
+    patch::forked();
     if this_process().is_some() {
         hello();
     }

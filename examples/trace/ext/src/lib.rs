@@ -1,20 +1,35 @@
-//! Counts the system calls of all programs in the sandbox, their failures and their time, and prints
-//! those that are asked for.
+//! Counts the system calls of all programs in the sandbox, their failures and their time, and writes
+//! those that are asked for to a file.
 
 use ext_api::prelude::*;
+
+mod decode;
 
 /// The extension `trace`.
 #[extension(name = "trace", kill_safe)]
 pub mod trace {
-    use std::fmt::Write;
+    use std::fmt::Write as _;
+    use std::io::Write as _;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::time::Duration;
 
-    use ext_api::calls::{HOOKABLE_CALLS, SET_WORDS};
+    use ext_api::calls::{HOOKABLE_CALLS, SET_WORDS, find};
     use ext_api::prelude::*;
+    use ext_api::shared::{Counter, Queue};
+
+    use super::decode::{self, Kind};
 
     const CALLS: usize = SET_WORDS * 64;
     /// Times are counted by the power of two of their nanoseconds.
     const BUCKETS: usize = 40;
+    /// Calls that wait to be written.
+    const QUEUE: usize = 16 << 10;
+    /// How long a program waits while there is no room for what it does.
+    const PATIENCE_MS: u64 = 200;
+    /// Bytes of what arguments point to that are kept.
+    const TEXT: usize = 240;
+    /// Bytes of data that are shown.
+    const DATA: usize = 32;
 
     /// What is known of one call.
     #[derive(Debug)]
@@ -25,17 +40,43 @@ pub mod trace {
         by_time: [AtomicU64; BUCKETS],
     }
 
+    /// A call that has been made, or (with `END` and so on for a number) what became of a process.
+    #[derive(Debug, Clone, Copy)]
+    struct Record {
+        pid: u32,
+        number: u32,
+        result: i64,
+        ns: u64,
+        args: [u64; 6],
+        /// What two of them point to, one after the other.
+        text: [u8; TEXT],
+        lens: [u8; 2],
+        /// Bit per text: there was more.
+        more: u8,
+    }
+
+    const FORKED: u32 = CALLS as u32;
+    const EXECUTED: u32 = FORKED + 1;
+    const ENDED: u32 = FORKED + 2;
+
     /// What all processes share.
     #[derive(Debug)]
     pub struct State {
         calls: Vec<Figures>,
-        print: Vec<String>,
+        /// Bit per call: it is written.
+        print: [u64; SET_WORDS],
+        out: String,
+        json: bool,
+        queue: Queue<Record>,
+        lost: Counter,
     }
 
-    /// `print`: calls that are written to the log, separated by colons.
+    /// `print`: calls that are written, as names, `@file`, `@network` or `all`, separated by colons;
+    /// `out`: to this file (the sandbox's log, if none is given); `json`: 1 for a line of JSON each.
     #[init]
-    fn init(_cx: &Cx, config: Config) -> Result<State, ConfigError> {
-        let print: String = config.get("print", String::new())?;
+    fn init(_cx: &Cx, config: Config) -> Result<State, String> {
+        let text = |error: ConfigError| error.to_string();
+        let print: String = config.get("print", String::new()).map_err(text)?;
         let zero = || AtomicU64::new(0);
         let figures = |_| Figures {
             count: zero(),
@@ -43,31 +84,235 @@ pub mod trace {
             ns: zero(),
             by_time: std::array::from_fn(|_| zero()),
         };
+        let print = find(&print.replace(':', " "));
         Ok(State {
             calls: (0..CALLS).map(figures).collect(),
-            print: print.split(':').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+            print: print
+                .map_err(|at| format!("print: no call can be hooked by the name at {at}"))?,
+            out: config.get("out", String::new()).map_err(text)?,
+            json: config.get("json", 0u8).map_err(text)? != 0,
+            queue: Queue::new(QUEUE),
+            lost: Counter::new(),
         })
     }
 
     /// The kernel has carried out a call.
     #[on(syscall_exit = "all")]
     fn done(state: &State, call: &mut Call) -> Verdict {
-        let Some(figures) = state.calls.get(call.number() as usize) else { return Verdict::Pass };
+        let number = call.number() as usize;
+        let Some(figures) = state.calls.get(number) else { return Verdict::Pass };
         let (result, ns) = (call.result(), call.took_ns());
         figures.count.fetch_add(1, Relaxed);
-        figures.failed.fetch_add(u64::from(result < 0), Relaxed);
+        figures.failed.fetch_add(u64::from((-4095..0).contains(&result)), Relaxed);
         figures.ns.fetch_add(ns, Relaxed);
         figures.by_time[(ns.max(1).ilog2() as usize).min(BUCKETS - 1)].fetch_add(1, Relaxed);
-        if state.print.iter().any(|name| name == call.name()) {
-            print(call);
+        if state.print[number / 64] >> (number % 64) & 1 == 1 {
+            put(state, record(call));
         }
         Verdict::Pass
     }
 
-    fn print(call: &mut Call) {
-        let args: Vec<String> = (0..4).map(|at| format!("{:#x}", call.arg(at))).collect();
-        let (name, result, us) = (call.name(), call.result(), call.took_ns() / 1000);
-        println!("{} {name}({}) = {result} <{us} us>", Cx::pid(), args.join(", "));
+    fn record(call: &mut Call) -> Record {
+        const EFAULT: i64 = -14;
+        let (result, ns) = (call.result(), call.took_ns());
+        let mut record = Record {
+            pid: Cx::pid(),
+            number: call.number() as u32,
+            result,
+            ns,
+            args: std::array::from_fn(|at| call.arg(at)),
+            text: [0; TEXT],
+            lens: [0; 2],
+            more: 0,
+        };
+        if result == EFAULT {
+            return record;
+        }
+        let (mut used, mut texts) = (0, 0);
+        for (at, kind) in decode::kinds(call.name()).enumerate() {
+            if !kind.points() || texts == 2 {
+                continue;
+            }
+            let room = &mut record.text[used..];
+            let whole = match kind {
+                Kind::Path => call.peek_text(at, room),
+                Kind::In => call.peek(at, usize::try_from(result).unwrap_or(0).min(DATA), room),
+                Kind::Out => call.peek(at, (call.arg(at + 1) as usize).min(DATA), room),
+                _ => call.peek(at, (call.arg(at + 1) as usize).min(TEXT), room),
+            };
+            let data = matches!(kind, Kind::Out) && call.arg(at + 1) > DATA as u64
+                || kind == Kind::In && result > DATA as i64;
+            let len = whole.unwrap_or(room.len());
+            record.lens[texts] = len as u8;
+            record.more |= u8::from(data || whole.is_none()) << texts;
+            used += len;
+            texts += 1;
+        }
+        record
+    }
+
+    /// Wait for room, but not for long.
+    fn put(state: &State, record: Record) {
+        for turn in 0..=PATIENCE_MS * 4 {
+            if let Ok(Ok(())) = state.queue.push(record) {
+                return;
+            }
+            if turn != PATIENCE_MS * 4 {
+                std::thread::sleep(Duration::from_micros(250));
+            }
+        }
+        state.lost.add(1);
+    }
+
+    /// A process has a child.
+    #[on(process = "fork")]
+    fn forked(state: &State, pid: u64, parent: u64) {
+        event(state, FORKED, pid, parent);
+    }
+
+    /// A process executes a program.
+    #[on(process = "exec")]
+    fn executed(state: &State, pid: u64) {
+        event(state, EXECUTED, pid, 0);
+    }
+
+    /// A process has ended.
+    #[on(process = "exit")]
+    fn ended(state: &State, pid: u64, status: u64) {
+        event(state, ENDED, pid, status);
+    }
+
+    fn event(state: &State, number: u32, pid: u64, value: u64) {
+        if state.print == [0; SET_WORDS] {
+            return;
+        }
+        let (text, pid) = ([0; TEXT], pid as u32);
+        let result = value as i64;
+        put(
+            state,
+            Record { pid, number, result, ns: 0, args: [0; 6], text, lens: [0; 2], more: 0 },
+        );
+    }
+
+    /// Write what waits.
+    #[on(timer = "2ms")]
+    fn write(state: &State) {
+        drain(state);
+    }
+
+    /// Write what waits, to the end; how many calls were not written since there was no room.
+    #[handler]
+    fn flush(state: &State) -> u64 {
+        drain(state);
+        state.lost.sum()
+    }
+
+    fn drain(state: &State) {
+        if state.queue.is_empty() {
+            return;
+        }
+        let mut text = String::with_capacity(64 << 10);
+        let file = std::fs::OpenOptions::new().append(true).open(&state.out);
+        while let Ok(Some(record)) = state.queue.pop() {
+            if state.json {
+                as_json(&mut text, &record)
+            } else {
+                as_line(&mut text, &record)
+            }
+            if text.len() > 60 << 10 {
+                give(file.as_ref().ok(), &mut text);
+            }
+        }
+        give(file.as_ref().ok(), &mut text);
+    }
+
+    fn give(file: Option<&std::fs::File>, text: &mut String) {
+        match file {
+            // Who has closed the file does not want it.
+            Some(mut file) => drop(file.write_all(text.as_bytes())),
+            None => print!("{text}"),
+        }
+        text.clear();
+    }
+
+    fn name_of(record: &Record) -> &'static str {
+        let known = HOOKABLE_CALLS.iter().find(|(_, number)| *number == u64::from(record.number));
+        known.map_or("?", |(name, _)| name)
+    }
+
+    fn as_line(line: &mut String, record: &Record) {
+        let _ = match record.number {
+            FORKED => writeln!(line, "[{}] +++ forked by {} +++", record.pid, record.result),
+            EXECUTED => writeln!(line, "[{}] +++ executes a program +++", record.pid),
+            ENDED => writeln!(line, "[{}] +++ {} +++", record.pid, end(record.result)),
+            _ => {
+                let name = name_of(record);
+                let _ = write!(line, "[{}] {name}(", record.pid);
+                each_arg(record, name, |at, arg| {
+                    line.push_str(if at == 0 { "" } else { ", " });
+                    line.push_str(arg);
+                });
+                line.push_str(") = ");
+                decode::result(line, record.result);
+                writeln!(line, " <{}.{:03} us>", record.ns / 1000, record.ns % 1000)
+            }
+        };
+    }
+
+    fn as_json(line: &mut String, record: &Record) {
+        let pid = record.pid;
+        let _ = match record.number {
+            FORKED => writeln!(line, "{{\"pid\":{pid},\"forked_by\":{}}}", record.result),
+            EXECUTED => writeln!(line, "{{\"pid\":{pid},\"executes\":true}}"),
+            ENDED => writeln!(line, "{{\"pid\":{pid},\"status\":{}}}", record.result),
+            _ => {
+                let name = name_of(record);
+                let _ = write!(line, "{{\"pid\":{pid},\"call\":\"{name}\",\"args\":[");
+                each_arg(record, name, |at, arg| {
+                    line.push_str(if at == 0 { "\"" } else { ",\"" });
+                    for letter in arg.chars() {
+                        let escape = matches!(letter, '"' | '\\');
+                        line.extend(escape.then_some('\\').into_iter().chain([letter]));
+                    }
+                    line.push('"');
+                });
+                let (result, ns) = (record.result, record.ns);
+                writeln!(line, "],\"result\":{result},\"ns\":{ns}}}")
+            }
+        };
+    }
+
+    /// Each argument as text.
+    fn each_arg(record: &Record, name: &str, mut then: impl FnMut(usize, &str)) {
+        let (mut used, mut texts, mut line) = (0, 0, String::new());
+        for (at, kind) in decode::kinds(name).enumerate() {
+            if kind == Kind::Mode && at != 0 && !decode::has_mode(name, record.args[at - 1]) {
+                continue;
+            }
+            let len = record.lens.get(texts).copied().map_or(0, usize::from);
+            let text = &record.text[used..used + len];
+            if !kind.points() || texts == 2 || len == 0 && record.args[at] == 0 {
+                let kind = if kind.points() { Kind::Hex } else { kind };
+                decode::number(&mut line, kind, record.args[at]);
+            } else if kind == Kind::Address && len > 2 {
+                decode::address(&mut line, text);
+            } else {
+                decode::quoted(&mut line, text, record.more >> texts & 1 == 1);
+            }
+            if kind.points() && texts < 2 {
+                used += len;
+                texts += 1;
+            }
+            then(at, &line);
+            line.clear();
+        }
+    }
+
+    fn end(status: i64) -> String {
+        match (status & 0x7f, status >> 8 & 0xff) {
+            (0, code) => format!("ended with status {code}"),
+            (signal, _) => format!("killed by signal {signal}"),
+        }
     }
 
     /// A table of the calls that were made, those that took longest first.
@@ -79,11 +324,9 @@ pub mod trace {
             .filter(|(_, figures)| figures.count.load(Relaxed) != 0)
             .collect();
         rows.sort_by_key(|(_, figures)| std::cmp::Reverse(figures.ns.load(Relaxed)));
-        let mut text = format!(
-            "{:>12} {:>10} {:>8} {:>10} {:>10} {:>10} call\n",
-            "total us", "calls", "failed", "mean ns", "half ns <", "99% ns <"
-        );
-        for (name, figures) in rows {
+        let head = "    total us      calls   failed    mean ns  half ns <   99% ns < call\n";
+        let mut text = if state.json { String::from("[") } else { String::from(head) };
+        for (at, (name, figures)) in rows.into_iter().enumerate() {
             let [count, failed, ns] =
                 [&figures.count, &figures.failed, &figures.ns].map(|word| word.load(Relaxed));
             let below = |percent: u64| {
@@ -94,14 +337,24 @@ pub mod trace {
                 });
                 2u64 << bucket.unwrap_or(BUCKETS - 1)
             };
-            let _ = writeln!(
-                text,
-                "{:>12} {count:>10} {failed:>8} {:>10} {:>10} {:>10} {name}",
-                ns / 1000,
-                ns / count.max(1),
-                below(50),
-                below(99)
-            );
+            let (half, most) = (below(50), below(99));
+            let _ = if state.json {
+                let comma = if at == 0 { "" } else { "," };
+                write!(
+                    text,
+                    "{comma}{{\"call\":\"{name}\",\"calls\":{count},\"failed\":{failed},\
+                     \"total_ns\":{ns},\"half_below_ns\":{half},\"p99_below_ns\":{most}}}"
+                )
+            } else {
+                let (us, mean) = (ns / 1000, ns / count.max(1));
+                writeln!(
+                    text,
+                    "{us:>12} {count:>10} {failed:>8} {mean:>10} {half:>10} {most:>10} {name}"
+                )
+            };
+        }
+        if state.json {
+            text.push(']');
         }
         text
     }

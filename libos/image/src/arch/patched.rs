@@ -55,14 +55,15 @@ pub(crate) const NO_INSTRUCTIONS: [u8; 15] =
 pub(crate) enum Form {
     /// `mov $nr, %eax; syscall`: the jump takes the place of the first.
     Numbered(u32),
-    /// `syscall; cmp $imm32, %rax`: it takes the place of both, but for three bytes.
-    Compared,
+    /// `syscall`, then an instruction of this many bytes that means the same anywhere: it takes the
+    /// place of both, or of as much as it needs.
+    Followed(usize),
 }
 
 const MOV_LEN: usize = 5;
 const CALL_LEN: usize = 2;
-const COMPARE_LEN: usize = 6;
-/// Where the stub of a [`Form::Compared`] goes on behind the call.
+const FOLLOWER_LEN_MAX: usize = 6;
+/// Where the stub of a [`Form::Followed`] goes on behind the call.
 const STUB_BEHIND: usize = 27;
 
 /// The form of the site whose call, which has just been made, is at `call`.
@@ -78,14 +79,34 @@ pub(crate) fn form_of(call: usize, number: u32) -> Option<Form> {
             return Some(Form::Numbered(number));
         }
     }
-    if page(call) == page(call + CALL_LEN + COMPARE_LEN - 1) {
-        // SAFETY: as above.
-        let bytes = unsafe { (call as *const [u8; CALL_LEN + COMPARE_LEN]).read_unaligned() };
-        if bytes.starts_with(&[0x0f, 0x05, 0x48, 0x3d]) {
-            return Some(Form::Compared);
-        }
+    if page(call) != page(call + CALL_LEN + FOLLOWER_LEN_MAX - 1) {
+        return None;
     }
-    None
+    // SAFETY: as above.
+    let bytes = unsafe { (call as *const [u8; CALL_LEN + FOLLOWER_LEN_MAX]).read_unaligned() };
+    let [0x0f, 0x05, follower @ ..] = bytes else { return None };
+    len_of(follower).map(Form::Followed)
+}
+
+/// Length of an instruction that means the same anywhere and is long enough: those that libraries have
+/// behind a call, which look at its result or put it somewhere.
+const fn len_of(bytes: [u8; FOLLOWER_LEN_MAX]) -> Option<usize> {
+    const fn is_register(modrm: u8) -> bool {
+        modrm >= 0xc0
+    }
+    match bytes {
+        // cmp $imm32, %rax
+        [0x48, 0x3d, ..] => Some(6),
+        // mov %rax, disp8(%rsp); cmp $imm32, %eax
+        [0x48, 0x89, 0x44, 0x24, ..] | [0x3d, ..] => Some(5),
+        // mov %eax, disp8(%rsp); cmp $imm8, %rax
+        [0x89, 0x44, 0x24, ..] | [0x48, 0x83, 0xf8, ..] => Some(4),
+        // cmp $imm8, %eax
+        [0x83, 0xf8, ..] => Some(3),
+        // mov, test or movslq from register to register, with a prefix
+        [0x40..=0x4f, 0x89 | 0x85 | 0x63, modrm, ..] if is_register(modrm) => Some(3),
+        _ => None,
+    }
 }
 
 impl Form {
@@ -93,21 +114,26 @@ impl Form {
     pub(crate) const fn start(self, call: usize) -> usize {
         match self {
             Self::Numbered(_) => call - MOV_LEN,
-            Self::Compared => call,
+            Self::Followed(_) => call,
         }
     }
 
     /// May the jump be there while a thread is behind the call?
     pub(crate) fn can_jump(self, jump: [u8; JUMP_LEN]) -> bool {
-        self != Self::Compared || NO_INSTRUCTIONS.contains(&jump[CALL_LEN])
+        !matches!(self, Self::Followed(_)) || NO_INSTRUCTIONS.contains(&jump[CALL_LEN])
     }
 
     /// Where a thread behind the call goes on, if not there.
     pub(crate) const fn behind(self, stub: usize) -> Option<usize> {
         match self {
             Self::Numbered(_) => None,
-            Self::Compared => Some(stub + STUB_BEHIND),
+            Self::Followed(_) => Some(Self::behind_in(stub)),
         }
+    }
+
+    /// Where a stub goes on behind the call.
+    pub(crate) const fn behind_in(stub: usize) -> usize {
+        stub + STUB_BEHIND
     }
 }
 
@@ -135,7 +161,7 @@ pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
             put(&number.to_le_bytes());
             enter(&mut put, behind);
         }
-        Form::Compared => {
+        Form::Followed(len) => {
             enter(&mut put, at + STUB_BEHIND);
             put(&[0xcc; 4]);
             // For calls that are to be trapped: the site's own is gone.
@@ -144,9 +170,9 @@ pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
             let here = put(&LEA_RCX);
             put(&distance(behind, here + 4));
             // SAFETY: the site, all of which could be read and is not changed yet.
-            let compare = unsafe { (behind as *const [u8; COMPARE_LEN]).read_unaligned() };
-            let here = put(&compare);
-            put(&jump(here, behind + COMPARE_LEN));
+            let bytes = unsafe { (behind as *const [u8; FOLLOWER_LEN_MAX]).read_unaligned() };
+            let here = put(&bytes[..len]);
+            put(&jump(here, behind + len));
         }
     }
     bytes

@@ -1,0 +1,93 @@
+/* Many threads make system calls from sites of all forms and alignments, from the first call on, with
+ * every signal blocked; others are in the kernel behind a site while it is patched. Says how often it
+ * made getppid. */
+
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define THREADS 8
+#ifndef TURNS
+#define TURNS 2000
+#endif
+#define SITES 64
+
+/* Sites of 16 bytes' alignment and every offset in it: by number, then compared. */
+__asm__(".text\n.p2align 4\n.globl numbered\nnumbered:\n"
+        ".set k, 0\n.rept 32\n.p2align 5\n.skip k % 16, 0x90\nmov $110, %eax\nsyscall\nret\n.set k, k + 1\n.endr\n"
+        ".p2align 5\n.globl compared\ncompared:\n"
+        ".set k, 0\n.rept 32\n.p2align 5\n.skip k % 16, 0x90\nsyscall\ncmp $-4095, %rax\njae 1f\nret\n1: ud2\n.set k, k + 1\n.endr\n"
+        ".p2align 5\n.globl reading\nreading: xor %eax, %eax\nsyscall\ncmp $-4095, %rax\nmov %rcx, %rdx\nret\n");
+extern char numbered[], compared[], reading[];
+
+static long parent;
+static volatile int wrong = 0, go = 0;
+
+/* The call from site `at`, with registers that it must keep. */
+static long from_site(int at) {
+    char *site = (at < 32 ? numbered + at * 32 : compared + (at - 32) * 32) + at % 16;
+    register long r8 __asm__("r8") = 8, r9 __asm__("r9") = 9, r10 __asm__("r10") = 10;
+    register long r12 __asm__("r12") = at, r13 __asm__("r13") = (long)site;
+    long result, rdi = 1, rsi = 2, rdx = 3;
+    __asm__ volatile("sub $128, %%rsp\n call *%%r13\n add $128, %%rsp"
+                     : "=a"(result), "+D"(rdi), "+S"(rsi), "+d"(rdx), "+r"(r8), "+r"(r9), "+r"(r10), "+r"(r12)
+                     : "a"(110L), "r"(r13)
+                     : "rcx", "r11", "memory", "cc");
+    if (rdi != 1 || rsi != 2 || rdx != 3 || r8 != 8 || r9 != 9 || r10 != 10 || r12 != at) wrong |= 2;
+    return result;
+}
+
+static void *caller(void *seed) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
+    while (!go) sched_yield();
+    for (int turn = 0; turn < TURNS; turn++) {
+        int at = (turn * 7 + (int)(intptr_t)seed * 11) % SITES;
+        if (from_site(at) != parent) wrong |= 1;
+    }
+    return NULL;
+}
+
+/* Comes back from the kernel behind `reading`; rcx is that address then. */
+static void *reader(void *pipe) {
+    char byte = 0;
+    long result, behind;
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
+    __asm__ volatile("sub $128, %%rsp\n call reading\n add $128, %%rsp"
+                     : "=a"(result), "=d"(behind)
+                     : "D"((long)*(int *)pipe), "S"(&byte), "d"(1L)
+                     : "rcx", "r11", "memory", "cc");
+    if (result != 1 || byte != 'x') wrong |= 4;
+    if (behind != (long)reading + 4) wrong |= 8;
+    return NULL;
+}
+
+int main(void) {
+    int fds[2];
+    pthread_t readers[4], callers[THREADS];
+    if (pipe(fds)) return 1;
+    parent = getppid();
+    for (int i = 0; i < 4; i++) pthread_create(&readers[i], NULL, reader, fds);
+    usleep(20000);
+    for (long i = 0; i < THREADS; i++) pthread_create(&callers[i], NULL, caller, (void *)i);
+    go = 1;
+    for (int i = 0; i < THREADS; i++) pthread_join(callers[i], NULL);
+    if (write(fds[1], "xxxx", 4) != 4) wrong |= 16;
+    for (int i = 0; i < 4; i++) pthread_join(readers[i], NULL);
+    for (int i = 0; i < 4; i++) {
+        /* Patched by now. */
+        if (write(fds[1], "x", 1) != 1) wrong |= 16;
+        reader(fds);
+    }
+    if (wrong) printf("wrong: %d\n", wrong);
+    else printf("%d\n", THREADS * TURNS + 1);
+    return wrong != 0;
+}
