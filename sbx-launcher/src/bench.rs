@@ -20,6 +20,7 @@ mod pages;
 mod peers;
 mod pin;
 mod report;
+mod rivals;
 mod round_trip;
 mod service;
 mod upcall;

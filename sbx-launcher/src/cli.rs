@@ -181,6 +181,9 @@ events (telling another process).")]
     BenchInside {
         /// Make so many system calls and say what one takes.
         calls: Option<u64>,
+        /// While somebody looks by this means.
+        #[arg(long, default_value = "nothing")]
+        by: String,
     },
     /// Say what this machine has, and what is lost without the rest.
     #[command(after_help = "Example: sbx-launcher doctor")]
@@ -330,7 +333,8 @@ fn carry_out(command: Command) -> Result<i32> {
             trace::run(trace::Trace { calls, count, json, out, argv })
         }
         Command::Bench { name, json, plot, quick } => measure(&name, json, plot, quick),
-        Command::BenchInside { calls } => Ok(calls.map_or_else(bench::serve, bench::serve_calls)),
+        Command::BenchInside { calls: Some(count), by } => Ok(bench::serve_calls(count, &by)),
+        Command::BenchInside { .. } => Ok(bench::serve()),
         Command::Doctor { json } => diagnose(json),
         Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),

@@ -7,8 +7,6 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::policy::Policy;
 use crate::run;
 use crate::supervisor::Supervisor;
@@ -90,7 +88,7 @@ fn finish(supervisor: &mut Supervisor, count: bool, file: &mut File) -> Result<(
     // The end of the last process is a line as well.
     supervisor.run_hooks(Duration::from_millis(100));
     let lost = supervisor.call("trace.flush", &[])?;
-    if lost["value"] != Value::from(0) {
+    if lost["value"] != 0 {
         eprintln!("sbx-launcher: trace: {} calls were not printed in time", lost["value"]);
     }
     Ok(())

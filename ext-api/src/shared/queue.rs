@@ -95,6 +95,23 @@ impl<T: Copy> Queue<T> {
         Ok(Some(item))
     }
 
+    /// Take up to `count` items from the front, under one lock; how many there were.
+    ///
+    /// # Errors
+    /// The lock's.
+    pub fn pop_many(&self, count: usize, mut then: impl FnMut(T)) -> Result<usize, LockError> {
+        let _turn = self.turn()?;
+        let (head, tail) = self.ends();
+        let end = tail.min(head + count as u64);
+        for position in head..end {
+            // SAFETY: within head..tail, so that it was written whole; under the lock.
+            let item = unsafe { self.cell(position).cast::<T>().read() };
+            self.head.store(position + 1, Ordering::Release);
+            then(item);
+        }
+        Ok((end - head) as usize)
+    }
+
     fn ends(&self) -> (u64, u64) {
         (self.head.load(Ordering::Relaxed), self.tail.load(Ordering::Relaxed))
     }

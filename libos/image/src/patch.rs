@@ -47,11 +47,16 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
         return None;
     }
     let lock = &patches().lock;
-    if find(call).is_some() || lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
-        // Or another thread is at it: the next time, then.
+    let former = find(call);
+    if former.is_some() && !is_other_code(call) {
+        // It stays on the trap, or has been patched since this thread met it.
         return None;
     }
-    let site = free_site(call);
+    if lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+        // Another thread is at it: the next time, then.
+        return None;
+    }
+    let site = former.or_else(|| free_site(call));
     let patched = site.and_then(|site| patch(site, call, number));
     if let Some(site) = site {
         site.stub.store(patched.map_or(STAYS, word_of), Release);
@@ -116,6 +121,16 @@ const fn word_of((stub, form): (usize, Form)) -> u64 {
     stub as u64 | if matches!(form, Form::Followed(_)) { FOLLOWED } else { 0 }
 }
 
+/// Is there other code now where a site was patched? What was there has been unmapped.
+fn is_other_code(call: usize) -> bool {
+    known(call).is_some_and(|(stub, form)| {
+        let start = form.start(call);
+        // SAFETY: at or just before a call that was just made. It ends on the same page.
+        let bytes = unsafe { (start as *const [u8; JUMP_LEN]).read_unaligned() };
+        bytes[0] != NO_INSTRUCTIONS[0] && bytes != jump(start, stub)
+    })
+}
+
 fn find(call: usize) -> Option<&'static Site> {
     places(call).find(|site| site.call.load(Acquire) == call as u64)
 }
@@ -136,8 +151,17 @@ fn patch(site: &Site, call: usize, number: u32) -> Option<(usize, Form)> {
     let form = form_of(call, number)?;
     let start = form.start(call);
     sys::mapping_at(call).filter(sys::Mapping::is_program_text)?;
-    let stub_at = stub_near(start, form)?;
-    put_stub(stub_at, &stub(form, stub_at, call));
+    let former = known(call).map(|(former, _)| former);
+    // SAFETY: a stub of ours, whole.
+    let same = |at: &usize| unsafe { *(*at as *const [u8; STUB_LEN]) } == stub(form, *at, call);
+    let stub_at = match former.filter(same) {
+        Some(at) => at,
+        None => {
+            let at = stub_near(start, form)?;
+            put_stub(at, &stub(form, at, call));
+            at
+        }
+    };
     site.stub.store(word_of((stub_at, form)), Release);
     let page = start & !(PAGE_LEN - 1);
     let writable = sys::PROT_READ | sys::PROT_WRITE | sys::PROT_EXEC;

@@ -12,7 +12,7 @@ use ext_api::client::Sandbox;
 use libos::layout::HANDLERS_OFFSET;
 
 use super::pin::{pin, time};
-use super::{BenchError, delay, events, faults, interpose, kv, pages, service};
+use super::{BenchError, delay, events, faults, interpose, kv, pages, rivals, service};
 
 /// A process in a sandbox of its own, as seen from outside.
 #[derive(Debug)]
@@ -64,10 +64,16 @@ impl Drop for Inside {
     }
 }
 
-/// Make so many system calls, in a sandbox or not; the exit status.
+/// Make so many system calls while somebody looks by some means; the exit status.
 #[must_use]
-pub fn serve_calls(count: u64) -> i32 {
-    println!("{}", interpose::calls(count, true));
+pub fn serve_calls(count: u64, by: &str) -> i32 {
+    match rivals::by(by, count) {
+        Ok(figure) => println!("{figure}"),
+        Err(error) => {
+            eprintln!("{by}: {error}");
+            return 1;
+        }
+    }
     0
 }
 
@@ -126,7 +132,14 @@ fn figure(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, String> {
             faults::inside(sandbox, what, count)
         }
         what if what.starts_with("pages:") => pages::by_hook(sandbox, &what[6..], count),
-        "calls" | "calls-trapped" => Ok(interpose::calls(count, what == "calls")),
+        "calls-own" => {
+            let own = sandbox.invoke::<f64>(find("through.own_calls")?, &[count]);
+            own.map_err(|error| error.to_string())
+        }
+        "calls" => Ok(interpose::calls(count)),
+        "calls-trapped" | "calls-first" => {
+            rivals::new_sites(count, what == "calls-first").map_err(|error| error.to_string())
+        }
         what if what.starts_with("service-") => service::inside(sandbox, what, count),
         what if what.starts_with("delay-") => delay::inside(sandbox, what, count),
         what if what.starts_with("event-") => events::inside(sandbox, what, count),

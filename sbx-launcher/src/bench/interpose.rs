@@ -4,41 +4,39 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use super::inside::Inside;
-use super::pin::{pin, time};
-use super::{BenchError, Measure, Options, Report, built, measure};
+use super::pin::{pin, time, unpin};
+use super::{BenchError, Measure, Options, Report, built, measure, rivals};
 
-/// Nanoseconds per `getppid` of this process, from the C library's function for it, or from the one for
-/// every call, which cannot be patched.
-pub(super) fn calls(count: u64, patched: bool) -> f64 {
+/// Nanoseconds per `getppid` of this process.
+pub(super) fn calls(count: u64) -> f64 {
     time(count, || {
         for _ in 0..count {
-            if patched {
-                // SAFETY: takes nothing.
-                unsafe { libc::getppid() };
-            } else {
-                // SAFETY: takes nothing.
-                unsafe { libc::syscall(libc::SYS_getppid) };
-            }
+            // SAFETY: takes nothing.
+            unsafe { libc::getppid() };
         }
     })
 }
 
-/// A process outside of any sandbox that makes calls, under strace or not; nanoseconds each.
-fn outside(strace: bool, count: u64) -> io::Result<f64> {
+/// A process outside of any sandbox that makes calls while somebody looks `by` some means; nanoseconds
+/// each.
+fn outside(by: &str, count: u64, preload: Option<&Path>) -> io::Result<f64> {
     let launcher = std::env::current_exe()?;
-    let mut command = if strace {
+    let mut command = if by == "strace" {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-c", "-o", "/dev/null", "--"]).arg(launcher);
         strace
     } else {
         Command::new(launcher)
     };
-    let output = command.args(["bench-inside", &count.to_string()]).output()?;
+    let means = if by == "strace" { "nothing" } else { by };
+    command.args(["bench-inside", &count.to_string(), "--by", means]);
+    command.envs(preload.map(|library| ("LD_PRELOAD", library)));
+    let output = command.output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let said = String::from_utf8_lossy(&output.stderr);
     text.trim().parse().map_err(|_| io::Error::other(said.trim().to_owned()))
@@ -50,6 +48,8 @@ enum Under {
     Nothing,
     Strace,
     Extension(PathBuf),
+    /// `sbx-launcher trace`, which prints every call.
+    Trace,
 }
 
 /// A program that makes many calls and computes little; milliseconds.
@@ -61,6 +61,11 @@ fn program(under: &Under) -> io::Result<f64> {
             let mut strace = Command::new("strace");
             strace.args(["-f", "-c", "-o", "/dev/null", "--", "find"]);
             strace
+        }
+        Under::Trace => {
+            let mut launcher = Command::new(std::env::current_exe()?);
+            launcher.args(["trace", "--out", "/dev/null", "--", "find"]);
+            launcher
         }
         Under::Extension(image) => {
             let mut launcher = Command::new(std::env::current_exe()?);
@@ -74,69 +79,134 @@ fn program(under: &Under) -> io::Result<f64> {
     if status.success() { Ok(ms) } else { Err(io::Error::other(format!("find: {status}"))) }
 }
 
-const NATIVE: &str = "getppid, nobody looks";
+const NATIVE: &str = "getppid, no sandbox";
+const FILTERED: &str = "getppid in a sandbox, nobody looks";
+const OWN: &str = "getppid by libos itself: the tax of the filter";
 const ANSWERED: &str = "getppid, answered by a handler";
 const PASSED: &str = "getppid, passed by a handler";
-const TRAPPED: &str = "getppid by syscall(), passed after a trap";
+const TRAPPED: &str = "getppid in code made at run time, passed";
+const FIRST: &str = "getppid, first from its site, passed";
+const TRAP: &str = "getppid, seccomp trap, passed";
+const DISPATCH: &str = "getppid, Syscall User Dispatch, passed";
+const NOTIFY: &str = "getppid, USER_NOTIF, passed";
+const PRELOAD: &str = "getppid, LD_PRELOAD, passed";
 const STRACE: &str = "getppid, under strace -c";
 const FIND: &str = "find, nobody looks";
 const FIND_TRACE: &str = "find, every call counted by trace";
+const FIND_PRINT: &str = "find, every call printed by trace";
 const FIND_STRACE: &str = "find, under strace -c";
+const REDIS: &str = "redis GET c50, nobody looks";
+const REDIS_PASSED: &str = "redis GET c50, every call passed";
+const REDIS_TRACE: &str = "redis GET c50, every call counted by trace";
 
 pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let through = built("libthrough.so")?;
-    let passes = RefCell::new(Inside::start(std::slice::from_ref(&through), "")?);
-    let answers = RefCell::new(Inside::start(&[through], "answer=110")?);
-    let (passes, answers) = (&passes, &answers);
-    let trace = Under::Extension(built("libtrace.so")?);
+    let (trace, hello) = (built("libtrace.so")?, built("libhello_upcall.so")?);
+    let inside = |image: &PathBuf, config: &str| -> Result<_, BenchError> {
+        Ok(RefCell::new(Inside::start(std::slice::from_ref(image), config)?))
+    };
+    let (alone, passes) = (inside(&hello, "")?, inside(&through, "")?);
+    let answers = inside(&through, "answer=110")?;
     let scale = if options.quick { 20 } else { 1 };
     pin(0, 1);
+    let preload = rivals::preload();
+    let library = preload.as_ref().ok();
     let doing = |error| BenchError::Io("running a program", error);
-    let has_strace = Command::new("strace").arg("-V").output().is_ok();
+    let in_sandbox = |what: &'static str, of: &'static str, count: u64| -> Measure<'_> {
+        let process = if of == FILTERED {
+            &alone
+        } else if of == ANSWERED {
+            &answers
+        } else {
+            &passes
+        };
+        (of.into(), "ns", Box::new(move || process.borrow_mut().measure(what, count)))
+    };
+    let beside = |name: &str, by: &'static str, count: u64| -> Measure<'_> {
+        (name.into(), "ns", Box::new(move || outside(by, count, None).map_err(doing)))
+    };
+    let program = |name: &str, under: Under| -> Measure<'_> {
+        let measure = move || {
+            // Whoever looks may have a CPU of its own.
+            unpin();
+            let ms = program(&under).map_err(doing);
+            pin(0, 1);
+            ms
+        };
+        (name.into(), "ms", Box::new(measure))
+    };
+    let redis = |name: &str, under: Vec<&'_ Path>| -> Measure<'_> {
+        let under: Vec<PathBuf> = under.into_iter().map(Path::to_path_buf).collect();
+        let measure = move || {
+            let under: Vec<&Path> = under.iter().map(PathBuf::as_path).collect();
+            rivals::redis(&under, 200_000 / scale).map_err(doing)
+        };
+        (name.into(), "1/s", Box::new(measure))
+    };
     let mut rows: Vec<Measure<'_>> = vec![
-        (NATIVE.into(), "ns", Box::new(move || outside(false, 1_000_000 / scale).map_err(doing))),
-        (
-            ANSWERED.into(),
-            "ns",
-            Box::new(move || answers.borrow_mut().measure("calls", 1_000_000 / scale)),
-        ),
-        (
-            PASSED.into(),
-            "ns",
-            Box::new(move || passes.borrow_mut().measure("calls", 1_000_000 / scale)),
-        ),
-        (
-            TRAPPED.into(),
-            "ns",
-            Box::new(move || passes.borrow_mut().measure("calls-trapped", 100_000 / scale)),
-        ),
-        (FIND.into(), "ms", Box::new(move || program(&Under::Nothing).map_err(doing))),
-        (FIND_TRACE.into(), "ms", Box::new(move || program(&trace).map_err(doing))),
+        beside(NATIVE, "nothing", 1_000_000 / scale),
+        in_sandbox("calls", FILTERED, 1_000_000 / scale),
+        in_sandbox("calls-own", OWN, 500_000 / scale),
+        in_sandbox("calls", ANSWERED, 1_000_000 / scale),
+        in_sandbox("calls", PASSED, 1_000_000 / scale),
+        in_sandbox("calls-trapped", TRAPPED, 100_000 / scale),
+        in_sandbox("calls-first", FIRST, 128),
+        beside(TRAP, "trap", 200_000 / scale),
+        beside(DISPATCH, "dispatch", 200_000 / scale),
+        beside(NOTIFY, "notify", 50_000 / scale),
+        program(FIND, Under::Nothing),
+        program(FIND_TRACE, Under::Extension(trace.clone())),
+        program(FIND_PRINT, Under::Trace),
     ];
-    if has_strace {
-        let calls = move || outside(true, 20_000 / scale).map_err(doing);
-        rows.push((STRACE.into(), "ns", Box::new(calls)));
-        rows.push((
-            FIND_STRACE.into(),
-            "ms",
-            Box::new(move || program(&Under::Strace).map_err(doing)),
-        ));
+    if let Some(library) = library {
+        let calls = move || outside("nothing", 1_000_000 / scale, Some(library)).map_err(doing);
+        rows.push((PRELOAD.into(), "ns", Box::new(calls)));
+    }
+    let has = |program: &str| Command::new(program).arg("--version").output().is_ok();
+    if has("strace") {
+        rows.push(beside(STRACE, "strace", 20_000 / scale));
+        rows.push(program(FIND_STRACE, Under::Strace));
+    }
+    let has_redis = has("redis-server") && has("redis-benchmark");
+    if has_redis {
+        rows.push(redis(REDIS, vec![]));
+        rows.push(redis(REDIS_PASSED, vec![&through]));
+        rows.push(redis(REDIS_TRACE, vec![&trace]));
     }
     let mut report = Report::new("interpose", options.rounds, measure(options.rounds, rows)?);
     report.goal("an answered call, ns", [ANSWERED], |[ns]| ns, ("<=", 12.0));
     report.goal(
-        "a passed call beyond one that nobody looks at, ns",
-        [PASSED, NATIVE],
-        |[passed, native]| passed - native,
-        ("<=", 60.0),
+        "a passed call beyond one of libos itself, ns",
+        [PASSED, OWN],
+        |[passed, own]| passed - own,
+        ("<=", 15.0),
     );
-    let finds = [FIND_TRACE, FIND];
-    report.goal("find counted / find", finds, |[traced, native]| traced / native, ("<=", 1.3));
-    let finds = [FIND_STRACE, FIND];
-    report.goal("find under strace / find", finds, |[traced, native]| traced / native, (">=", 1.3));
-    if !has_strace {
+    report.goal(
+        "what a trap costs / what a passed call does",
+        [TRAP, PASSED, NATIVE],
+        |[trap, passed, native]| (trap - native) / (passed - native),
+        (">=", 30.0),
+    );
+    report.goal("first from a site, us", [FIRST], |[ns]| ns / 1000.0, ("<=", 10.0));
+    let ratio = |[looked, native]: [f64; 2]| looked / native;
+    report.goal("find counted / find", [FIND_TRACE, FIND], ratio, ("<=", 1.3));
+    report.goal("find printed / find", [FIND_PRINT, FIND], ratio, ("<=", 1.3));
+    report.goal("find under strace / find", [FIND_STRACE, FIND], ratio, (">=", 1.3));
+    report.goal("redis with every call passed / redis", [REDIS_PASSED, REDIS], ratio, (">=", 0.85));
+    let inverse = |[looked, native]: [f64; 2]| native / looked;
+    report.goal("redis / redis counted", [REDIS_TRACE, REDIS], inverse, ("<=", 1.3));
+    if let Err(error) = &preload {
+        report.explain(PRELOAD, &format!("no library: {error} (package gcc)"));
+    }
+    if !has("strace") {
         report.explain(STRACE, "strace is not installed (package strace)");
         report.explain(FIND_STRACE, "strace is not installed (package strace)");
     }
+    if !has_redis {
+        for row in [REDIS, REDIS_PASSED, REDIS_TRACE] {
+            report.explain(row, "redis is not installed (packages redis-server, redis-tools)");
+        }
+    }
+    let _ = library.map(std::fs::remove_file);
     Ok(report)
 }

@@ -24,6 +24,8 @@ pub mod trace {
     const BUCKETS: usize = 40;
     /// Calls that wait to be written.
     const QUEUE: usize = 16 << 10;
+    /// Calls that are taken from there at a time.
+    const BATCH: usize = 64;
     /// How long a program waits while there is no room for what it does.
     const PATIENCE_MS: u64 = 200;
     /// Bytes of what arguments point to that are kept.
@@ -213,13 +215,16 @@ pub mod trace {
         }
         let mut text = String::with_capacity(64 << 10);
         let file = std::fs::OpenOptions::new().append(true).open(&state.out);
-        while let Ok(Some(record)) = state.queue.pop() {
-            if state.json {
-                as_json(&mut text, &record)
-            } else {
-                as_line(&mut text, &record)
+        let mut records = Vec::with_capacity(BATCH);
+        while state
+            .queue
+            .pop_many(BATCH, |record| records.push(record))
+            .is_ok_and(|count| count != 0)
+        {
+            for record in records.drain(..) {
+                if state.json { as_json(&mut text, &record) } else { as_line(&mut text, &record) }
             }
-            if text.len() > 60 << 10 {
+            if text.len() > 48 << 10 {
                 give(file.as_ref().ok(), &mut text);
             }
         }

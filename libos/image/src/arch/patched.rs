@@ -204,6 +204,24 @@ unsafe extern "C" {
 const GOROUTINES: u32 = 0xc0;
 const CALL_ROOM_END: usize = CALL_ROOM_OFFSET + CALL_ROOM_LEN;
 
+/// Trap, direction, alignment check: `popfq` sets them, in several times the time.
+const UNUSUAL_FLAGS: u32 = 0x4_0500;
+
+/// Sets the other flags as the word at the stack pointer has them, and r11 to that word. Uses rcx.
+macro_rules! restore_flags {
+    () => {
+        "mov r11, [rsp]
+        mov rcx, rax
+        mov eax, r11d
+        mov ah, al
+        bt r11d, 11
+        setc al
+        add al, 0x7f
+        sahf
+        mov rax, rcx"
+    };
+}
+
 /// Where stubs jump to, with the address to go back to in rcx, which a system call does not keep.
 ///
 /// # Safety
@@ -276,7 +294,11 @@ unsafe extern "C" fn sbx_patched_entry() {
         "movaps xmm13, [rsp + 208]",
         "movaps xmm14, [rsp + 224]",
         "movaps xmm15, [rsp + 240]",
-        "ldmxcsr [rsp + 256]",
+        "stmxcsr [rsp + 260]",
+        "mov ecx, [rsp + 260]",
+        "cmp ecx, [rsp + 256]",
+        "jne 50f",
+        "12:",
         "mov rsp, rbp",
         "test rbx, rbx",
         "je 15f",
@@ -292,21 +314,47 @@ unsafe extern "C" fn sbx_patched_entry() {
         "pop rsi",
         "pop rdi",
         "pop rax",
+        "test dword ptr [rsp], {unusual}",
+        "jne 60f",
         "cmp r11d, {done}",
         "ja 30f",
         "je 20f",
+        restore_flags!(),
+        "syscall",
+        "mov rcx, [rsp + 8]",
+        "lea rsp, [rsp + 144]",
+        "jmp rcx",
+        "20:",
+        restore_flags!(),
+        "mov rcx, [rsp + 8]",
+        "lea rsp, [rsp + 144]",
+        "jmp rcx",
+        "30:",
+        restore_flags!(),
+        "mov rcx, [rsp + 8]",
+        "lea rsp, [rsp + 144]",
+        "lea rcx, [rcx - 2]",
+        "jmp rcx",
+        "50:",
+        "ldmxcsr [rsp + 256]",
+        "jmp 12b",
+        // Flags that are not restored by arithmetic.
+        "60:",
+        "cmp r11d, {done}",
+        "ja 62f",
+        "je 61f",
         "popfq",
         "syscall",
         "mov rcx, [rsp]",
         "lea rsp, [rsp + 136]",
         "jmp rcx",
-        "20:",
+        "61:",
         "mov r11, [rsp]",
         "popfq",
         "mov rcx, [rsp]",
         "lea rsp, [rsp + 136]",
         "jmp rcx",
-        "30:",
+        "62:",
         "popfq",
         "mov rcx, [rsp]",
         "lea rsp, [rsp + 136]",
@@ -343,6 +391,7 @@ unsafe extern "C" fn sbx_patched_entry() {
         "jmp 15b",
         ".cfi_endproc",
         ask = sym crate::calls::sbx_patched,
+        unusual = const UNUSUAL_FLAGS,
         done = const DONE,
         trap = const TRAP,
         goroutines = const GOROUTINES,
