@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  program             stub nearby                entry, in libos
-//!  mov $nr, %eax  ──►  mov $nr, %eax         ──►  below the red zone: keep what a call must not change
-//!  (now a jump)        lea behind, %rcx           ask (Rust)
-//!  syscall             jmp entry                  pass: everything as it was, syscall, back behind
-//!  ...            ◄───────────────────────────────      the site's own (or the stub's) stays for those
-//!                                                       that are to be trapped
+//!  mov $nr, %eax  ──►  mov $nr, %eax              keep what a call must not change
+//!  (now a jump)        leave the red zone         ask (Rust)
+//!  syscall             call entry            ──►  pass: everything as it was, syscall
+//!  ...            ◄──  back; lea behind, %rcx ◄── return
+//!                      syscall               ◄──  the program's own, for one that is to be trapped
 //! ```
 
 use core::arch::naked_asm;
@@ -31,6 +31,7 @@ pub(crate) struct PatchedCall {
     /// The call's number, then its result.
     pub(crate) rax: u64,
     flags: u64,
+    /// Where in the stub the entry returns to.
     back: u64,
 }
 
@@ -62,9 +63,13 @@ pub(crate) enum Form {
 
 const MOV_LEN: usize = 5;
 const CALL_LEN: usize = 2;
+/// Where in a stub the entry's address is.
+const ENTRY_AT: usize = STUB_LEN - 8;
 const FOLLOWER_LEN_MAX: usize = 6;
 /// Where the stub of a [`Form::Followed`] goes on behind the call.
-const STUB_BEHIND: usize = 27;
+const STUB_BEHIND: usize = 24;
+/// From where the entry returns to where it does for a call that is to be trapped.
+const TO_TRAP: usize = 26;
 
 /// The form of the site whose call, which has just been made, is at `call`.
 pub(crate) fn form_of(call: usize, number: u32) -> Option<Form> {
@@ -139,8 +144,11 @@ impl Form {
 
 /// The stub at `at` for the site whose call is at `call`.
 pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
-    const LEA_RCX: [u8; 3] = [0x48, 0x8d, 0x0d];
+    const LEAVE_RED_ZONE: [u8; 5] = [0x48, 0x8d, 0x64, 0x24, 0x80];
+    const NOTHING: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
+    const BACK: [u8; 8] = [0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0];
     let mut bytes = [0xcc; STUB_LEN];
+    bytes[ENTRY_AT..].copy_from_slice(&(sbx_patched_entry as *const () as u64).to_le_bytes());
     let behind = call + CALL_LEN;
     let mut len = 0;
     let mut put = |piece: &[u8]| {
@@ -149,32 +157,39 @@ pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
         at + len
     };
     let distance = |to: usize, from: usize| (to.wrapping_sub(from) as u32).to_le_bytes();
-    let enter = |put: &mut dyn FnMut(&[u8]) -> usize, back: usize| {
-        let here = put(&LEA_RCX);
-        put(&distance(back, here + 4));
-        put(&[0xff, 0x25, 0, 0, 0, 0]);
-        put(&(sbx_patched_entry as *const () as u64).to_le_bytes());
-    };
+    // Every stub has everything at the same place.
     match form {
         Form::Numbered(number) => {
             put(&[0xb8]);
             put(&number.to_le_bytes());
-            enter(&mut put, behind);
         }
-        Form::Followed(len) => {
-            enter(&mut put, at + STUB_BEHIND);
-            put(&[0xcc; 4]);
-            // For calls that are to be trapped: the site's own is gone.
-            put(&[0x0f, 0x05]);
-            // As the kernel leaves it.
-            let here = put(&LEA_RCX);
-            put(&distance(behind, here + 4));
-            // SAFETY: the site, all of which could be read and is not changed yet.
-            let bytes = unsafe { (behind as *const [u8; FOLLOWER_LEN_MAX]).read_unaligned() };
-            let here = put(&bytes[..len]);
-            put(&jump(here, behind + len));
+        Form::Followed(_) => {
+            put(&NOTHING);
         }
     }
+    put(&LEAVE_RED_ZONE);
+    let here = put(&[0xff, 0x15]);
+    put(&distance(at + ENTRY_AT, here + 4));
+    let goes_on = put(&BACK);
+    // rcx as the kernel leaves it.
+    let here = put(&[0x48, 0x8d, 0x0d]);
+    put(&distance(behind, here + 4));
+    let mut next = behind;
+    let mut here = put(&[]);
+    if let Form::Followed(len) = form {
+        // SAFETY: the site, all of which could be read and is not changed yet.
+        let bytes = unsafe { (behind as *const [u8; FOLLOWER_LEN_MAX]).read_unaligned() };
+        next += len;
+        put(&[0x90; FOLLOWER_LEN_MAX][len..]);
+        here = put(&bytes[..len]);
+    }
+    put(&jump(here, next));
+    if let Form::Numbered(_) = form {
+        put(&[0xcc; FOLLOWER_LEN_MAX]);
+    }
+    put(&BACK);
+    let here = put(&[0x0f, 0x05]);
+    put(&[0xeb, goes_on.wrapping_sub(here + 2) as u8]);
     bytes
 }
 
@@ -207,10 +222,11 @@ const CALL_ROOM_END: usize = CALL_ROOM_OFFSET + CALL_ROOM_LEN;
 /// Trap, direction, alignment check: `popfq` sets them, in several times the time.
 const UNUSUAL_FLAGS: u32 = 0x4_0500;
 
-/// Sets the other flags as the word at the stack pointer has them, and r11 to that word. Uses rcx.
+/// Pops the other flags, and r11 with all of them. Uses rcx.
 macro_rules! restore_flags {
     () => {
         "mov r11, [rsp]
+        lea rsp, [rsp + 8]
         mov rcx, rax
         mov eax, r11d
         mov ah, al
@@ -222,7 +238,7 @@ macro_rules! restore_flags {
     };
 }
 
-/// Where stubs jump to, with the address to go back to in rcx, which a system call does not keep.
+/// What stubs call, below the red zone.
 ///
 /// # Safety
 /// For stubs only.
@@ -231,8 +247,6 @@ unsafe extern "C" fn sbx_patched_entry() {
     naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined rip",
-        "lea rsp, [rsp - 128]",
-        "push rcx",
         "pushfq",
         "push rax",
         "push rdi",
@@ -321,45 +335,30 @@ unsafe extern "C" fn sbx_patched_entry() {
         "je 20f",
         restore_flags!(),
         "syscall",
-        "mov rcx, [rsp + 8]",
-        "lea rsp, [rsp + 144]",
-        "jmp rcx",
+        "ret",
         "20:",
         restore_flags!(),
-        "mov rcx, [rsp + 8]",
-        "lea rsp, [rsp + 144]",
-        "jmp rcx",
-        "30:",
-        restore_flags!(),
-        "mov rcx, [rsp + 8]",
-        "lea rsp, [rsp + 144]",
-        "lea rcx, [rcx - 2]",
-        "jmp rcx",
+        "ret",
         "50:",
         "ldmxcsr [rsp + 256]",
         "jmp 12b",
         // Flags that are not restored by arithmetic.
         "60:",
         "cmp r11d, {done}",
-        "ja 62f",
+        "ja 30f",
         "je 61f",
         "popfq",
         "syscall",
-        "mov rcx, [rsp]",
-        "lea rsp, [rsp + 136]",
-        "jmp rcx",
+        "ret",
         "61:",
         "mov r11, [rsp]",
         "popfq",
-        "mov rcx, [rsp]",
-        "lea rsp, [rsp + 136]",
-        "jmp rcx",
-        "62:",
+        "ret",
+        // To be trapped: elsewhere in the stub.
+        "30:",
+        "add qword ptr [rsp + 8], {to_trap}",
         "popfq",
-        "mov rcx, [rsp]",
-        "lea rsp, [rsp + 136]",
-        "lea rcx, [rcx - 2]",
-        "jmp rcx",
+        "ret",
         ".hidden sbx_patched_true_base",
         ".globl sbx_patched_true_base",
         "sbx_patched_true_base:",
@@ -392,6 +391,7 @@ unsafe extern "C" fn sbx_patched_entry() {
         ".cfi_endproc",
         ask = sym crate::calls::sbx_patched,
         unusual = const UNUSUAL_FLAGS,
+        to_trap = const TO_TRAP,
         done = const DONE,
         trap = const TRAP,
         goroutines = const GOROUTINES,
