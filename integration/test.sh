@@ -16,11 +16,15 @@ esac
 # What the tests run, by the program and the package that has it.
 needed=(cc:gcc git:git curl:curl redis-server:redis-server redis-cli:redis-tools
     nginx:nginx-light /usr/bin/python3:python3 /usr/bin/node:nodejs ps:procps
-    memcached:memcached bwrap:bubblewrap musl-gcc:musl-tools go:golang-go gdb:gdb strace:strace)
+    memcached:memcached bwrap:bubblewrap musl-gcc:musl-tools go:golang-go gdb:gdb strace:strace
+    sqlite3:sqlite3 wrk:wrk make:make tar:tar)
 missing=()
 for pair in "${needed[@]}"; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
+# CPython's own tests, of the version that Debian's python3 is of here.
+python=$(apt-cache depends python3 2>/dev/null | sed -n 's/.*Depends: \(python3\.[0-9]*\)$/\1/p' | head -1)
+[ -e "/usr/lib/$python/test/test_os.py" ] || missing+=("lib$python-testsuite")
 if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" != 0 ]; then
         echo "these Debian packages are missing: ${missing[*]} (run as root once, or install them)" >&2

@@ -185,6 +185,17 @@ impl Call {
         None
     }
 
+    /// Write what argument `index` points to, as the kernel would for a call that it answers. An address
+    /// where nothing can be written ends the handler, and the kernel says EFAULT.
+    #[expect(unsafe_code, reason = "writes the program's memory")]
+    pub fn fill(&mut self, index: usize, bytes: &[u8]) {
+        let to = self.arg(index) as *mut u8;
+        for (offset, byte) in bytes.iter().enumerate() {
+            // SAFETY: the program has asked for it; if it cannot be written, this upcall ends here.
+            unsafe { to.wrapping_add(offset).write_volatile(*byte) };
+        }
+    }
+
     fn is_ours(&self, address: *const u8) -> bool {
         let offset = (address as usize).wrapping_sub(self.block.scratch as usize);
         offset < self.block.scratch_used

@@ -45,6 +45,7 @@ pub mod calls;
 pub mod client;
 #[cfg(feature = "std")]
 pub mod config;
+pub mod errno;
 #[cfg(feature = "std")]
 pub mod error;
 #[cfg(feature = "std")]

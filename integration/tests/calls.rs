@@ -304,3 +304,72 @@ fn trace_prints_what_strace_prints() {
     let ended = launcher(&["trace", "--calls", "openat,nope", "--", "true"]);
     assert!(ended.status == 125 && ended.stderr.contains("nope"), "{}", ended.stderr);
 }
+
+/// Load an extension with a configuration.
+fn load(sandbox: &Sandbox, image: &str, config: &str) -> Ended {
+    let image = built(image);
+    let image = image.to_str().expect("a UTF-8 path");
+    launcher(&["ext", "load", &sandbox.name, image, "--config", config])
+}
+
+#[test]
+fn calls_fail_when_they_are_told_to() {
+    let shell = |rules: &str, script: &str| {
+        let sandbox = Sandbox::up("faults");
+        assert_eq!(load(&sandbox, "libfaults.so", rules).status, 0);
+        let ended = sandbox.run(&["/bin/bash", "-c", script]);
+        (ended, sandbox.call(&["faults.hits", "0"]).stdout.trim().to_owned())
+    };
+    let (ended, hits) = shell("rules=write:2:ENOSPC", "echo one; echo two; echo three");
+    assert_eq!((ended.stdout.as_str(), hits.as_str()), ("one\nthree\n", "1"), "{}", ended.stderr);
+    // A program that is right goes on after each short transfer.
+    let copy = "head -c 100000 /dev/urandom > a; cp a b; cmp a b && md5sum < a > c; md5sum -c - < \
+                <(sed 's/-/b/' c)";
+    let folder = Scratch::new("faults");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let script = format!("cd {}; {copy}", folder.text());
+    let (ended, hits) = shell("rules=read:~30:short100+write:~30:short77", &script);
+    assert_eq!((ended.stdout.as_str(), ended.status), ("b: OK\n", 0), "{}", ended.stderr);
+    assert!(hits.parse::<u64>().is_ok_and(|hits| hits > 0), "{hits}");
+    // Nothing is refused but what the rule names.
+    let (ended, _) =
+        shell("rules=openat:*:EACCES,path=/services", "cat /etc/services /etc/hostname");
+    assert!(ended.stderr.contains("/etc/services: Permission denied"), "{}", ended.stderr);
+    assert_eq!(ended.stdout, std::fs::read_to_string("/etc/hostname").expect("it is there"));
+    let began = std::time::Instant::now();
+    let (_, hits) = shell("rules=unlinkat:*:200ms", "rm -f /tmp/sbx-nothing");
+    assert_eq!(hits, "1");
+    assert!(began.elapsed() >= std::time::Duration::from_millis(200));
+    let sandbox = Sandbox::up("faults-bad");
+    for rules in ["", "rules=write", "rules=none:1:EIO", "rules=read:x:EIO", "rules=read:1:ENOWAY"]
+    {
+        let ended = load(&sandbox, "libfaults.so", rules);
+        assert!(ended.status == 125 && ended.stderr.contains("rules"), "{rules}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_fleet_asks_once() {
+    let folder = Scratch::new("fleet");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let sandbox = Sandbox::up("fleet");
+    assert_eq!(load(&sandbox, "libread_cache.so", "ttl=20s").status, 0);
+    let python = "import json, asyncio, email; print(len(json.dumps(list(range(99)))))";
+    let hits = || -> u64 {
+        sandbox.call(&["read_cache.count", "0"]).stdout.trim().parse().expect("a number")
+    };
+    let first = sandbox.run(&["/usr/bin/python3", "-c", python]);
+    let before = hits();
+    assert_eq!(sandbox.run(&["/usr/bin/python3", "-c", python]), first);
+    assert!(hits() > before + 50, "{before}, then {}", hits());
+    // What a participant changes is seen at once.
+    let script = format!(
+        "cd {}; f=$PWD/f; stat -c %s $f; stat -c %s $f; echo hello > $f; stat -c %s $f; stat -c %a $f; \
+         chmod 600 $f; stat -c %a $f; mv $f $PWD/g; [ -e $f ] || echo gone; stat -c %s $PWD/g; rm $PWD/g; \
+         [ -e $PWD/g ] || echo gone",
+        folder.text()
+    );
+    let inside = sandbox.run(&["/bin/bash", "-c", &script]);
+    let outside = run(Command::new("/bin/bash").args(["-c", &script]));
+    assert_eq!(inside, outside);
+}

@@ -194,89 +194,12 @@ pub(crate) fn has_mode(name: &str, flags: u64) -> bool {
     !matches!(name, "open" | "openat") || flags & CREATES != 0
 }
 
-/// From 1 on.
-const ERRORS: [&str; 40] = [
-    "EPERM",
-    "ENOENT",
-    "ESRCH",
-    "EINTR",
-    "EIO",
-    "ENXIO",
-    "E2BIG",
-    "ENOEXEC",
-    "EBADF",
-    "ECHILD",
-    "EAGAIN",
-    "ENOMEM",
-    "EACCES",
-    "EFAULT",
-    "ENOTBLK",
-    "EBUSY",
-    "EEXIST",
-    "EXDEV",
-    "ENODEV",
-    "ENOTDIR",
-    "EISDIR",
-    "EINVAL",
-    "ENFILE",
-    "EMFILE",
-    "ENOTTY",
-    "ETXTBSY",
-    "EFBIG",
-    "ENOSPC",
-    "ESPIPE",
-    "EROFS",
-    "EMLINK",
-    "EPIPE",
-    "EDOM",
-    "ERANGE",
-    "EDEADLK",
-    "ENAMETOOLONG",
-    "ENOLCK",
-    "ENOSYS",
-    "ENOTEMPTY",
-    "ELOOP",
-];
-
-/// Those of sockets, from 88 on.
-const SOCKET_ERRORS: [&str; 28] = [
-    "ENOTSOCK",
-    "EDESTADDRREQ",
-    "EMSGSIZE",
-    "EPROTOTYPE",
-    "ENOPROTOOPT",
-    "EPROTONOSUPPORT",
-    "ESOCKTNOSUPPORT",
-    "EOPNOTSUPP",
-    "EPFNOSUPPORT",
-    "EAFNOSUPPORT",
-    "EADDRINUSE",
-    "EADDRNOTAVAIL",
-    "ENETDOWN",
-    "ENETUNREACH",
-    "ENETRESET",
-    "ECONNABORTED",
-    "ECONNRESET",
-    "ENOBUFS",
-    "EISCONN",
-    "ENOTCONN",
-    "ESHUTDOWN",
-    "ETOOMANYREFS",
-    "ETIMEDOUT",
-    "ECONNREFUSED",
-    "EHOSTDOWN",
-    "EHOSTUNREACH",
-    "EALREADY",
-    "EINPROGRESS",
-];
-
 /// Print a result into `line`.
 pub(crate) fn result(line: &mut String, result: i64) {
-    let errno = usize::try_from(-result).unwrap_or(0);
-    let name = ERRORS.get(errno.wrapping_sub(1)).or(SOCKET_ERRORS.get(errno.wrapping_sub(88)));
-    let _ = match name {
+    let errno = if (-4095..0).contains(&result) { -result as i32 } else { 0 };
+    let _ = match ext_api::errno::name(errno) {
         Some(name) => write!(line, "-1 {name}"),
-        None if (1..4096).contains(&errno) => write!(line, "-1 errno {errno}"),
+        None if errno != 0 => write!(line, "-1 errno {errno}"),
         None if result > 1 << 32 => write!(line, "{result:#x}"),
         None => write!(line, "{result}"),
     };
