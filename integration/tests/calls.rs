@@ -195,6 +195,13 @@ fn no_way_to_make_a_call_escapes() {
         let made: u64 = ended.stdout.trim().parse().expect("a number");
         assert_eq!(count(&sandbox, 110), made);
     }
+    // Code that comes and goes, and filters of the program's own.
+    let program = compile("gcc", "later", &["-w"]);
+    let made = run(&mut Command::new(&program.0)).stdout;
+    assert_eq!(sandbox.call(&["through.forget"]).status, 0);
+    let ended = sandbox.run(&[program.text()]);
+    assert_eq!((ended.status, &ended.stdout), (0, &made), "{}", ended.stderr);
+    assert_eq!(count(&sandbox, 110).to_string(), made.trim());
     // By another architecture's entry there is no way in at all.
     let source = Scratch::new("old.c");
     let text = "int main(void) { long r; __asm__ volatile(\"int $0x80\" : \"=a\"(r) : \"a\"(64)); return 0; }";
@@ -372,4 +379,41 @@ fn a_fleet_asks_once() {
     let inside = sandbox.run(&["/bin/bash", "-c", &script]);
     let outside = run(Command::new("/bin/bash").args(["-c", &script]));
     assert_eq!(inside, outside);
+}
+
+#[test]
+fn hooked_programs_can_be_traced_from_outside() {
+    let sandbox = through("through-traced");
+    let flag = Scratch::new("traced");
+    let program = format!(
+        "import os, time; n = 0
+while not os.path.exists('{}'): os.stat('/'); os.getppid(); n += 1
+print('went on', n > 100)",
+        flag.text()
+    );
+    let pids = || -> Vec<u64> {
+        let rows = sandbox.participants();
+        let python = rows.iter().filter(|row| row["name"] == "python3" && row["state"] == "live");
+        python.filter_map(|row| row["pid"].as_u64()).collect()
+    };
+    let name = sandbox.name.clone();
+    let running = std::thread::spawn(move || {
+        launcher(&["run", "--sandbox", &name, "--", "/usr/bin/python3", "-c", &program])
+    });
+    let pid = loop {
+        match pids().first() {
+            Some(pid) => break pid.to_string(),
+            None => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    };
+    let strace = run(Command::new("timeout").args(["1", "strace", "-f", "-c", "-p", &pid]));
+    assert!(strace.stderr.contains("newfstatat"), "{}", strace.stderr);
+    let gdb = run(Command::new("gdb").args(["-q", "-batch", "-p", &pid, "-ex", "bt 3"]));
+    assert!(gdb.stdout.contains("detached"), "{} {}", gdb.stdout, gdb.stderr);
+    std::fs::write(&flag.0, "").expect("a scratch file");
+    let ended = running.join().expect("the program ran");
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "went on True\n"), "{}", ended.stderr);
+    // From inside it is refused: what is traced cannot be joined to the sandbox.
+    let ended = sandbox.run(&["strace", "-o", "/dev/null", "/bin/true"]);
+    assert!(ended.status != 0 && ended.stderr.contains("not permitted"), "{ended:?}");
 }

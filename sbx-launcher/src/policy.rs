@@ -46,6 +46,7 @@ pub const CONDITIONS_MAX: usize = 12;
 const FILE_LEN_MAX: u64 = 1 << 20;
 
 const BASE: &str = include_str!("../policies/base.toml");
+const ARMED: &str = include_str!("../policies/armed.toml");
 
 /// Rules, in the order in which they are looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,6 +96,14 @@ impl Policy {
             Some(path) => Ok(base.merge(Self::read(path)?)),
             None => Ok(base),
         }
+    }
+
+    /// This policy for a sandbox where system calls are hooked.
+    ///
+    /// # Errors
+    /// The built-in text is damaged.
+    pub fn for_hooked(self) -> Result<Self, PolicyError> {
+        Ok(self.merge(Self::parse(ARMED, "armed.toml (built in)")?))
     }
 
     /// This policy with `later` looked at first.

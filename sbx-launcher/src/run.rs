@@ -196,6 +196,8 @@ fn start_held(
     policy: Policy,
     take: impl FnOnce(i32) -> io::Result<()>,
 ) -> io::Result<(Started, OwnedFd)> {
+    let is_hooked = armed.calls != [0; 8];
+    let policy = if is_hooked { policy.for_hooked().map_err(io::Error::other)? } else { policy };
     let program = filter::build(region, armed, policy).map_err(io::Error::other)?;
     let argv = argv
         .into_iter()
