@@ -417,3 +417,50 @@ print('went on', n > 100)",
     let ended = sandbox.run(&["strace", "-o", "/dev/null", "/bin/true"]);
     assert!(ended.status != 0 && ended.stderr.contains("not permitted"), "{ended:?}");
 }
+
+#[test]
+fn a_policy_has_a_handler_decide() {
+    let rule = |names: &str, action: &str| {
+        format!(
+            "version = 1\n[[syscall]]\nnames = [{names}]\naction = \"{action}\"\nreason = \"r\"\n"
+        )
+    };
+    let policy = Scratch::new("policy.toml");
+    let folder = Scratch::new("decided");
+    let script = format!(
+        "mkdir {0} {0}/allowed {0}/forbidden {0}/panics; ls {0}; cat /etc/hostname > /dev/null && echo read",
+        folder.text()
+    );
+    let through = built("libthrough.so");
+    let through = through.to_str().expect("a UTF-8 path");
+    let text = rule("\"mkdir\", \"mkdirat\"", "upcall:through.judge");
+    std::fs::write(&policy.0, text).expect("a scratch file");
+    let run = ["run", "--ext", through, "--policy", policy.text(), "--", "/bin/sh", "-c", &script];
+    let ended = launcher(&run);
+    // A handler that fails has not allowed it.
+    assert_eq!(ended.stdout, "allowed\nread\n", "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("forbidden’: Permission denied")
+            || ended.stderr.contains("Permission denied")
+    );
+    assert!(ended.stderr.contains("not permitted"), "{}", ended.stderr);
+    let shown = launcher(&["policy", "show", policy.text()]).stdout;
+    assert!(shown.contains("upcall:through.judge"), "{shown}");
+    let sandbox = Sandbox::up("decided");
+    let named = ["run", "--sandbox", &sandbox.name, "--policy", policy.text(), "--", "/bin/true"];
+    assert!(launcher(&named).stderr.contains("through.judge is not loaded"));
+    sandbox.load(&built("libthrough.so"));
+    assert_eq!(launcher(&named).status, 0);
+    let ended = launcher(&["ext", "unload", &sandbox.name, "through"]);
+    assert!(ended.status == 125 && ended.stderr.contains("policy"), "{}", ended.stderr);
+    for (names, action, why) in [
+        ("\"execve\"", "upcall:through.judge", "no handler can be asked about execve"),
+        ("\"mkdir\"", "upcall:judge", "EXTENSION.HANDLER"),
+        ("\"mkdir\"", "upcall:through.count", "no handler for system calls"),
+    ] {
+        std::fs::write(&policy.0, rule(names, action)).expect("a scratch file");
+        let run = ["run", "--ext", through, "--policy", policy.text(), "--", "/bin/true"];
+        let ended = launcher(&run);
+        assert!(ended.status == 125 && ended.stderr.contains(why), "{}", ended.stderr);
+    }
+}

@@ -59,8 +59,10 @@ impl Hook {
             HOOK_CALLS | HOOK_CALLS_AFTER => {
                 let known = ext_api::calls::set("all");
                 let unknown = set.iter().zip(known).any(|(asked, known)| asked & !known != 0);
-                return (!unknown && set != [0; 8])
-                    .then_some(Self::Calls { set, after: hook == HOOK_CALLS_AFTER });
+                // One that is hooked to none is for policies, which ask before.
+                let after = hook == HOOK_CALLS_AFTER;
+                let asked = set != [0; 8] || !after;
+                return (!unknown && asked).then_some(Self::Calls { set, after });
             }
             HOOK_SIGNAL if signal_name(value).is_some() => Self::Signal { number: value },
             _ => return None,
@@ -91,6 +93,9 @@ impl fmt::Display for Hook {
             Self::Fork => to.write_str("when a process forks"),
             Self::Exec => to.write_str("when a process executes a program"),
             Self::Exit => to.write_str("when a process ends"),
+            Self::Calls { set: [0, 0, 0, 0, 0, 0, 0, 0], .. } => {
+                to.write_str("where a policy says so")
+            }
             Self::Calls { set, after } => {
                 let calls = ext_api::calls::HOOKABLE_CALLS.iter();
                 let asked = calls.filter(|(_, at)| set[*at as usize / 64] >> (at % 64) & 1 == 1);

@@ -125,6 +125,9 @@ pub struct CallTable {
     pub after: [[AtomicU64; HOOKS_MAX]; CALLS],
 }
 
+/// In a handle of [`CallTable::before`]: a policy asks. If the handler fails, so does the call.
+pub const MUST_DECIDE: u64 = 1 << 31;
+
 /// Numbers of system calls that [`CallTable`] has room for.
 pub const CALLS: usize = 512;
 

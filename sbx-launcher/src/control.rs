@@ -34,6 +34,13 @@ const IN_FILE: &str = "in-file";
 pub enum Request {
     /// Descriptors of the zones, to attach late.
     Attach,
+    /// Have a handler decide system calls, as a policy wants.
+    HookCalls {
+        /// `extension.handler`.
+        handler: String,
+        /// Bit per number.
+        calls: [u64; 8],
+    },
     /// Where the region lies.
     Place,
     /// Take over the notifications of a command that is about to start; comes with a descriptor.
@@ -255,6 +262,7 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
             | Request::Upgrade { .. }
             | Request::Snapshot { .. }
             | Request::Unload { .. }
+            | Request::HookCalls { .. }
             | Request::Follow { .. })
     );
     let result = match &received.request {
@@ -372,6 +380,9 @@ fn carry_out(
                                      "armed": supervisor.sandbox.armed(),
                                      "supervisor": std::process::id(),
                                      "zones_kib": supervisor.sandbox.zones.held_kib() })),
+        Request::HookCalls { handler, calls } => {
+            supervisor.sandbox.hook_by_policy(handler, *calls).map(|()| Value::Null).map_err(text)
+        }
         Request::Down => Ok(json!({ "participants": supervisor.alive() })),
         Request::Ps => Ok(json!({ "participants": participants(supervisor),
                                   "uses": uses(supervisor),

@@ -314,7 +314,8 @@ impl<'a> Builder<'a> {
         }
         if rule.when.is_empty() {
             let to = match rule.action {
-                Action::Allow => allowed,
+                // It comes this way when the handler has let it.
+                Action::Allow | Action::Upcall => allowed,
                 action => self.returning(compiled(action).into()),
             };
             self.asm.jump(to);
@@ -394,7 +395,7 @@ const fn errno(errno: i32) -> u32 {
 #[expect(clippy::cast_sign_loss, reason = "errors are positive")]
 const fn compiled(action: Action) -> SeccompAction {
     match action {
-        Action::Allow => ALLOWED,
+        Action::Allow | Action::Upcall => ALLOWED,
         Action::Log => SeccompAction::Log,
         Action::Kill => SeccompAction::KillProcess,
         Action::Errno(errno) => SeccompAction::Errno(errno as i32 as u32),

@@ -25,6 +25,8 @@
 use std::fs;
 use std::path::Path;
 
+use ext_api::calls::SET_WORDS;
+
 use crate::filter::built_in;
 
 mod error;
@@ -96,6 +98,18 @@ impl Policy {
             Some(path) => Ok(base.merge(Self::read(path)?)),
             None => Ok(base),
         }
+    }
+
+    /// The calls that handlers decide, by handler: a bit per number.
+    pub fn upcalls(&self) -> impl Iterator<Item = (&str, [u64; SET_WORDS])> {
+        let asking = self.rules.iter().filter(|rule| rule.action == Action::Upcall);
+        asking.map(|rule| {
+            let mut set = [0; SET_WORDS];
+            rule.calls.iter().for_each(|call| {
+                set[call.number as usize / 64] |= 1 << (call.number % 64);
+            });
+            (rule.handler.as_str(), set)
+        })
     }
 
     /// This policy for a sandbox where system calls are hooked.

@@ -46,6 +46,10 @@ pub fn in_own_sandbox(
     for file in &command.extensions {
         supervisor.load(file, &command.config)?;
     }
+    for (handler, set) in command.policy.upcalls() {
+        supervisor.sandbox.hook_by_policy(handler, set)?;
+    }
+    supervisor.sandbox.publish_hooks();
     let region = supervisor.sandbox.zones.place.shared();
     let armed = supervisor.sandbox.armed();
     let (started, fd) = start_held(command.argv, &region, armed, command.policy, |_| Ok(()))?;
@@ -79,6 +83,9 @@ pub fn in_named_sandbox(
     argv: Vec<OsString>,
     policy: Policy,
 ) -> Result<i32, Box<dyn std::error::Error>> {
+    for (handler, calls) in policy.upcalls() {
+        control::ask(name, &Request::HookCalls { handler: handler.to_owned(), calls }, &[])?;
+    }
     // The region's place is needed for the filter before there is a listener to hand over.
     let place = control::ask(name, &Request::Place, &[])?;
     let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;

@@ -11,6 +11,7 @@ use ext_api::abi::{
     ABI_VERSION, Entry, ExtensionEntry, HandlerEntry, MAPS_MAX, MapRecord, NO_EVENT,
     SUPERBLOCK_MAGIC, Status, Superblock,
 };
+use ext_api::calls::SET_WORDS;
 use ext_api::limits::{
     BUDGET_NS_DEFAULT, CONTEXTS_MAX, HANDLERS_MAX, INBOX_EVENTS_MAX, NESTING_MAX, PROCESSES_MAX,
     SLOTS_MAX, TIMERS_MAX,
@@ -23,11 +24,12 @@ use libos::layout::{
 };
 use libos::mailbox::{EVENT_WORDS, Taken};
 use libos::manifest::Hook;
-use libos::signals::{CallTable, HookTable};
+use libos::signals::{CallTable, HookTable, MUST_DECIDE};
 
 use crate::filter::Armed;
 use crate::hooks::Happened;
 use crate::memory;
+use crate::policy::syscalls::name_of;
 use crate::zones::{Zones, random};
 
 pub mod extensions;
@@ -135,6 +137,8 @@ pub struct Sandbox {
     pub kept: Option<u64>,
     /// What has happened to processes since the hooks ran last.
     pub happened: Vec<Happened>,
+    /// Handlers that policies ask, and about which calls.
+    by_policy: Vec<(String, [u64; SET_WORDS])>,
     /// The changes that the hook table knows.
     hooks_of: Option<u64>,
 }
@@ -261,6 +265,7 @@ impl Sandbox {
             changes: 0,
             kept: None,
             happened: Vec::new(),
+            by_policy: Vec::new(),
             hooks_of: None,
         };
         sandbox.install(&image, 0);
@@ -494,7 +499,42 @@ impl Sandbox {
                 _ => {}
             }
         }
+        for (_, set) in &self.by_policy {
+            armed.calls.iter_mut().zip(set).for_each(|(word, asked)| *word |= asked);
+        }
         armed
+    }
+
+    /// A policy has a handler decide the calls of `set`, in every program of the sandbox that is started
+    /// from now on.
+    ///
+    /// # Errors
+    /// There is no such handler, or it is for something else.
+    pub fn hook_by_policy(
+        &mut self,
+        handler: &str,
+        set: [u64; SET_WORDS],
+    ) -> Result<(), SandboxError> {
+        let wrong = |why: &str| Err(SandboxError::Refused(format!("policy: {handler} {why}")));
+        match self.find(handler) {
+            None => return wrong("is not loaded: load its extension first (--ext)"),
+            Some((_, signature)) if !signature.starts_with("(call: call)") => {
+                return wrong("is no handler for system calls: #[on(syscall = \"\")] makes it one");
+            }
+            Some(_) => {}
+        }
+        let new = (handler.to_owned(), set);
+        if !self.by_policy.contains(&new) {
+            self.by_policy.push(new);
+            self.changed();
+        }
+        Ok(())
+    }
+
+    /// Does a policy ask a handler of this extension?
+    pub(crate) fn is_asked_by_policy(&self, extension: &str) -> bool {
+        let of = |handler: &str| handler.split_once('.').map(|(name, _)| name.to_owned());
+        self.by_policy.iter().any(|(handler, _)| of(handler).as_deref() == Some(extension))
     }
 
     /// Have the hook table say what is loaded now.
@@ -523,7 +563,15 @@ impl Sandbox {
                 Hook::Calls { set, after } => after == when && has(set),
                 _ => false,
             });
-            let handles = hooks.map(|(_, handler)| handler.handle).chain(std::iter::repeat(0));
+            let asked = self.by_policy.iter().filter(|(_, set)| !when && has(*set));
+            let must = asked.filter_map(|(name, _)| Some(self.find(name)?.0 | MUST_DECIDE));
+            let handles: Vec<u64> = must.chain(hooks.map(|(_, handler)| handler.handle)).collect();
+            if handles.len() > row.len() {
+                let (most, name) = (row.len(), name_of(number as u32).unwrap_or("?"));
+                let text = format!("sbx: of the handlers hooked to {name} only {most} are asked\n");
+                self.common().log().append(text.as_bytes());
+            }
+            let handles = handles.into_iter().chain(std::iter::repeat(0));
             row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
         }
     }

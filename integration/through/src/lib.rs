@@ -32,6 +32,17 @@ pub mod through {
         Verdict::Pass
     }
 
+    /// Asked by policies only.
+    #[on(syscall = "")]
+    fn judge(_state: &State, call: &mut Call) -> Verdict {
+        let at = usize::from(call.name().ends_with("at"));
+        match call.path(at) {
+            Some(path) if path.ends_with(b"/forbidden") => Verdict::Refuse(13),
+            Some(path) if path.ends_with(b"/panics") => panic!("asked about it"),
+            _ => Verdict::Pass,
+        }
+    }
+
     /// How often the call `number` was made; of 512, all of them.
     #[handler]
     fn count(state: &State, number: u64) -> u64 {

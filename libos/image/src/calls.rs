@@ -18,12 +18,14 @@ use ext_api::abi::{CALL_TAKEN, CallBlock, Reply, Status};
 use ext_api::limits::STACK_LEN;
 use libos::data::Context;
 use libos::layout::{CALLS_OFFSET, SCRATCH_LEN, SCRATCH_OFFSET};
-use libos::signals::{Action, CallTable, HOOKS_MAX, OURS, SIGNALS, SIGSYS, UNBLOCKABLE};
+use libos::signals::{
+    Action, CallTable, HOOKS_MAX, MUST_DECIDE, OURS, SIGNALS, SIGSYS, UNBLOCKABLE,
+};
 
 use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
 use crate::arch::{sbx_call_in, stack_pointer, syscall6};
 use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
-use crate::sys::{EFAULT, Errno, nr};
+use crate::sys::{EFAULT, EPERM, Errno, nr};
 use crate::{boot, context, hooks, patch, signals, start, sys, time};
 
 /// `si_code` of a call that the filter has sent here.
@@ -288,10 +290,15 @@ fn ask(context: &Context, row: &Row, block: &mut CallBlock) -> bool {
         let before = (block.args, block.value);
         // SAFETY: hooks on calls take a block and return a word; the reply is ours, and the context is
         // this thread's.
-        let status = unsafe { sbx_call_in(handle, words.as_ptr(), &raw mut reply, context) };
+        let status =
+            unsafe { sbx_call_in(handle & !MUST_DECIDE, words.as_ptr(), &raw mut reply, context) };
         if status != Status::Ok as u32 {
             (block.args, block.value) = before;
-            return false;
+            if handle & MUST_DECIDE == 0 {
+                return false;
+            }
+            block.value = -i64::from(EPERM) as u64;
+            return true;
         }
         reply.word == CALL_TAKEN
     })

@@ -57,7 +57,7 @@ fn expected(spec: &FilterSpec, call: &Call) -> u32 {
         Some(Action::Errno(error)) => errno(error as i32),
         Some(Action::Kill) => KILL,
         Some(Action::Log) => libc::SECCOMP_RET_LOG,
-        Some(Action::Allow) | None => match name {
+        Some(Action::Allow | Action::Upcall) | None => match name {
             "execve" | "execveat" if spec.follow_exec => NOTIFY,
             "fork" if spec.follow_fork => NOTIFY,
             "clone" if spec.follow_fork && call.args[0] & u64::from(CLONE_VM) == 0 => NOTIFY,

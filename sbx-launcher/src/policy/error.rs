@@ -60,6 +60,12 @@ pub enum Problem {
     NoSuchWidth(i64),
     /// The value has more bits than are compared.
     TooWide(i64),
+    /// `upcall:` without EXTENSION.HANDLER.
+    NoHandler(String),
+    /// A call that no handler can be asked about.
+    NotHookable(String),
+    /// Conditions of a rule whose handler sees the arguments itself.
+    UpcallWithConditions,
     /// A rule has more conditions than arguments can make useful.
     TooManyConditions(usize),
 }
@@ -94,8 +100,17 @@ impl fmt::Display for Problem {
             }
             Self::UnknownAction(name) => write!(
                 f,
-                "no action is called {name:?}: there are \"allow\", \"log\", \"kill\" and \
-                 \"errno:NAME\""
+                "no action is called {name:?}: there are \"allow\", \"log\", \"kill\", \
+                 \"errno:NAME\" and \"upcall:EXTENSION.HANDLER\""
+            ),
+            Self::NoHandler(name) => {
+                write!(f, "{name:?} is no handler: say \"upcall:EXTENSION.HANDLER\"")
+            }
+            Self::NotHookable(name) => {
+                write!(f, "no handler can be asked about {name}: use another action for it")
+            }
+            Self::UpcallWithConditions => f.write_str(
+                "an upcall has no conditions: its handler sees the arguments, and passes the others",
             ),
             Self::UnknownErrno { name, nearest } => {
                 write!(f, "no error is called {name:?}; is it {nearest:?}?")

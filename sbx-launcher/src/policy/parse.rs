@@ -1,5 +1,6 @@
 //! From the text of a policy to rules.
 
+use ext_api::calls::HOOKABLE_CALLS;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -95,17 +96,42 @@ impl Source<'_> {
         }
         let when: Result<_, _> =
             text.when.iter().map(|condition| self.condition(condition)).collect();
+        let (action, handler) = self.action(&text.action)?;
+        if action == Action::Upcall {
+            if !text.when.is_empty() {
+                return Err(self.error(rule.span().start, Problem::UpcallWithConditions));
+            }
+            let hookable = |number| HOOKABLE_CALLS.iter().any(|(_, known)| *known == number);
+            if let Some(call) = calls.iter().find(|call| !hookable(u64::from(call.number))) {
+                let problem = Problem::NotHookable(call.name.to_owned());
+                return Err(self.error(text.names.span().start, problem));
+            }
+        }
         Ok(Rule {
             names: text.names.get_ref().iter().map(|name| name.get_ref().clone()).collect(),
             calls,
-            action: self.action(&text.action)?,
+            action,
+            handler,
             when: when?,
             reason: text.reason.get_ref().clone(),
             origin: format!("{}:{}", self.file, self.line(rule.span().start)),
         })
     }
 
-    fn action(&self, text: &Spanned<String>) -> Result<Action, PolicyError> {
+    /// An action, and the handler that it names.
+    fn action(&self, text: &Spanned<String>) -> Result<(Action, String), PolicyError> {
+        let Some(handler) = text.get_ref().strip_prefix("upcall:") else {
+            return Ok((self.plain_action(text)?, String::new()));
+        };
+        match handler.split_once('.') {
+            Some((extension, name)) if !extension.is_empty() && !name.is_empty() => {
+                Ok((Action::Upcall, handler.to_owned()))
+            }
+            _ => Err(self.error(text.span().start, Problem::NoHandler(handler.to_owned()))),
+        }
+    }
+
+    fn plain_action(&self, text: &Spanned<String>) -> Result<Action, PolicyError> {
         let refuse = |problem| self.error(text.span().start, problem);
         let name = text.get_ref().as_str();
         match (name, name.strip_prefix("errno:")) {

@@ -17,6 +17,8 @@ pub enum Action {
     Errno(Errno),
     /// The process ends with SIGSYS.
     Kill,
+    /// A handler of an extension decides: see [`Rule::handler`].
+    Upcall,
 }
 
 impl fmt::Display for Action {
@@ -26,6 +28,7 @@ impl fmt::Display for Action {
             Self::Log => f.write_str("log"),
             Self::Errno(errno) => write!(f, "errno:{errno:?}"),
             Self::Kill => f.write_str("kill"),
+            Self::Upcall => f.write_str("upcall"),
         }
     }
 }
@@ -122,6 +125,8 @@ pub struct Rule {
     pub calls: Vec<Syscall>,
     /// What happens to them.
     pub action: Action,
+    /// `extension.handler`, for an upcall.
+    pub handler: String,
     /// All must hold for the rule to match; none: it matches every such call.
     pub when: Vec<Condition>,
     /// For the person who asks why.

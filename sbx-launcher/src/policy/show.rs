@@ -1,7 +1,7 @@
 //! A policy as a table that people read.
 
 use super::Policy;
-use super::rule::Rule;
+use super::rule::{Action, Rule};
 use crate::filter::built_in::{BUILT_IN, STRUCTURE};
 
 /// Every rule of `policy` in the order in which they are looked at, after those that are part of
@@ -23,7 +23,11 @@ pub fn show(policy: &Policy) -> String {
 fn row(rule: &Rule) -> [String; 5] {
     let when: Vec<_> = rule.when.iter().map(ToString::to_string).collect();
     let when = if when.is_empty() { "always".to_owned() } else { when.join(" and ") };
-    [rule.names.join(" "), when, rule.action.to_string(), rule.origin.clone(), rule.reason.clone()]
+    let action = match rule.action {
+        Action::Upcall => format!("upcall:{}", rule.handler),
+        other => other.to_string(),
+    };
+    [rule.names.join(" "), when, action, rule.origin.clone(), rule.reason.clone()]
 }
 
 /// Columns as wide as their widest cell, two spaces between; the last is as wide as it is.

@@ -496,6 +496,9 @@ impl Sandbox {
         if self.loaded[index].life == Life::Upgrading {
             return Err(SandboxError::Refused(format!("{name} is being upgraded; try again")));
         }
+        if self.is_asked_by_policy(name) {
+            return Err(SandboxError::Refused(format!("a policy in force asks {name}; it stays")));
+        }
         let known = self.loaded.remove(index);
         let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
         rows.iter().for_each(|&row| self.withdraw(row));
