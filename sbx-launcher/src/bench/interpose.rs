@@ -127,8 +127,10 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     };
     let program = |name: &str, under: Under| -> Measure<'_> {
         let measure = move || {
-            // Whoever looks may have a CPU of its own.
-            unpin();
+            // Whoever looks may have a CPU of its own; strace is several times slower with one.
+            if !matches!(under, Under::Strace) {
+                unpin();
+            }
             let ms = program(&under).map_err(doing);
             pin(0, 1);
             ms
