@@ -19,6 +19,9 @@
 //! # }
 //! ```
 
+use core::fmt;
+use core::net::SocketAddr;
+
 use crate::abi::{CALL_PASS, CALL_TAKEN, CallBlock};
 
 /// What becomes of a call. After it, [`Verdict::Answer`] and [`Verdict::Refuse`] change what it returns.
@@ -77,8 +80,37 @@ impl Call {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        let known = HOOKABLE_CALLS.iter().find(|(_, number)| *number == self.block.number);
-        known.map_or("?", |(name, _)| name)
+        name_of(self.block.number).unwrap_or("?")
+    }
+
+    /// What its arguments are, in order.
+    pub fn args(&self) -> impl Iterator<Item = Arg> + use<> {
+        args_of(self.block.number)
+    }
+
+    /// Which of its arguments are paths.
+    pub fn paths(&self) -> impl Iterator<Item = usize> + use<> {
+        self.args().enumerate().filter(|(_, kind)| *kind == Arg::Path).map(|(at, _)| at)
+    }
+
+    /// The descriptor that it is about, if it is about one: the first, and not that of a folder.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<i32> {
+        let mut kinds = self.args();
+        let first = kinds.next() == Some(Arg::Fd) && kinds.next() != Some(Arg::Path);
+        first.then_some(self.arg(0) as i32)
+    }
+
+    /// The address of a socket that it is given: of `connect`, `bind` and `sendto`. None if it has none,
+    /// or one of a family that is neither the internet's nor Unix's. An address where nothing is ends the
+    /// handler.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        let at = self.args().position(|kind| kind == Arg::Address)?;
+        let mut bytes = [0; ADDRESS_LEN_MAX];
+        let len = (self.arg(at + 1) as usize).min(ADDRESS_LEN_MAX);
+        self.peek(at, len, &mut bytes)?;
+        Address::read(&bytes[..len])
     }
 
     /// What it has returned, in a handler that runs [afterwards](crate::abi::HOOK_CALLS_AFTER): a negated
@@ -202,6 +234,125 @@ impl Call {
     }
 }
 
+/// What an argument of a system call is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arg {
+    /// A descriptor, or AT_FDCWD.
+    Fd,
+    /// A path that is looked up.
+    Path,
+    /// Another text.
+    Text,
+    /// A signed number.
+    Int,
+    /// An unsigned one.
+    Size,
+    /// An address, or bits.
+    Word,
+    /// Flags of `open`.
+    OpenFlags,
+    /// Permissions.
+    Mode,
+    /// Bytes that the program hands over; their number follows.
+    Out,
+    /// Bytes that it gets: as many as the call returns.
+    In,
+    /// An address of a socket; its length follows.
+    Address,
+}
+
+impl Arg {
+    /// What a letter of [`HOOKABLE_CALLS`] stands for.
+    #[must_use]
+    pub const fn of(letter: u8) -> Self {
+        match letter {
+            b'd' => Self::Fd,
+            b'p' => Self::Path,
+            b't' => Self::Text,
+            b'i' => Self::Int,
+            b'u' => Self::Size,
+            b'o' => Self::OpenFlags,
+            b'm' => Self::Mode,
+            b'w' => Self::Out,
+            b'r' => Self::In,
+            b'a' => Self::Address,
+            _ => Self::Word,
+        }
+    }
+}
+
+fn known(number: u64) -> Option<&'static (&'static str, u64, &'static str)> {
+    let at = HOOKABLE_CALLS.binary_search_by_key(&number, |(_, number, _)| *number);
+    at.ok().map(|at| &HOOKABLE_CALLS[at])
+}
+
+/// The name of a call that can be hooked.
+#[must_use]
+pub fn name_of(number: u64) -> Option<&'static str> {
+    known(number).map(|(name, ..)| *name)
+}
+
+/// What the arguments of a call are.
+pub fn args_of(number: u64) -> impl Iterator<Item = Arg> {
+    known(number).map_or("", |(.., args)| args).bytes().map(Arg::of)
+}
+
+/// The longest address of a socket that is read: a Unix one.
+const ADDRESS_LEN_MAX: usize = 110;
+
+/// An address of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Address {
+    /// TCP or UDP.
+    Internet(SocketAddr),
+    /// Of AF_UNIX: its bytes, and how many there are. The first is zero of an abstract one.
+    Unix([u8; 108], usize),
+}
+
+impl Address {
+    /// From the kernel's form; None for other families, and for one that is cut short.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        const UNIX: u16 = 1;
+        const INTERNET: u16 = 2;
+        const INTERNET_6: u16 = 10;
+        let family = u16::from_ne_bytes(*bytes.first_chunk()?);
+        let port = || Some(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?));
+        match family {
+            UNIX => {
+                let name = &bytes[2..];
+                let is_abstract = name.first() == Some(&0);
+                let end = if is_abstract { None } else { name.iter().position(|byte| *byte == 0) };
+                let len = end.unwrap_or(name.len()).min(108);
+                let mut path = [0; 108];
+                path[..len].copy_from_slice(&name[..len]);
+                Some(Self::Unix(path, len))
+            }
+            INTERNET => {
+                let address: [u8; 4] = *bytes.get(4..)?.first_chunk()?;
+                Some(Self::Internet(SocketAddr::from((address, port()?))))
+            }
+            INTERNET_6 => {
+                let address: [u8; 16] = *bytes.get(8..)?.first_chunk()?;
+                Some(Self::Internet(SocketAddr::from((address, port()?))))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Internet(address) => address.fmt(f),
+            Self::Unix(path, len) => match path.get(..*len).unwrap_or(&[]) {
+                [0, name @ ..] => write!(f, "unix:@{}", name.escape_ascii()),
+                name => write!(f, "unix:{}", name.escape_ascii()),
+            },
+        }
+    }
+}
+
 /// Longest path, with its zero: the kernel's.
 pub const PATH_LEN_MAX: usize = 4096;
 
@@ -245,22 +396,17 @@ pub const fn find(names: &str) -> Result<[u64; SET_WORDS], usize> {
 
 /// False if there is no such name.
 const fn add(set: &mut [u64; SET_WORDS], names: &[u8], start: usize, end: usize) -> bool {
-    let groups: [(&str, &[&str]); 2] = [("@file", &FILE), ("@network", &NETWORK)];
     let mut found = false;
     let mut at = 0;
     while at < HOOKABLE_CALLS.len() {
-        let (name, number) = HOOKABLE_CALLS[at];
+        let (name, number, args) = HOOKABLE_CALLS[at];
         let mut wanted = is(names, start, end, name) || is(names, start, end, "all");
-        let mut group = 0;
-        while group < groups.len() {
-            let (group_name, members) = groups[group];
-            let mut member = 0;
-            while member < members.len() {
-                let same = is(name.as_bytes(), 0, name.len(), members[member]);
-                wanted |= same && is(names, start, end, group_name);
-                member += 1;
-            }
-            group += 1;
+        wanted |= is(names, start, end, "@file") && has_path(args);
+        let mut member = 0;
+        while member < NETWORK.len() {
+            let same = is(name.as_bytes(), 0, name.len(), NETWORK[member]);
+            wanted |= same && is(names, start, end, "@network");
+            member += 1;
         }
         if wanted {
             set[number as usize / 64] |= 1 << (number % 64);
@@ -269,6 +415,18 @@ const fn add(set: &mut [u64; SET_WORDS], names: &[u8], start: usize, end: usize)
         at += 1;
     }
     found
+}
+
+const fn has_path(args: &str) -> bool {
+    let args = args.as_bytes();
+    let mut at = 0;
+    while at < args.len() {
+        if args[at] == b'p' {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 const fn is(bytes: &[u8], start: usize, end: usize, name: &str) -> bool {
@@ -283,34 +441,7 @@ const fn is(bytes: &[u8], start: usize, end: usize, name: &str) -> bool {
     at == name.len() && start + at == end
 }
 
-const FILE: [&str; 25] = [
-    "open",
-    "openat",
-    "openat2",
-    "creat",
-    "stat",
-    "lstat",
-    "newfstatat",
-    "statx",
-    "access",
-    "faccessat",
-    "faccessat2",
-    "readlink",
-    "readlinkat",
-    "unlink",
-    "unlinkat",
-    "rename",
-    "renameat",
-    "renameat2",
-    "mkdir",
-    "mkdirat",
-    "rmdir",
-    "chmod",
-    "chown",
-    "truncate",
-    "chdir",
-];
-const NETWORK: [&str; 14] = [
+const NETWORK: [&str; 18] = [
     "socket",
     "connect",
     "accept",
@@ -321,139 +452,203 @@ const NETWORK: [&str; 14] = [
     "recvfrom",
     "sendmsg",
     "recvmsg",
+    "sendmmsg",
+    "recvmmsg",
     "shutdown",
     "getsockname",
     "getpeername",
+    "socketpair",
     "setsockopt",
+    "getsockopt",
 ];
 
-/// Calls that handlers can be hooked to. Not among them: those that never return or return twice (exec,
-/// fork, exit, sigreturn), those by which libos itself lives (signal masks, alternate stacks, threads'
-/// own words), and those on address ranges, by which the region could be reached.
-pub const HOOKABLE_CALLS: [(&str, u64); 118] = [
-    ("read", 0),
-    ("write", 1),
-    ("open", 2),
-    ("close", 3),
-    ("stat", 4),
-    ("fstat", 5),
-    ("lstat", 6),
-    ("poll", 7),
-    ("lseek", 8),
-    ("ioctl", 16),
-    ("pread64", 17),
-    ("pwrite64", 18),
-    ("readv", 19),
-    ("writev", 20),
-    ("access", 21),
-    ("pipe", 22),
-    ("select", 23),
-    ("sched_yield", 24),
-    ("dup", 32),
-    ("dup2", 33),
-    ("nanosleep", 35),
-    ("getpid", 39),
-    ("sendfile", 40),
-    ("socket", 41),
-    ("connect", 42),
-    ("accept", 43),
-    ("sendto", 44),
-    ("recvfrom", 45),
-    ("sendmsg", 46),
-    ("recvmsg", 47),
-    ("shutdown", 48),
-    ("bind", 49),
-    ("listen", 50),
-    ("getsockname", 51),
-    ("getpeername", 52),
-    ("socketpair", 53),
-    ("setsockopt", 54),
-    ("getsockopt", 55),
-    ("wait4", 61),
-    ("kill", 62),
-    ("uname", 63),
-    ("fcntl", 72),
-    ("flock", 73),
-    ("fsync", 74),
-    ("fdatasync", 75),
-    ("truncate", 76),
-    ("ftruncate", 77),
-    ("getdents", 78),
-    ("getcwd", 79),
-    ("chdir", 80),
-    ("fchdir", 81),
-    ("rename", 82),
-    ("mkdir", 83),
-    ("rmdir", 84),
-    ("creat", 85),
-    ("link", 86),
-    ("unlink", 87),
-    ("symlink", 88),
-    ("readlink", 89),
-    ("chmod", 90),
-    ("fchmod", 91),
-    ("chown", 92),
-    ("fchown", 93),
-    ("lchown", 94),
-    ("umask", 95),
-    ("gettimeofday", 96),
-    ("getrlimit", 97),
-    ("getrusage", 98),
-    ("sysinfo", 99),
-    ("getuid", 102),
-    ("getgid", 104),
-    ("geteuid", 107),
-    ("getegid", 108),
-    ("getppid", 110),
-    ("utime", 132),
-    ("statfs", 137),
-    ("fstatfs", 138),
-    ("getpriority", 140),
-    ("setpriority", 141),
-    ("gettid", 186),
-    ("time", 201),
-    ("getdents64", 217),
-    ("clock_gettime", 228),
-    ("clock_nanosleep", 230),
-    ("epoll_wait", 232),
-    ("epoll_ctl", 233),
-    ("tgkill", 234),
-    ("waitid", 247),
-    ("openat", 257),
-    ("mkdirat", 258),
-    ("mknodat", 259),
-    ("fchownat", 260),
-    ("newfstatat", 262),
-    ("unlinkat", 263),
-    ("renameat", 264),
-    ("linkat", 265),
-    ("symlinkat", 266),
-    ("readlinkat", 267),
-    ("fchmodat", 268),
-    ("faccessat", 269),
-    ("splice", 275),
-    ("utimensat", 280),
-    ("eventfd", 284),
-    ("fallocate", 285),
-    ("accept4", 288),
-    ("eventfd2", 290),
-    ("epoll_create1", 291),
-    ("dup3", 292),
-    ("pipe2", 293),
-    ("preadv", 295),
-    ("pwritev", 296),
-    ("prlimit64", 302),
-    ("renameat2", 316),
-    ("getrandom", 318),
-    ("copy_file_range", 326),
-    ("statx", 332),
-    ("openat2", 437),
-    ("faccessat2", 439),
+/// Calls that handlers can be hooked to, by number; what their arguments are, a letter each, as
+/// [`Arg::of`] reads them. Not among them: those that never return or return twice (exec, fork, exit,
+/// sigreturn), and those by which libos and the launcher live (signal masks, alternate
+/// stacks, FS base, prctl).
+pub const HOOKABLE_CALLS: [(&str, u64, &str); 177] = [
+    ("read", 0, "dru"),
+    ("write", 1, "dwu"),
+    ("open", 2, "pom"),
+    ("close", 3, "d"),
+    ("stat", 4, "px"),
+    ("fstat", 5, "dx"),
+    ("lstat", 6, "px"),
+    ("poll", 7, "xui"),
+    ("lseek", 8, "dii"),
+    ("mmap", 9, "xuxxdi"),
+    ("mprotect", 10, "xux"),
+    ("munmap", 11, "xu"),
+    ("brk", 12, "x"),
+    ("ioctl", 16, "dxx"),
+    ("pread64", 17, "drui"),
+    ("pwrite64", 18, "dwui"),
+    ("readv", 19, "dxu"),
+    ("writev", 20, "dxu"),
+    ("access", 21, "pi"),
+    ("pipe", 22, "x"),
+    ("select", 23, "ixxxx"),
+    ("sched_yield", 24, ""),
+    ("mremap", 25, "xuuxx"),
+    ("madvise", 28, "xui"),
+    ("dup", 32, "d"),
+    ("dup2", 33, "dd"),
+    ("nanosleep", 35, "xx"),
+    ("getitimer", 36, "ix"),
+    ("alarm", 37, "u"),
+    ("setitimer", 38, "ixx"),
+    ("getpid", 39, ""),
+    ("sendfile", 40, "ddxu"),
+    ("socket", 41, "iii"),
+    ("connect", 42, "dau"),
+    ("accept", 43, "dxx"),
+    ("sendto", 44, "dwuxau"),
+    ("recvfrom", 45, "druxxx"),
+    ("sendmsg", 46, "dxx"),
+    ("recvmsg", 47, "dxx"),
+    ("shutdown", 48, "di"),
+    ("bind", 49, "dau"),
+    ("listen", 50, "di"),
+    ("getsockname", 51, "dxx"),
+    ("getpeername", 52, "dxx"),
+    ("socketpair", 53, "iiix"),
+    ("setsockopt", 54, "diixu"),
+    ("getsockopt", 55, "diixx"),
+    ("wait4", 61, "ixxx"),
+    ("kill", 62, "ii"),
+    ("uname", 63, "x"),
+    ("fcntl", 72, "dix"),
+    ("flock", 73, "di"),
+    ("fsync", 74, "d"),
+    ("fdatasync", 75, "d"),
+    ("truncate", 76, "pi"),
+    ("ftruncate", 77, "di"),
+    ("getdents", 78, "dxu"),
+    ("getcwd", 79, "xu"),
+    ("chdir", 80, "p"),
+    ("fchdir", 81, "d"),
+    ("rename", 82, "pp"),
+    ("mkdir", 83, "pm"),
+    ("rmdir", 84, "p"),
+    ("creat", 85, "pm"),
+    ("link", 86, "pp"),
+    ("unlink", 87, "p"),
+    ("symlink", 88, "tp"),
+    ("readlink", 89, "pru"),
+    ("chmod", 90, "pm"),
+    ("fchmod", 91, "dm"),
+    ("chown", 92, "pii"),
+    ("fchown", 93, "dii"),
+    ("lchown", 94, "pii"),
+    ("umask", 95, "m"),
+    ("gettimeofday", 96, "xx"),
+    ("getrlimit", 97, "ix"),
+    ("getrusage", 98, "ix"),
+    ("sysinfo", 99, "x"),
+    ("times", 100, "x"),
+    ("getuid", 102, ""),
+    ("getgid", 104, ""),
+    ("setuid", 105, "i"),
+    ("setgid", 106, "i"),
+    ("geteuid", 107, ""),
+    ("getegid", 108, ""),
+    ("setpgid", 109, "ii"),
+    ("getppid", 110, ""),
+    ("getpgrp", 111, ""),
+    ("setsid", 112, ""),
+    ("getgroups", 115, "ix"),
+    ("getresuid", 118, "xxx"),
+    ("getresgid", 120, "xxx"),
+    ("getpgid", 121, "i"),
+    ("getsid", 124, "i"),
+    ("utime", 132, "px"),
+    ("mknod", 133, "pmx"),
+    ("statfs", 137, "px"),
+    ("fstatfs", 138, "dx"),
+    ("getpriority", 140, "ii"),
+    ("setpriority", 141, "iii"),
+    ("chroot", 161, "p"),
+    ("sync", 162, ""),
+    ("gettid", 186, ""),
+    ("readahead", 187, "diu"),
+    ("setxattr", 188, "ptxux"),
+    ("getxattr", 191, "ptxu"),
+    ("lgetxattr", 192, "ptxu"),
+    ("fgetxattr", 193, "dtxu"),
+    ("listxattr", 194, "pxu"),
+    ("tkill", 200, "ii"),
+    ("time", 201, "x"),
+    ("futex", 202, "xiixxi"),
+    ("sched_setaffinity", 203, "iux"),
+    ("sched_getaffinity", 204, "iux"),
+    ("epoll_create", 213, "i"),
+    ("getdents64", 217, "dxu"),
+    ("fadvise64", 221, "diii"),
+    ("clock_gettime", 228, "ix"),
+    ("clock_getres", 229, "ix"),
+    ("clock_nanosleep", 230, "iixx"),
+    ("epoll_wait", 232, "dxii"),
+    ("epoll_ctl", 233, "didx"),
+    ("tgkill", 234, "iii"),
+    ("utimes", 235, "px"),
+    ("waitid", 247, "iixxx"),
+    ("inotify_add_watch", 254, "dpx"),
+    ("openat", 257, "dpom"),
+    ("mkdirat", 258, "dpm"),
+    ("mknodat", 259, "dpmx"),
+    ("fchownat", 260, "dpiix"),
+    ("futimesat", 261, "dpx"),
+    ("newfstatat", 262, "dpxx"),
+    ("unlinkat", 263, "dpx"),
+    ("renameat", 264, "dpdp"),
+    ("linkat", 265, "dpdpx"),
+    ("symlinkat", 266, "tdp"),
+    ("readlinkat", 267, "dpru"),
+    ("fchmodat", 268, "dpm"),
+    ("faccessat", 269, "dpi"),
+    ("set_robust_list", 273, "xu"),
+    ("splice", 275, "dxdxux"),
+    ("tee", 276, "ddux"),
+    ("sync_file_range", 277, "diix"),
+    ("vmsplice", 278, "dxux"),
+    ("utimensat", 280, "dpxx"),
+    ("timerfd_create", 283, "ix"),
+    ("eventfd", 284, "u"),
+    ("fallocate", 285, "diii"),
+    ("timerfd_settime", 286, "dxxx"),
+    ("timerfd_gettime", 287, "dx"),
+    ("accept4", 288, "dxxx"),
+    ("signalfd4", 289, "dxux"),
+    ("eventfd2", 290, "ux"),
+    ("epoll_create1", 291, "x"),
+    ("dup3", 292, "ddx"),
+    ("pipe2", 293, "xx"),
+    ("inotify_init1", 294, "x"),
+    ("preadv", 295, "dxuii"),
+    ("pwritev", 296, "dxuii"),
+    ("recvmmsg", 299, "dxuxx"),
+    ("prlimit64", 302, "iixx"),
+    ("syncfs", 306, "d"),
+    ("sendmmsg", 307, "dxux"),
+    ("getcpu", 309, "xxx"),
+    ("renameat2", 316, "dpdpx"),
+    ("getrandom", 318, "xux"),
+    ("memfd_create", 319, "tx"),
+    ("copy_file_range", 326, "dxdxux"),
+    ("preadv2", 327, "dxuiix"),
+    ("pwritev2", 328, "dxuiix"),
+    ("statx", 332, "dpxxx"),
+    ("pidfd_send_signal", 424, "dixx"),
+    ("pidfd_open", 434, "ix"),
+    ("close_range", 436, "uux"),
+    ("openat2", 437, "dpxu"),
+    ("faccessat2", 439, "dpix"),
+    ("fchmodat2", 452, "dpmx"),
 ];
 
 #[cfg(test)]
 mod tests {
-    use super::{HOOKABLE_CALLS, SET_WORDS, set};
+    use super::{Address, Arg, HOOKABLE_CALLS, SET_WORDS, args_of, find, name_of, set};
 
     const fn has(set: [u64; SET_WORDS], number: u64) -> bool {
         set[number as usize / 64] >> (number % 64) & 1 == 1
@@ -465,12 +660,32 @@ mod tests {
         assert!(has(TWO, 257) && has(TWO, 3) && !has(TWO, 2));
         assert_eq!(TWO.iter().map(|word| word.count_ones()).sum::<u32>(), 2);
         const NETWORK: [u64; SET_WORDS] = set("@network");
-        assert!(has(NETWORK, 42) && !has(NETWORK, 0));
-        assert_eq!(NETWORK.iter().map(|word| word.count_ones()).sum::<u32>(), 14);
-        let files = set("@file").iter().map(|word| word.count_ones()).sum::<u32>();
-        assert_eq!(files, 25);
+        assert!(has(NETWORK, 42) && has(NETWORK, 307) && !has(NETWORK, 0));
+        assert_eq!(NETWORK.iter().map(|word| word.count_ones()).sum::<u32>(), 18);
+        let files = set("@file");
+        assert!(has(files, 257) && has(files, 268) && has(files, 86) && !has(files, 0));
         let all = set("all").iter().map(|word| word.count_ones()).sum::<u32>();
         assert_eq!(all as usize, HOOKABLE_CALLS.len());
-        assert!(HOOKABLE_CALLS.is_sorted_by_key(|(_, number)| *number));
+        assert!(HOOKABLE_CALLS.is_sorted_by_key(|(_, number, _)| *number));
+        assert!(HOOKABLE_CALLS.iter().all(|(_, _, args)| args.len() <= 6));
+        assert_eq!(find("read  nope"), Err(6));
+        assert_eq!((name_of(0), name_of(59)), (Some("read"), None));
+        assert!(args_of(257).eq([Arg::Fd, Arg::Path, Arg::OpenFlags, Arg::Mode]));
+    }
+
+    #[test]
+    fn addresses_are_read_as_the_kernel_does() {
+        let text = |bytes: &[u8]| Address::read(bytes).map(|address| address.to_string());
+        let four = text(&[2, 0, 0, 80, 127, 0, 0, 1, 0, 0]);
+        assert_eq!(four.as_deref(), Some("127.0.0.1:80"));
+        let mut six = [0; 28];
+        (six[0], six[3], six[23]) = (10, 9, 1);
+        assert_eq!(text(&six).as_deref(), Some("[::1]:9"));
+        assert_eq!(text(b"\x01\0/run/x\0junk").as_deref(), Some("unix:/run/x"));
+        assert_eq!(text(b"\x01\0\0hidden").as_deref(), Some("unix:@hidden"));
+        for len in 0..8 {
+            assert_eq!(text(&[2, 0, 0, 80, 127, 0, 0, 1][..len]), None);
+        }
+        assert_eq!(text(&[99, 0, 1]), None);
     }
 }

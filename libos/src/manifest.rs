@@ -98,8 +98,8 @@ impl fmt::Display for Hook {
             }
             Self::Calls { set, after } => {
                 let calls = ext_api::calls::HOOKABLE_CALLS.iter();
-                let asked = calls.filter(|(_, at)| set[*at as usize / 64] >> (at % 64) & 1 == 1);
-                let names: Vec<&str> = asked.map(|(name, _)| *name).collect();
+                let asked = calls.filter(|(_, at, _)| set[*at as usize / 64] >> (at % 64) & 1 == 1);
+                let names: Vec<&str> = asked.map(|(name, ..)| *name).collect();
                 let when = if *after { "after" } else { "before" };
                 write!(to, "{when} the system calls {}", names.join(" "))
             }

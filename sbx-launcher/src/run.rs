@@ -161,16 +161,28 @@ impl Words {
     /// Say a word.
     fn set(word: &AtomicU32, value: u32) {
         word.store(value, SeqCst);
-        // SAFETY: a word of shared memory.
-        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1) };
     }
 
-    /// What has been said, or 0 if nothing was for a while.
+    /// What has been said, or 0 if nothing was for a while. Waits by a call that no handler can be hooked
+    /// to.
     fn get(word: &AtomicU32) -> u32 {
-        let moment = libc::timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-        let at = word.as_ptr();
-        // SAFETY: a word of shared memory and a time.
-        unsafe { libc::syscall(libc::SYS_futex, at, libc::FUTEX_WAIT, 0, &raw const moment) };
+        const LOOKS: u32 = 4000;
+        for _ in 0..LOOKS {
+            if word.load(SeqCst) != 0 {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        // SAFETY: a set is plain bits.
+        let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+        let moment = libc::timespec { tv_sec: 0, tv_nsec: 20_000 };
+        for _ in 0..LOOKS {
+            if word.load(SeqCst) != 0 {
+                break;
+            }
+            // SAFETY: waits for none of the signals, for a moment.
+            unsafe { libc::sigtimedwait(&raw const none, std::ptr::null_mut(), &raw const moment) };
+        }
         word.load(SeqCst)
     }
 }

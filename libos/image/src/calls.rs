@@ -102,11 +102,38 @@ fn with_mask(number: usize, mut args: [usize; 6], at: usize, user: &UserContext)
 /// Make the call for the program: signals come as if it made it.
 fn perform(number: usize, args: [usize; 6], user: &UserContext) -> isize {
     sys::set_mask(user.mask & !NEVER_BLOCKED);
-    // SAFETY: the program's own call; what it does to the program's memory is the program's wish, and
-    // that of the region is not reachable by the calls that come here.
-    let result = unsafe { syscall6(number, args) };
+    let result = make_for_program(number, args);
     sys::set_mask(!0);
     result
+}
+
+/// Make a call of the program's, unless it reaches for the region.
+fn make_for_program(number: usize, args: [usize; 6]) -> isize {
+    if reaches_region(number, args) {
+        return -(EPERM as isize);
+    }
+    // SAFETY: the program's own call; what it does to the program's memory is the program's wish.
+    unsafe { syscall6(number, args) }
+}
+
+/// Would the call change the region's own memory? The filter leaves that to libos for calls that libos
+/// makes.
+fn reaches_region(number: usize, args: [usize; 6]) -> bool {
+    const MREMAP_FIXED: usize = 2;
+    let region = boot::place().shared();
+    let touches = |start: usize, len: usize| {
+        let end = start.saturating_add(len.max(1));
+        start < region.end && end > region.start
+    };
+    match number {
+        nr::MMAP => args[3] & sys::MAP_FIXED != 0 && touches(args[0], args[1]),
+        nr::MUNMAP | nr::MPROTECT | nr::MADVISE => touches(args[0], args[1]),
+        nr::MREMAP => {
+            let moved = args[3] & MREMAP_FIXED != 0 && touches(args[4], args[2]);
+            moved || touches(args[0], args[1].max(args[2]))
+        }
+        _ => false,
+    }
 }
 
 /// Ask the hooks; the call's result.
@@ -205,6 +232,11 @@ pub(crate) extern "C" fn sbx_patched(
     let is_hooked = |row: &&Row| row[0].load(Relaxed) != 0;
     let before = table.before.get(number).filter(is_hooked);
     let after = table.after.get(number).filter(is_hooked);
+    let args = [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9];
+    if number <= nr::MADVISE && reaches_region(number, args.map(|arg| arg as usize)) {
+        call.rax = -i64::from(EPERM) as u64;
+        return DONE;
+    }
     if before.is_none() && after.is_none() {
         return PASS;
     }
@@ -219,7 +251,6 @@ pub(crate) extern "C" fn sbx_patched(
     }
     let made = &context.calls_patched;
     made.store(made.load(Relaxed) + 1, Relaxed);
-    let args = [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9];
     let mut block = CallBlock {
         number: number as u64,
         args,
@@ -253,8 +284,7 @@ pub(crate) extern "C" fn sbx_patched(
 fn make(block: &CallBlock) -> isize {
     let args = block.args.map(|arg| arg as usize);
     if block.scratch_used == 0 {
-        // SAFETY: the program's own call.
-        return unsafe { syscall6(block.number as usize, args) };
+        return make_for_program(block.number as usize, args);
     }
     make_with_copies(block, args)
 }
@@ -270,8 +300,7 @@ fn make_with_copies(block: &CallBlock, mut args: [usize; 6]) -> isize {
             *arg = copy.as_ptr() as usize + (*arg - from);
         }
     }
-    // SAFETY: the program's own call.
-    unsafe { syscall6(block.number as usize, args) }
+    make_for_program(block.number as usize, args)
 }
 
 /// Handles of the hooks of one call.

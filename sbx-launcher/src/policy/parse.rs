@@ -1,6 +1,6 @@
 //! From the text of a policy to rules.
 
-use ext_api::calls::HOOKABLE_CALLS;
+use ext_api::calls::name_of;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -101,8 +101,8 @@ impl Source<'_> {
             if !text.when.is_empty() {
                 return Err(self.error(rule.span().start, Problem::UpcallWithConditions));
             }
-            let hookable = |number| HOOKABLE_CALLS.iter().any(|(_, known)| *known == number);
-            if let Some(call) = calls.iter().find(|call| !hookable(u64::from(call.number))) {
+            let hookable = |number: u32| name_of(u64::from(number)).is_some();
+            if let Some(call) = calls.iter().find(|call| !hookable(call.number)) {
                 let problem = Problem::NotHookable(call.name.to_owned());
                 return Err(self.error(text.names.span().start, problem));
             }

@@ -33,8 +33,9 @@ pub mod audit {
     #[on(syscall = "open openat openat2 creat unlink unlinkat rename mkdir mkdirat rmdir truncate")]
     fn touched(state: &State, call: &mut Call) -> Verdict {
         let name = call.name();
-        let at = usize::from(name.contains("at") && !matches!(name, "creat" | "truncate"));
-        let Some(path) = call.path(at) else { return Verdict::Refuse(ENAMETOOLONG) };
+        let Some(path) = call.paths().next().and_then(|at| call.path(at)) else {
+            return Verdict::Refuse(ENAMETOOLONG);
+        };
         let denied = state.deny.as_ref().is_some_and(|deny| path.starts_with(deny));
         let mut line = format!("{{\"pid\":{},\"call\":\"{name}\",\"path\":\"", Cx::pid());
         for byte in path {
@@ -48,6 +49,16 @@ pub mod audit {
         state.seen.add(1);
         state.denied.add(u64::from(denied));
         if denied { Verdict::Refuse(EACCES) } else { Verdict::Pass }
+    }
+
+    /// A program is about to reach somebody.
+    #[on(syscall = "connect")]
+    fn reached(state: &State, call: &mut Call) -> Verdict {
+        if let Some(address) = call.address() {
+            println!("{{\"pid\":{},\"call\":\"connect\",\"to\":\"{address}\"}}", Cx::pid());
+            state.seen.add(1);
+        }
+        Verdict::Pass
     }
 
     /// Calls so far: 0 all, 1 those that were refused.

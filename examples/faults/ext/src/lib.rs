@@ -140,20 +140,9 @@ pub mod faults {
     }
 
     fn is_meant(state: &State, call: &mut Call) -> bool {
-        const FIRST_IS_PATH: [&str; 13] = [
-            "open", "creat", "stat", "lstat", "access", "unlink", "mkdir", "rmdir", "rename",
-            "chmod", "truncate", "readlink", "chdir",
-        ];
-        if state.path.is_empty() {
-            return true;
-        }
-        let at = usize::from(!FIRST_IS_PATH.contains(&call.name()));
-        let takes_path = at == 0 || call.name().contains("at");
         let wanted = state.path.as_bytes();
-        takes_path
-            && call
-                .path(at)
-                .is_some_and(|path| path.windows(wanted.len()).any(|part| part == wanted))
+        let contains = |path: &[u8]| path.windows(wanted.len()).any(|part| part == wanted);
+        wanted.is_empty() || call.paths().any(|at| call.path(at).is_some_and(contains))
     }
 
     /// Xorshift: processes that come at once may get the same number.

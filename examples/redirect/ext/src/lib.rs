@@ -31,15 +31,7 @@ pub mod redirect {
     /// A program is about to use a path.
     #[on(syscall = "@file")]
     fn used(state: &State, call: &mut Call) -> Verdict {
-        let name = call.name();
-        let is_at = name.contains("at") && !matches!(name, "creat" | "truncate" | "stat" | "lstat");
-        let first = usize::from(is_at || name == "statx");
-        let second = match name {
-            "rename" => Some(1),
-            "renameat" | "renameat2" => Some(3),
-            _ => None,
-        };
-        for at in [Some(first), second].into_iter().flatten() {
+        for at in call.paths() {
             let Some(path) = call.path(at) else { return Verdict::Refuse(ENAMETOOLONG) };
             let Some(rest) = path.strip_prefix(&state.from[..]) else { continue };
             if rest.is_empty() || rest[0] == b'/' {

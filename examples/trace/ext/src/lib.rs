@@ -13,11 +13,11 @@ pub mod trace {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
 
-    use ext_api::calls::{HOOKABLE_CALLS, SET_WORDS, find};
+    use ext_api::calls::{Arg, HOOKABLE_CALLS, SET_WORDS, args_of, find, name_of as known};
     use ext_api::prelude::*;
     use ext_api::shared::{Counter, Queue};
 
-    use super::decode::{self, Kind};
+    use super::decode;
 
     const CALLS: usize = SET_WORDS * 64;
     /// Times are counted by the power of two of their nanoseconds.
@@ -26,6 +26,8 @@ pub mod trace {
     const QUEUE: usize = 16 << 10;
     /// Calls that are taken from there at a time.
     const BATCH: usize = 64;
+    /// What a pipe takes in one piece: nobody else's text comes between.
+    const WHOLE: usize = 4096;
     /// How long a program waits while there is no room for what it does.
     const PATIENCE_MS: u64 = 200;
     /// Bytes of what arguments point to that are kept.
@@ -131,19 +133,19 @@ pub mod trace {
             return record;
         }
         let (mut used, mut texts) = (0, 0);
-        for (at, kind) in decode::kinds(call.name()).enumerate() {
-            if !kind.points() || texts == 2 {
+        for (at, kind) in call.args().enumerate() {
+            if !decode::points(kind) || texts == 2 {
                 continue;
             }
             let room = &mut record.text[used..];
             let whole = match kind {
-                Kind::Path => call.peek_text(at, room),
-                Kind::In => call.peek(at, usize::try_from(result).unwrap_or(0).min(DATA), room),
-                Kind::Out => call.peek(at, (call.arg(at + 1) as usize).min(DATA), room),
+                Arg::Path | Arg::Text => call.peek_text(at, room),
+                Arg::In => call.peek(at, usize::try_from(result).unwrap_or(0).min(DATA), room),
+                Arg::Out => call.peek(at, (call.arg(at + 1) as usize).min(DATA), room),
                 _ => call.peek(at, (call.arg(at + 1) as usize).min(TEXT), room),
             };
-            let data = matches!(kind, Kind::Out) && call.arg(at + 1) > DATA as u64
-                || kind == Kind::In && result > DATA as i64;
+            let data = matches!(kind, Arg::Out) && call.arg(at + 1) > DATA as u64
+                || kind == Arg::In && result > DATA as i64;
             let len = whole.unwrap_or(room.len());
             record.lens[texts] = len as u8;
             record.more |= u8::from(data || whole.is_none()) << texts;
@@ -213,7 +215,7 @@ pub mod trace {
         if state.queue.is_empty() {
             return;
         }
-        let mut text = String::with_capacity(64 << 10);
+        let (mut text, mut line) = (String::with_capacity(WHOLE), String::new());
         let file = std::fs::OpenOptions::new().append(true).open(&state.out);
         let mut records = Vec::with_capacity(BATCH);
         while state
@@ -222,10 +224,16 @@ pub mod trace {
             .is_ok_and(|count| count != 0)
         {
             for record in records.drain(..) {
-                if state.json { as_json(&mut text, &record) } else { as_line(&mut text, &record) }
-            }
-            if text.len() > 48 << 10 {
-                give(file.as_ref().ok(), &mut text);
+                if state.json {
+                    as_json(&mut line, &record);
+                } else {
+                    as_line(&mut line, &record);
+                }
+                if text.len() + line.len() > WHOLE {
+                    give(file.as_ref().ok(), &mut text);
+                }
+                text.push_str(&line);
+                line.clear();
             }
         }
         give(file.as_ref().ok(), &mut text);
@@ -241,8 +249,7 @@ pub mod trace {
     }
 
     fn name_of(record: &Record) -> &'static str {
-        let known = HOOKABLE_CALLS.iter().find(|(_, number)| *number == u64::from(record.number));
-        known.map_or("?", |(name, _)| name)
+        known(u64::from(record.number)).unwrap_or("?")
     }
 
     fn as_line(line: &mut String, record: &Record) {
@@ -290,21 +297,21 @@ pub mod trace {
     /// Each argument as text.
     fn each_arg(record: &Record, name: &str, mut then: impl FnMut(usize, &str)) {
         let (mut used, mut texts, mut line) = (0, 0, String::new());
-        for (at, kind) in decode::kinds(name).enumerate() {
-            if kind == Kind::Mode && at != 0 && !decode::has_mode(name, record.args[at - 1]) {
+        for (at, kind) in args_of(u64::from(record.number)).enumerate() {
+            if kind == Arg::Mode && at != 0 && !decode::has_mode(name, record.args[at - 1]) {
                 continue;
             }
             let len = record.lens.get(texts).copied().map_or(0, usize::from);
             let text = &record.text[used..used + len];
-            if !kind.points() || texts == 2 || len == 0 && record.args[at] == 0 {
-                let kind = if kind.points() { Kind::Hex } else { kind };
+            if !decode::points(kind) || texts == 2 || len == 0 && record.args[at] == 0 {
+                let kind = if decode::points(kind) { Arg::Word } else { kind };
                 decode::number(&mut line, kind, record.args[at]);
-            } else if kind == Kind::Address && len > 2 {
+            } else if kind == Arg::Address && len > 2 {
                 decode::address(&mut line, text);
             } else {
                 decode::quoted(&mut line, text, record.more >> texts & 1 == 1);
             }
-            if kind.points() && texts < 2 {
+            if decode::points(kind) && texts < 2 {
                 used += len;
                 texts += 1;
             }
@@ -325,7 +332,7 @@ pub mod trace {
     fn summary(state: &State) -> String {
         let mut rows: Vec<_> = HOOKABLE_CALLS
             .iter()
-            .map(|(name, number)| (*name, &state.calls[*number as usize]))
+            .map(|(name, number, _)| (*name, &state.calls[*number as usize]))
             .filter(|(_, figures)| figures.count.load(Relaxed) != 0)
             .collect();
         rows.sort_by_key(|(_, figures)| std::cmp::Reverse(figures.ns.load(Relaxed)));
