@@ -112,9 +112,18 @@ fn as_many_calls_are_seen_as_strace_sees() {
     };
     assert_eq!(sandbox.call(&["through.forget"]).status, 0);
     assert_eq!(sandbox.run(&argv).status, 0);
-    for (name, number) in
-        [("read", 0), ("write", 1), ("close", 3), ("fstat", 5), ("openat", 257), ("access", 21)]
-    {
+    for (name, number) in [
+        ("read", 0),
+        ("write", 1),
+        ("close", 3),
+        ("fstat", 5),
+        ("mmap", 9),
+        ("mprotect", 10),
+        ("munmap", 11),
+        ("brk", 12),
+        ("access", 21),
+        ("openat", 257),
+    ] {
         assert_eq!(count(&sandbox, number), theirs(name), "{name}\n{table}");
     }
     assert!(theirs("read") >= 6 && theirs("write") == 3);
@@ -202,6 +211,13 @@ fn no_way_to_make_a_call_escapes() {
     let ended = sandbox.run(&[program.text()]);
     assert_eq!((ended.status, &ended.stdout), (0, &made), "{}", ended.stderr);
     assert_eq!(count(&sandbox, 110).to_string(), made.trim());
+    // What libos does for a program it does not do to itself.
+    let program = compile("gcc", "region", &[]);
+    let unhooked = Sandbox::up("unhooked");
+    for sandbox in [&sandbox, &unhooked] {
+        let ended = sandbox.run(&[program.text()]);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "all refused\n"), "{}", ended.stderr);
+    }
     // By another architecture's entry there is no way in at all.
     let source = Scratch::new("old.c");
     let text = "int main(void) { long r; __asm__ volatile(\"int $0x80\" : \"=a\"(r) : \"a\"(64)); return 0; }";
