@@ -17,7 +17,7 @@ esac
 needed=(cc:gcc git:git curl:curl redis-server:redis-server redis-cli:redis-tools
     nginx:nginx-light /usr/bin/python3:python3 /usr/bin/node:nodejs ps:procps
     memcached:memcached bwrap:bubblewrap musl-gcc:musl-tools go:golang-go gdb:gdb strace:strace
-    sqlite3:sqlite3 wrk:wrk make:make tar:tar)
+    sqlite3:sqlite3 wrk:wrk make:make tar:tar c++:g++ strip:binutils)
 missing=()
 for pair in "${needed[@]}"; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
@@ -55,12 +55,16 @@ skip() {
 image=(--manifest-path libos/image/Cargo.toml)
 stage format cargo fmt --all --check
 stage format-image cargo fmt "${image[@]}" --check
+stage format-fuzz cargo fmt --manifest-path integration/fuzz/Cargo.toml --check
 stage build cargo build --release --workspace --locked
 stage lint cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 stage lint-image cargo clippy "${image[@]}" --release --locked --quiet -- -D warnings
 stage test cargo test --workspace --locked
 stage loom env RUSTFLAGS="--cfg loom" cargo test -p ext-api -p libos --lib --release --locked \
     --target-dir target/loom -- loom_
+fuzz_seconds=15
+[ -z "${SBX_TEST_FULL:-}" ] || fuzz_seconds=600
+stage fuzz bash integration/fuzz/run.sh "$fuzz_seconds"
 nightly=nightly-2026-05-20
 if ! cargo "+$nightly" miri --version >/dev/null 2>&1; then
     timeout 120 rustup toolchain install "$nightly" --profile minimal -c miri -c rust-src >/dev/null 2>&1 || true

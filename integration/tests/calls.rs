@@ -316,7 +316,10 @@ fn trace_prints_what_strace_prints() {
     }
     assert!(ours.contains("openat(AT_FDCWD, \"/nope\", O_RDONLY) = -1 ENOENT <"), "{ours}");
     assert!(ours.contains("+++ ended with status 3 +++"), "{ours}");
-    let json = launcher(&["trace", "-e", "openat", "--json", "--", "/bin/cat", "/nope"]).stderr;
+    // Into a file: on standard error the program's own text comes between.
+    let trace = ["trace", "-e", "openat", "--json", "-o", file.text(), "--", "/bin/cat", "/nope"];
+    assert_eq!(launcher(&trace).status, 1);
+    let json = std::fs::read_to_string(&file.0).expect("trace wrote it");
     let seen = json.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let nope = seen.into_iter().find(|call| call["args"][1] == "\"/nope\"");
     assert_eq!(nope.map(|call| call["result"].clone()), Some(Value::from(-2)), "{json}");

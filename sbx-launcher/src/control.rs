@@ -584,7 +584,11 @@ pub fn call_answer(outcome: &Outcome, signature: &str) -> Result<Value, String> 
     }
 }
 
-fn words(signature: &str, args: &[String]) -> Result<Vec<u64>, String> {
+/// Typed text as the words of a call, by the handler's signature.
+///
+/// # Errors
+/// Which text does not fit.
+pub fn words(signature: &str, args: &[String]) -> Result<Vec<u64>, String> {
     let inside = signature.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
     let declared = inside.map_or("", |(inside, _)| inside);
     let types: Vec<&str> = declared
