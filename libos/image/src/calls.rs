@@ -23,7 +23,7 @@ use libos::signals::{
 };
 
 use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
-use crate::arch::{sbx_call_in, stack_pointer, syscall6};
+use crate::arch::{fs_base, sbx_call_in, stack_pointer, syscall6};
 use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
 use crate::sys::{EFAULT, EPERM, Errno, nr};
 use crate::{boot, context, hooks, patch, signals, start, sys, time};
@@ -138,10 +138,10 @@ fn reaches_region(number: usize, args: [usize; 6]) -> bool {
 
 /// Ask the hooks; the call's result.
 fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
-    let Some(own) = start::this_process().filter(|own| own.pid == sys::getpid()) else {
-        // A child of vfork, in its parent's memory.
-        return perform(number, args, user);
-    };
+    let Some(own) = start::this_process() else { return perform(number, args, user) };
+    // A child of vfork, in its parent's memory, borrows the context of the thread that waits for it.
+    let tid = if own.pid == sys::getpid() { Some(sys::gettid()) } else { lender(&own) };
+    let Some(tid) = tid else { return perform(number, args, user) };
     let mut block = CallBlock {
         number: number as u64,
         args: args.map(|arg| arg as u64),
@@ -151,7 +151,6 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
         scratch_len: 0,
         scratch_used: 0,
     };
-    let tid = sys::gettid();
     let open = context::of_tid(own.pid, tid)
         .is_some_and(|context| !context.sequence.load(Relaxed).is_multiple_of(2));
     // A signal handler of the program on top of an upcall: nobody can be asked.
@@ -179,6 +178,13 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
     }
     outer.into_iter().for_each(Scratch::give_back);
     result
+}
+
+/// The thread of the parent that waits until its child of vfork has executed a program: the child has its
+/// FS base. None if the child shares its parent's memory without that.
+fn lender(own: &start::ThisProcess) -> Option<u32> {
+    let tid = context::of_fs(fs_base())?.tid.load(Relaxed);
+    sys::waits_for_vfork(own.pid, tid).then_some(tid)
 }
 
 /// What a call of the program's has in use while it is made.

@@ -141,10 +141,15 @@ pub(crate) fn known_here() -> Option<&'static Context> {
 /// As [`known_here`], of a thread whose FS base may be `fs`.
 #[inline]
 pub(crate) fn known_by(fs: u64) -> Option<&'static Context> {
-    cached(cache_entry(fs)).filter(|context| {
-        let below = stack_pointer().wrapping_sub(context.window.load(Relaxed) as usize);
-        context.fs_base.load(Relaxed) == fs && below < WINDOW_LEN
+    of_fs(fs).filter(|context| {
+        stack_pointer().wrapping_sub(context.window.load(Relaxed) as usize) < WINDOW_LEN
     })
+}
+
+/// The context of the thread with this FS base, or of one that has it as well.
+#[inline]
+pub(crate) fn of_fs(fs: u64) -> Option<&'static Context> {
+    cached(cache_entry(fs)).filter(|context| context.fs_base.load(Relaxed) == fs)
 }
 
 /// Note where the thread is now.

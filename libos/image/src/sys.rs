@@ -5,6 +5,7 @@
 use libos::signals::{Action, STOP};
 
 use crate::arch::{syscall2_on, syscall6};
+use crate::text::Line;
 
 /// A negated error number as the kernel returns it.
 pub(crate) type Errno = i32;
@@ -145,6 +146,22 @@ pub(crate) fn gettid() -> u32 {
 /// False only if the kernel says that there is no such thread.
 pub(crate) fn thread_exists(pid: u32, tid: u32) -> bool {
     harmless!(nr::TGKILL, pid as usize, tid as usize, 0) != Err(ESRCH)
+}
+
+/// Does thread `tid` of process `pid` sleep in a way that no signal ends, as one that has called vfork?
+pub(crate) fn waits_for_vfork(pid: u32, tid: u32) -> bool {
+    let mut path = Line::<64>::new();
+    path.push(b"/proc/");
+    path.push_decimal(pid);
+    path.push(b"/task/");
+    path.push_decimal(tid);
+    path.push(b"/stat\0");
+    let Ok(path) = core::ffi::CStr::from_bytes_until_nul(path.bytes()) else { return false };
+    let mut stat = [0; 64];
+    let len = read_file(path, &mut stat).unwrap_or(0);
+    // The name, in parentheses, may have any bytes in it.
+    let name_end = stat[..len].iter().rposition(|byte| *byte == b')');
+    name_end.and_then(|at| stat.get(at + 2)) == Some(&b'D')
 }
 
 pub(crate) fn sched_yield() {

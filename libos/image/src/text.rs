@@ -29,6 +29,14 @@ impl<const N: usize> Line<N> {
         }
     }
 
+    pub(crate) fn push_decimal(&mut self, number: u32) {
+        let mut divisor = 10_u32.pow(number.checked_ilog10().unwrap_or(0));
+        while divisor != 0 {
+            self.push(&[b'0' + (number / divisor % 10) as u8]);
+            divisor /= 10;
+        }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
