@@ -463,10 +463,9 @@ const NETWORK: [&str; 18] = [
 ];
 
 /// Calls that handlers can be hooked to, by number; what their arguments are, a letter each, as
-/// [`Arg::of`] reads them. Not among them: those that never return or return twice (exec, fork, exit,
-/// sigreturn), and those by which libos and the launcher live (signal masks, alternate
+/// [`Arg::of`] reads them. Not among them: those that return twice or never (fork, exit, sigreturn), and those by which libos and the launcher live (signal masks, alternate
 /// stacks, FS base, prctl).
-pub const HOOKABLE_CALLS: [(&str, u64, &str); 177] = [
+pub const HOOKABLE_CALLS: [(&str, u64, &str); 179] = [
     ("read", 0, "dru"),
     ("write", 1, "dwu"),
     ("open", 2, "pom"),
@@ -514,6 +513,7 @@ pub const HOOKABLE_CALLS: [(&str, u64, &str); 177] = [
     ("socketpair", 53, "iiix"),
     ("setsockopt", 54, "diixu"),
     ("getsockopt", 55, "diixx"),
+    ("execve", 59, "pxx"),
     ("wait4", 61, "ixxx"),
     ("kill", 62, "ii"),
     ("uname", 63, "x"),
@@ -634,6 +634,7 @@ pub const HOOKABLE_CALLS: [(&str, u64, &str); 177] = [
     ("renameat2", 316, "dpdpx"),
     ("getrandom", 318, "xux"),
     ("memfd_create", 319, "tx"),
+    ("execveat", 322, "dpxxx"),
     ("copy_file_range", 326, "dxdxux"),
     ("preadv2", 327, "dxuiix"),
     ("pwritev2", 328, "dxuiix"),
@@ -669,7 +670,7 @@ mod tests {
         assert!(HOOKABLE_CALLS.is_sorted_by_key(|(_, number, _)| *number));
         assert!(HOOKABLE_CALLS.iter().all(|(_, _, args)| args.len() <= 6));
         assert_eq!(find("read  nope"), Err(6));
-        assert_eq!((name_of(0), name_of(59)), (Some("read"), None));
+        assert_eq!((name_of(0), name_of(59)), (Some("read"), Some("execve")));
         assert!(args_of(257).eq([Arg::Fd, Arg::Path, Arg::OpenFlags, Arg::Mode]));
     }
 

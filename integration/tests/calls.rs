@@ -488,7 +488,7 @@ fn a_policy_has_a_handler_decide() {
     let ended = launcher(&["ext", "unload", &sandbox.name, "through"]);
     assert!(ended.status == 125 && ended.stderr.contains("policy"), "{}", ended.stderr);
     for (names, action, why) in [
-        ("\"execve\"", "upcall:through.judge", "no handler can be asked about execve"),
+        ("\"fork\"", "upcall:through.judge", "no handler can be asked about fork"),
         ("\"mkdir\"", "upcall:judge", "EXTENSION.HANDLER"),
         ("\"mkdir\"", "upcall:through.count", "no handler for system calls"),
     ] {
@@ -497,4 +497,50 @@ fn a_policy_has_a_handler_decide() {
         let ended = launcher(&run);
         assert!(ended.status == 125 && ended.stderr.contains(why), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn programs_that_are_executed_are_seen_and_refused() {
+    let sandbox = Sandbox::up("execs");
+    assert_eq!(load(&sandbox, "libaudit.so", "deny=/bin/ls").status, 0);
+    let spawner = compile("gcc", "spawner", &[]);
+    let script = format!("/bin/ls /; echo $?; /bin/echo hi; {}; /bin/ls | cat", spawner.text());
+    let ended = sandbox.run(&["/usr/bin/env", "-i", "/bin/dash", "-c", &script]);
+    assert_eq!((ended.stdout.as_str(), ended.status), ("126\nhi\nall started\n", 0));
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    let executed = |path: &str| {
+        let line = format!("\"call\":\"execve\",\"path\":\"{path}\"");
+        log.lines().filter(|text| text.contains(&line)).count()
+    };
+    // Five by posix_spawn, five by vfork.
+    assert_eq!(
+        (executed("/bin/true"), executed("/bin/echo"), executed("/bin/ls")),
+        (10, 1, 2),
+        "{log}"
+    );
+    let file = Scratch::new("execs");
+    let trace = [
+        "trace",
+        "-e",
+        "execve",
+        "-o",
+        file.text(),
+        "--",
+        "/bin/dash",
+        "-c",
+        "env true; ./no; true",
+    ];
+    assert_eq!(launcher(&trace).status, 0);
+    let text = std::fs::read_to_string(&file.0).expect("trace wrote it");
+    assert!(text.contains("execve(\"/usr/bin/env\", "), "{text}");
+    assert!(text.contains(") = ?\n") && text.contains("= -1 ENOENT"), "{text}");
+    // A script without a first line, a name that is looked for, one that is not there.
+    let script = Scratch::new("script");
+    std::fs::write(&script.0, "echo from $0 $1\n").expect("a scratch file");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&script.0, mode).expect("a scratch file");
+    let ended = sandbox.run(&[script.text(), "one"]);
+    assert_eq!(ended.stdout, format!("from {} one\n", script.text()), "{}", ended.stderr);
+    assert_eq!(sandbox.run(&["no-such-program"]).status, 127);
+    assert_eq!(sandbox.run(&["/etc/services"]).status, 126);
 }

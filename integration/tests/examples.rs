@@ -60,7 +60,7 @@ fn benchmarks_measure_every_goal() {
         ("events", 13, 8),
         ("delay", 32, 4),
         ("service", 2, 1),
-        ("interpose", 5, 4),
+        ("interpose", 15, 9),
     ] {
         let (found, rows) = goals_and_rows(bench);
         assert!(rows.len() >= rows_min, "{bench}: {} rows", rows.len());

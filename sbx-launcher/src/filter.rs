@@ -138,6 +138,9 @@ pub struct FilterSpec {
     pub keep_signals: bool,
     /// Signals and system calls that are hooked besides.
     pub armed: Armed,
+    /// What the launcher has in the fourth argument of the execve that begins the command: it is made
+    /// before there is a libos to ask. 0 if there is no such call.
+    pub first_exec: u32,
     /// execve and execveat are notified.
     pub follow_exec: bool,
     /// fork, and clone without `CLONE_VM`, are notified; clone3, whose flags no filter sees,
@@ -157,6 +160,7 @@ pub struct FilterSpec {
 pub fn build(
     region: &Range<usize>,
     armed: Armed,
+    first_exec: u32,
     policy: Policy,
 ) -> Result<BpfProgram, FilterError> {
     let text = Place { base: region.start, len: region.len() }.code_half(0);
@@ -165,6 +169,7 @@ pub fn build(
         libos_text: text.start as u64..text.end as u64,
         keep_signals: true,
         armed,
+        first_exec,
         follow_exec: true,
         follow_fork: true,
         mseal: crate::doctor::has_mseal(),
@@ -270,6 +275,12 @@ impl<'a> Builder<'a> {
         let (allowed, spec) = (self.asm.label(), self.spec);
         if spec.armed.trapped().any(|trapped| trapped == number) {
             let (trap, from_libos) = (self.returning(libc::SECCOMP_RET_TRAP), self.asm.label());
+            if i64::from(number) == libc::SYS_execve && spec.first_exec != 0 {
+                let other = self.asm.label();
+                self.asm.load(Field::Arg(3));
+                self.asm.branch(Test::Equal(spec.first_exec), from_libos, other);
+                self.asm.bind(other);
+            }
             self.asm.branch_within(Field::Ip, &spec.libos_text, from_libos, trap);
             self.asm.bind(from_libos);
         }

@@ -4,7 +4,7 @@
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
@@ -15,6 +15,7 @@ use crate::policy::Policy;
 use crate::sandbox::Sandbox;
 use crate::supervisor::{End, Supervisor};
 use crate::worker;
+use crate::zones::random;
 
 /// Exit status for errors of the launcher itself.
 pub const LAUNCHER_FAILED: i32 = 125;
@@ -217,18 +218,21 @@ fn start_held(
 ) -> io::Result<(Started, OwnedFd)> {
     let is_hooked = armed.calls != [0; 8];
     let policy = if is_hooked { policy.for_hooked().map_err(io::Error::other)? } else { policy };
-    let program = filter::build(region, armed, policy).map_err(io::Error::other)?;
+    // Not 0, which is nobody's.
+    let first_exec = random()? as u32 | 1;
+    let program = filter::build(region, armed, first_exec, policy).map_err(io::Error::other)?;
     let argv = argv
         .into_iter()
         .map(|arg| CString::new(arg.into_vec()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an argument contains a NUL"))?;
+    let start = Start::new(argv, first_exec)?;
     let words = Words::new()?;
     let launcher = std::process::id();
     // SAFETY: one thread, so the child may do anything.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        become_command(&program, &argv, words, launcher);
+        become_command(&program, start, words, launcher);
     }
     if pid < 0 {
         return Err(io::Error::last_os_error());
@@ -243,7 +247,7 @@ fn start_held(
     let listener = listener_of(pid, words).map_err(refused)?;
     take(listener.as_raw_fd()).map_err(refused)?;
     Words::set(&words.go, 1);
-    let program = argv.into_iter().next().unwrap_or_default();
+    let program = start.argv.into_iter().next().unwrap_or_default();
     Ok((Started { pid, program, words }, listener))
 }
 
@@ -293,10 +297,92 @@ fn has_ended(pid: i32) -> bool {
     done == 0 && unsafe { info.si_pid() } != 0
 }
 
+/// What the child executes, made before it may not ask for memory any more.
+#[derive(Debug)]
+struct Start {
+    argv: Vec<CString>,
+    environment: Vec<CString>,
+    /// Where the program may be.
+    candidates: Vec<CString>,
+    /// What the filter lets this exec through by.
+    first_exec: u32,
+}
+
+/// The arrays that exec takes.
+#[derive(Debug)]
+struct Pointers {
+    argv: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+    /// For a shell: its name, room for a path, the arguments.
+    shell: Vec<*const libc::c_char>,
+}
+
+const SHELL: &std::ffi::CStr = c"/bin/sh";
+
+impl Start {
+    fn new(argv: Vec<CString>, first_exec: u32) -> io::Result<Self> {
+        let text = |bytes: Vec<u8>| {
+            CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+        };
+        let environment = std::env::vars_os()
+            .map(|(key, value)| text([key.as_bytes(), b"=", value.as_bytes()].concat()));
+        let name = argv.first().map_or(&[][..], |name| name.as_bytes());
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+        let candidates: Vec<Vec<u8>> = if name.contains(&b'/') || name.is_empty() {
+            vec![name.to_vec()]
+        } else {
+            let folders = path.as_bytes().split(|byte| *byte == b':');
+            let folder =
+                |folder: &[u8]| if folder.is_empty() { b".".to_vec() } else { folder.to_vec() };
+            folders.map(|at| [&folder(at)[..], b"/", name].concat()).collect()
+        };
+        Ok(Self {
+            environment: environment.collect::<io::Result<_>>()?,
+            candidates: candidates.into_iter().map(text).collect::<io::Result<_>>()?,
+            argv,
+            first_exec,
+        })
+    }
+
+    fn pointers(&self) -> Pointers {
+        let array = |texts: &[CString]| -> Vec<*const libc::c_char> {
+            texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let argv = array(&self.argv);
+        let mut shell = vec![SHELL.as_ptr(), std::ptr::null()];
+        shell.extend(argv.iter().skip(1));
+        Pointers { argv, environment: array(&self.environment), shell }
+    }
+
+    /// As `execvp`, which has no fourth argument; why it could not.
+    fn execute(&self, pointers: &mut Pointers) -> i32 {
+        let execute = |path: &std::ffi::CStr, argv: &[*const libc::c_char]| {
+            let (argv, environment) = (argv.as_ptr(), pointers.environment.as_ptr());
+            let number = libc::SYS_execve;
+            // SAFETY: a text that ends with a zero, and arrays of such that end with a null.
+            unsafe { libc::syscall(number, path.as_ptr(), argv, environment, self.first_exec) };
+            io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+        };
+        let mut why = libc::ENOENT;
+        for candidate in &self.candidates {
+            match execute(candidate, &pointers.argv) {
+                libc::ENOEXEC => {
+                    pointers.shell[1] = candidate.as_ptr();
+                    return execute(SHELL, &pointers.shell);
+                }
+                libc::EACCES => why = libc::EACCES,
+                libc::ENOENT | libc::ENOTDIR => {}
+                other => return other,
+            }
+        }
+        why
+    }
+}
+
 /// The child, until exec.
 fn become_command(
     program: &[seccompiler::sock_filter],
-    argv: &[CString],
+    start: Start,
     words: &Words,
     launcher: u32,
 ) -> ! {
@@ -307,8 +393,7 @@ fn become_command(
     // Rust ignores SIGPIPE in its own programs; the command has it as usual.
     // SAFETY: the default action runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    let mut pointers: Vec<_> = argv.iter().map(|arg| arg.as_ptr()).collect();
-    pointers.push(std::ptr::null());
+    let mut pointers = start.pointers();
     // Nobody would follow the exec.
     worker::end_with(launcher);
     // From here on this process makes no call that a handler can be hooked to.
@@ -324,9 +409,7 @@ fn become_command(
     while Words::get(&words.go) == 0 {}
     // SAFETY: takes numbers only: the command outlives the launcher.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
-    // SAFETY: texts that end with zeros, and an array that ends with a null.
-    unsafe { libc::execvp(pointers[0], pointers.as_ptr()) };
-    let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    let errno = start.execute(&mut pointers);
     words.errno.store(errno as u32, SeqCst);
     // SAFETY: ends the child, as a shell would.
     unsafe { libc::_exit(if errno == libc::ENOENT { 127 } else { 126 }) }

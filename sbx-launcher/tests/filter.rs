@@ -27,6 +27,7 @@ fn spec(libos_text: Range<u64>) -> FilterSpec {
         libos_text,
         keep_signals: false,
         armed: sbx_launcher::filter::Armed::default(),
+        first_exec: 0,
         follow_exec: false,
         follow_fork: false,
         mseal: false,

@@ -166,7 +166,10 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
         return block.value as isize;
     }
     // What its arguments point to now is not for calls of signal handlers that come meanwhile.
-    let outer = context::of_tid(own.pid, tid).map(|context| Scratch::keep(context, &block));
+    // Nor are they after an exec, from which nobody comes back.
+    let outer = context::of_tid(own.pid, tid).filter(|_| number != nr::EXECVE);
+    let outer = outer.filter(|_| number != nr::EXECVEAT);
+    let outer = outer.map(|context| Scratch::keep(context, &block));
     let after = table.after.get(number).filter(|row| row[0].load(Relaxed) != 0);
     let began = after.map(|_| time::now_ns());
     let result = perform(number, block.args.map(|arg| arg as usize), user);
@@ -180,11 +183,15 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
     result
 }
 
-/// The thread of the parent that waits until its child of vfork has executed a program: the child has its
-/// FS base. None if the child shares its parent's memory without that.
+/// The thread of the parent that waits until its child of vfork has executed a program, if it has a
+/// context. Mostly it is the one with the child's FS base; a thread that has changed its own since its
+/// last upcall is found by its waiting.
 fn lender(own: &start::ThisProcess) -> Option<u32> {
-    let tid = context::of_fs(fs_base())?.tid.load(Relaxed);
-    sys::waits_for_vfork(own.pid, tid).then_some(tid)
+    let by_fs = context::of_fs(fs_base()).into_iter();
+    by_fs
+        .chain(context::of_process(own.pid))
+        .map(|context| context.tid.load(Relaxed))
+        .find(|&tid| sys::waits_for_vfork(own.pid, tid))
 }
 
 /// What a call of the program's has in use while it is made.

@@ -179,14 +179,18 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
         }
 }
 
-/// The context that `tid` has already.
-pub(crate) fn of_tid(pid: u32, tid: u32) -> Option<&'static Context> {
+/// The contexts of a process.
+pub(crate) fn of_process(pid: u32) -> impl Iterator<Item = &'static Context> {
     let common = common();
     common
         .contexts()
-        .filter(|&index| common.claim(index).load().pid == pid)
-        .map(|index| common.context(index))
-        .find(|context| context.tid.load(Relaxed) == tid)
+        .filter(move |&index| common.claim(index).load().pid == pid)
+        .map(move |index| common.context(index))
+}
+
+/// The context that `tid` has already.
+pub(crate) fn of_tid(pid: u32, tid: u32) -> Option<&'static Context> {
+    of_process(pid).find(|context| context.tid.load(Relaxed) == tid)
 }
 
 /// A free context, made ready for `tid`.

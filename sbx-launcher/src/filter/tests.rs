@@ -21,6 +21,7 @@ fn spec(policy: Policy) -> FilterSpec {
         libos_text: TEXT,
         keep_signals: true,
         armed: super::Armed::default(),
+        first_exec: 0,
         follow_exec: true,
         follow_fork: true,
         mseal: false,

@@ -30,7 +30,9 @@ pub mod audit {
     }
 
     /// A program is about to use a path.
-    #[on(syscall = "open openat openat2 creat unlink unlinkat rename mkdir mkdirat rmdir truncate")]
+    #[on(
+        syscall = "open openat openat2 creat unlink unlinkat rename mkdir mkdirat rmdir truncate execve execveat"
+    )]
     fn touched(state: &State, call: &mut Call) -> Verdict {
         let name = call.name();
         let Some(path) = call.paths().next().and_then(|at| call.path(at)) else {

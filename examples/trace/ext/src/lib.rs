@@ -59,6 +59,8 @@ pub mod trace {
         more: u8,
     }
 
+    /// The result of a call that is yet to be made.
+    const UNKNOWN: i64 = i64::MIN;
     const FORKED: u32 = CALLS as u32;
     const EXECUTED: u32 = FORKED + 1;
     const ENDED: u32 = FORKED + 2;
@@ -112,6 +114,16 @@ pub mod trace {
         figures.by_time[(ns.max(1).ilog2() as usize).min(BUCKETS - 1)].fetch_add(1, Relaxed);
         if state.print[number / 64] >> (number % 64) & 1 == 1 {
             put(state, record(call));
+        }
+        Verdict::Pass
+    }
+
+    /// A program is about to execute another: if it can, nobody is there to say so afterwards.
+    #[on(syscall = "execve execveat")]
+    fn executes(state: &State, call: &mut Call) -> Verdict {
+        let number = call.number() as usize;
+        if state.print[number / 64] >> (number % 64) & 1 == 1 {
+            put(state, Record { result: UNKNOWN, ..record(call) });
         }
         Verdict::Pass
     }
@@ -265,6 +277,9 @@ pub mod trace {
                     line.push_str(arg);
                 });
                 line.push_str(") = ");
+                if record.result == UNKNOWN {
+                    return line.push_str("?\n");
+                }
                 decode::result(line, record.result);
                 writeln!(line, " <{}.{:03} us>", record.ns / 1000, record.ns % 1000)
             }
