@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define THREADS 8
@@ -70,6 +71,25 @@ static void *reader(void *pipe) {
     return NULL;
 }
 
+/* A child with a stack of its own, from a site that is patched: it finds there where to return to, and
+ * rcx is an address at the site then. */
+__asm__("end: lea compared(%rip), %rax\nsub %rax, %rcx\nmov $7, %edi\ncmp $1024, %rcx\njb 1f\n"
+        "mov $8, %edi\n1: mov $60, %eax\nsyscall\n");
+extern void end(void);
+
+static int clone_from_site(int at) {
+    static long stack[512] __attribute__((aligned(16)));
+    char *site = compared + (at - 32) * 32 + at % 16;
+    long result, top = (long)&stack[500];
+    int status;
+    stack[500] = (long)end;
+    __asm__ volatile("sub $128, %%rsp\n call *%[site]\n add $128, %%rsp"
+                     : "=a"(result)
+                     : "a"(56L), "D"(0x100L | SIGCHLD), "S"(top), "d"(0L), [site] "r"(site)
+                     : "rcx", "r11", "memory", "cc");
+    return waitpid((pid_t)result, &status, 0) == result && WIFEXITED(status) && WEXITSTATUS(status) == 7;
+}
+
 int main(void) {
     int fds[2];
     pthread_t readers[4], callers[THREADS];
@@ -80,6 +100,8 @@ int main(void) {
     for (long i = 0; i < THREADS; i++) pthread_create(&callers[i], NULL, caller, (void *)i);
     go = 1;
     for (int i = 0; i < THREADS; i++) pthread_join(callers[i], NULL);
+    for (int at = 32; at < SITES; at++)
+        if (!clone_from_site(at)) wrong |= 32;
     if (write(fds[1], "xxxx", 4) != 4) wrong |= 16;
     for (int i = 0; i < 4; i++) pthread_join(readers[i], NULL);
     for (int i = 0; i < 4; i++) {

@@ -250,6 +250,10 @@ pub(crate) extern "C" fn sbx_patched(
         call.rax = -i64::from(EPERM) as u64;
         return DONE;
     }
+    if matches!(number, nr::RT_SIGRETURN | nr::CLONE | nr::FORK | nr::VFORK | nr::CLONE3) {
+        // They look at the stack pointer, or come back with another: from the stub, as from the site.
+        return TRAP;
+    }
     if before.is_none() && after.is_none() {
         return PASS;
     }

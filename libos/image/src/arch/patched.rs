@@ -39,7 +39,7 @@ pub(crate) struct PatchedCall {
 pub(crate) const PASS: u32 = 0;
 /// It has a result.
 pub(crate) const DONE: u32 = 1;
-/// The program's own instruction makes it, and is trapped.
+/// The program's own instruction makes it, and is trapped if the filter says so.
 pub(crate) const TRAP: u32 = 2;
 
 /// Bytes of a stub.
