@@ -82,6 +82,13 @@ impl Zone {
     }
 }
 
+impl Drop for Zone {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; references into it are made through the sandbox that ends with it.
+        unsafe { libc::munmap(self.alias.cast(), self.len) };
+    }
+}
+
 /// The zones of one sandbox.
 #[derive(Debug)]
 pub struct Zones {
@@ -167,7 +174,14 @@ fn reserve_aligned(len: usize) -> io::Result<*mut libc::c_void> {
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    Ok(start.map_addr(|address| address.next_multiple_of(HUGE_PAGE_LEN)))
+    let place = start.map_addr(|address| address.next_multiple_of(HUGE_PAGE_LEN));
+    let before = place.addr() - start.addr();
+    let ends = [(start, before), (place.wrapping_byte_add(len), HUGE_PAGE_LEN - before)];
+    for (at, len) in ends.into_iter().filter(|(_, len)| *len > 0) {
+        // SAFETY: what is left over of the mapping made just now.
+        unsafe { libc::munmap(at, len) };
+    }
+    Ok(place)
 }
 
 /// A base at random: a region is no use to whoever has to guess where it lies.
