@@ -9,6 +9,8 @@
 //! 256 KiB  Context  x CONTEXTS_MAX
 //! 8 MiB    Inbox    x PROCESSES_MAX
 //! 16 MiB   Pool
+//! 20 MiB   Timers
+//! 21 MiB   Sockets
 //! ```
 //!
 //! Every participant can write all of this: nothing here is trusted by the supervisor beyond
@@ -23,6 +25,7 @@ use ext_api::limits::{CONTEXTS_MAX, FAULT_TEXT_LEN_MAX, LOG_LEN, PROCESSES_MAX, 
 use crate::bell::Bell;
 use crate::layout::{COMMON_LEN, COMMON_OFFSET, Place};
 use crate::mailbox::Mailbox;
+use crate::sockets::Sockets;
 use crate::timers::Timers;
 
 const STATES_OFFSET: usize = COMMON_OFFSET + (128 << 10);
@@ -36,6 +39,7 @@ pub const CONTEXTS_OFFSET: usize = COMMON_OFFSET + (256 << 10);
 pub const INBOXES_OFFSET: usize = COMMON_OFFSET + (8 << 20);
 const POOL_OFFSET: usize = COMMON_OFFSET + (16 << 20);
 const TIMERS_OFFSET: usize = COMMON_OFFSET + (20 << 20);
+const SOCKETS_OFFSET: usize = COMMON_OFFSET + (21 << 20);
 
 /// How a process became a participant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -325,7 +329,8 @@ const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= COMMON_OFF
 const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= INBOXES_OFFSET);
 const _: () = assert!(INBOXES_OFFSET + PROCESSES_MAX * size_of::<Inbox>() <= POOL_OFFSET);
 const _: () = assert!(POOL_OFFSET + size_of::<Pool>() <= TIMERS_OFFSET);
-const _: () = assert!(TIMERS_OFFSET + size_of::<Timers>() <= COMMON_OFFSET + COMMON_LEN);
+const _: () = assert!(TIMERS_OFFSET + size_of::<Timers>() <= SOCKETS_OFFSET);
+const _: () = assert!(SOCKETS_OFFSET + size_of::<Sockets>() <= COMMON_OFFSET + COMMON_LEN);
 const _: () = assert!(SLOTS_MAX <= 32, "tls_live is one 32-bit word");
 
 /// The common area, seen from any process that has the data zone mapped.
@@ -445,6 +450,13 @@ impl Common {
     #[must_use]
     pub fn timers(&self) -> &'static Timers {
         self.get(TIMERS_OFFSET)
+    }
+
+    /// The connections that are carried.
+    #[must_use]
+    #[inline]
+    pub fn sockets(&self) -> &'static Sockets {
+        self.get(SOCKETS_OFFSET)
     }
 
     /// The log.

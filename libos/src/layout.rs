@@ -74,6 +74,11 @@ pub const KEPT_OFFSET: usize = WIPED_LEN;
 /// Bytes of it.
 pub const KEPT_LEN: usize = 64 << 10;
 
+/// Offset in the private part of what a process knows of its carried sockets.
+pub const SOCKETS_PRIVATE_OFFSET: usize = KEPT_OFFSET + KEPT_LEN;
+/// Bytes of it.
+pub const SOCKETS_PRIVATE_LEN: usize = CACHE_AREA_LEN - SOCKETS_PRIVATE_OFFSET;
+
 /// What lies in an upcall stack's room of [`STACK_LEN`], from its lowest address: a guard page,
 /// the alternate signal stack, another guard page, a second one, another guard page, the upcall
 /// stack. The second one is for signals that come while a handler of the first one makes an upcall.

@@ -19,6 +19,7 @@ pub mod mailbox;
 #[cfg(feature = "loader")]
 pub mod manifest;
 pub mod signals;
+pub mod sockets;
 mod sync;
 pub mod timers;
 pub mod wheel;

@@ -123,6 +123,8 @@ pub struct CallTable {
     pub before: [[AtomicU64; HOOKS_MAX]; CALLS],
     /// As `before`, once the kernel has carried the call out.
     pub after: [[AtomicU64; HOOKS_MAX]; CALLS],
+    /// 1 if local sockets are carried: see [`crate::sockets`].
+    pub sockets: AtomicU32,
 }
 
 /// In a handle of [`CallTable::before`]: a policy asks. If the handler fails, so does the call.

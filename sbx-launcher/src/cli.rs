@@ -41,6 +41,9 @@ enum Command {
         /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
         #[arg(long, value_name = "FILE")]
         policy: Option<PathBuf>,
+        /// Have its local connections go through the region.
+        #[arg(long, conflicts_with = "sandbox")]
+        sockets: bool,
         /// The command and its arguments.
         #[arg(last = true, required = true)]
         argv: Vec<OsString>,
@@ -58,6 +61,9 @@ enum Command {
         /// Begin with the extensions of this snapshot, as they were.
         #[arg(long, value_name = "FILE", conflicts_with = "size")]
         restore: Option<PathBuf>,
+        /// Have local connections between its programs go through the region.
+        #[arg(long)]
+        sockets: bool,
     },
     /// Write the extensions of a sandbox, with all their state, to a file. Calls wait meanwhile.
     #[command(after_help = "Example: sbx-launcher snapshot web web.snapshot
@@ -124,6 +130,9 @@ Restore: sbx-launcher up web --restore web.snapshot")]
     Ps {
         /// Sandbox.
         name: String,
+        /// The connections between them that are carried, instead.
+        #[arg(long)]
+        sockets: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -296,14 +305,14 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Run { sandbox: Some(name), argv, policy, .. } => {
             run::in_named_sandbox(&name, argv, Policy::in_force(policy.as_deref())?)
         }
-        Command::Run { ext, config, size, argv, policy, .. } => {
+        Command::Run { ext, config, size, argv, policy, sockets, .. } => {
             let len = size.saturating_mul(1 << 20);
             let policy = Policy::in_force(policy.as_deref())?;
-            let command = run::Command { argv, extensions: ext, config, len, policy };
+            let command = run::Command { argv, extensions: ext, config, len, policy, sockets };
             run::in_own_sandbox(command, |_| ())
         }
-        Command::Up { name, size, restore } => {
-            run::up(&name, size.saturating_mul(1 << 20), restore.as_deref()).map(|()| 0)
+        Command::Up { name, size, restore, sockets } => {
+            run::up(&name, size.saturating_mul(1 << 20), restore.as_deref(), sockets).map(|()| 0)
         }
         Command::Snapshot { name, file } => {
             let file = std::path::absolute(file)?;
@@ -327,7 +336,8 @@ fn carry_out(command: Command) -> Result<i32> {
             println!("posted to {}", answer["value"]);
             Ok(0)
         }
-        Command::Ps { name, json } => participants(&name, json),
+        Command::Ps { name, json, sockets: true } => connections(&name, json),
+        Command::Ps { name, json, .. } => participants(&name, json),
         Command::Stats { name, json } => stats(&name, json),
         Command::Trace { calls, count, out, json, argv } => {
             trace::run(trace::Trace { calls, count, json, out, argv })
@@ -505,6 +515,43 @@ fn stats(name: &str, json: bool) -> Result<i32> {
         "calls: {patched} from patched sites, {trapped} by a trap ({share:.2} % from patched sites)"
     );
     println!("sites: {sites} patched, {left} left on the trap (each process counts its own)");
+    Ok(0)
+}
+
+fn connections(name: &str, json: bool) -> Result<i32> {
+    let answer = ask(name, Request::Sockets)?;
+    if json {
+        println!("{answer}");
+        return Ok(0);
+    }
+    println!(
+        "{:<48} {:>8} {:>8} {:<9} {:>14} {:>14} {:>14} {:>14} {:>7}",
+        "CONNECTION", "FROM", "TO", "STATE", "SENT", "BY KERNEL", "RECEIVED", "BY KERNEL", "WAKES"
+    );
+    for row in answer["connections"].as_array().into_iter().flatten() {
+        let text = |key: &str| row[key].as_str().unwrap_or("").to_owned();
+        let of = |way: &str, key: &str| row[way][key].as_u64().unwrap_or(0);
+        println!(
+            "{:<48} {:>8} {:>8} {:<9} {:>14} {:>14} {:>14} {:>14} {:>7}",
+            text("name"),
+            row["from"][0].as_u64().unwrap_or(0),
+            row["to"][0].as_u64().unwrap_or(0),
+            text("state"),
+            of("sent", "carried"),
+            of("sent", "by_kernel"),
+            of("received", "carried"),
+            of("received", "by_kernel"),
+            of("sent", "wakes") + of("received", "wakes"),
+        );
+    }
+    println!(
+        "carried: {} bytes of {} connections so far, {} bytes of theirs by the kernel",
+        answer["carried_bytes"], answer["carried"], answer["kernel_bytes"]
+    );
+    println!(
+        "not carried: {} whose other end is no participant, {} accepted from none, {} for want of a row",
+        answer["not_taken"], answer["no_offer"], answer["no_row"]
+    );
     Ok(0)
 }
 

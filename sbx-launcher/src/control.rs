@@ -80,6 +80,8 @@ pub enum Request {
     Extensions,
     /// How system calls of programs came.
     Stats,
+    /// Which connections are carried.
+    Sockets,
     /// Which file's code lies where.
     Symbols,
     /// Run a handler in the worker.
@@ -399,6 +401,7 @@ fn carry_out(
         }
         Request::Extensions => Ok(extensions(supervisor)),
         Request::Stats => Ok(stats(supervisor)),
+        Request::Sockets => Ok(crate::sockets::table(supervisor.sandbox.common().sockets())),
         Request::Symbols => symbols(supervisor),
         Request::Load { .. }
         | Request::Upgrade { .. }

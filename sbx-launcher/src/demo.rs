@@ -62,6 +62,7 @@ pub fn run() -> Result<i32, Box<dyn std::error::Error>> {
             extensions: vec![image],
             config: String::new(),
             policy: Policy::base()?,
+            sockets: false,
             len: libos::layout::LEN_DEFAULT,
         },
         |_| (),

@@ -33,6 +33,8 @@ pub struct Command {
     pub len: usize,
     /// Rules for its system calls.
     pub policy: Policy,
+    /// Carry the local sockets of what runs.
+    pub sockets: bool,
 }
 
 /// Run a command in a sandbox of its own, and then `finish`; its exit status.
@@ -44,6 +46,9 @@ pub fn in_own_sandbox(
     finish: impl FnOnce(&mut Supervisor),
 ) -> Result<i32, Box<dyn std::error::Error>> {
     let mut supervisor = Supervisor::new(Sandbox::create("run", command.len)?, None)?;
+    if command.sockets {
+        supervisor.sandbox.carry_sockets()?;
+    }
     for file in &command.extensions {
         supervisor.load(file, &command.config)?;
     }
@@ -423,13 +428,17 @@ pub fn up(
     name: &str,
     len: usize,
     restore: Option<&Path>,
+    sockets: bool,
 ) -> Result<(), Box<dyn std::error::Error>> {
     libos::manifest::check_name(name)?;
     let server = Server::bind(name)?;
-    let sandbox = match restore {
+    let mut sandbox = match restore {
         None => Sandbox::create(name, len)?,
         Some(file) => Sandbox::restore(name, file)?,
     };
+    if sockets {
+        sandbox.carry_sockets()?;
+    }
     // SAFETY: one thread; the child is the supervisor, with everything made so far.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error().into()),

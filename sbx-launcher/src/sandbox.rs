@@ -25,6 +25,7 @@ use libos::layout::{
 use libos::mailbox::{EVENT_WORDS, Taken};
 use libos::manifest::Hook;
 use libos::signals::{CallTable, HookTable, MUST_DECIDE};
+use libos::sockets::RINGS_LEN;
 
 use crate::filter::Armed;
 use crate::hooks::Happened;
@@ -139,6 +140,8 @@ pub struct Sandbox {
     pub happened: Vec<Happened>,
     /// Handlers that policies ask, and about which calls.
     by_policy: Vec<(String, [u64; SET_WORDS])>,
+    /// Local sockets of its programs go through the region.
+    carries_sockets: bool,
     /// The changes that the hook table knows.
     hooks_of: Option<u64>,
 }
@@ -266,6 +269,7 @@ impl Sandbox {
             kept: None,
             happened: Vec::new(),
             by_policy: Vec::new(),
+            carries_sockets: false,
             hooks_of: None,
         };
         sandbox.install(&image, 0);
@@ -396,7 +400,7 @@ impl Sandbox {
         let processes = claimed(common.rows(), &|row| common.process(row).claim.load().pid != 0);
         let contexts = claimed(common.contexts(), &|index| common.claim(index).load().pid != 0);
         let heaps: usize = self.rooms.iter().map(|room| room.arena.1).sum();
-        let room_for_heaps = self.zones.place.len - ARENAS_OFFSET;
+        let room_for_heaps = self.heaps_end() - ARENAS_OFFSET;
         [
             ("participants", processes, PROCESSES_MAX as u64),
             ("contexts", contexts, CONTEXTS_MAX as u64),
@@ -499,10 +503,35 @@ impl Sandbox {
                 _ => {}
             }
         }
-        for (_, set) in &self.by_policy {
+        let for_sockets = self.carries_sockets.then_some(libos::sockets::CALLS);
+        let by_policy = self.by_policy.iter().map(|(_, set)| *set);
+        for set in by_policy.chain(for_sockets) {
             armed.calls.iter_mut().zip(set).for_each(|(word, asked)| *word |= asked);
         }
         armed
+    }
+
+    /// Carry the local sockets of programs that are started from now on.
+    ///
+    /// # Errors
+    /// The region is too small for the rings.
+    pub fn carry_sockets(&mut self) -> Result<(), SandboxError> {
+        if self.heaps_end() - ARENAS_OFFSET <= RINGS_LEN {
+            let least = (ARENAS_OFFSET + RINGS_LEN) >> 20;
+            return Err(SandboxError::Refused(format!(
+                "to carry sockets the region needs more than {least} MiB: give a larger --size"
+            )));
+        }
+        self.carries_sockets = true;
+        let at = self.zones.control.alias().wrapping_add(CALLS_OFFSET).cast::<CallTable>();
+        // SAFETY: the control zone has room for it there; all atomics.
+        unsafe { &*at }.sockets.store(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Where the heaps' part of the region ends.
+    fn heaps_end(&self) -> usize {
+        self.zones.place.len - if self.carries_sockets { RINGS_LEN } else { 0 }
     }
 
     /// A policy has a handler decide the calls of `set`, in every program of the sandbox that is started
@@ -700,6 +729,9 @@ impl Sandbox {
             }
         }
         self.ended.inside += u64::from(inside);
+        if self.carries_sockets {
+            common.sockets().end_process(pid);
+        }
         for row in common.rows() {
             let process = common.process(row);
             let seen = process.claim.load();

@@ -52,6 +52,7 @@ pub fn run(trace: Trace) -> Result<i32, Box<dyn std::error::Error>> {
         config,
         len: libos::layout::LEN_DEFAULT,
         policy: Policy::base()?,
+        sockets: false,
     };
     run::in_own_sandbox(command, |supervisor| {
         if let Err(why) = finish(supervisor, trace.count, &mut file) {

@@ -2,10 +2,14 @@
 //! the launcher lets a process start. Each architecture defines the same names.
 
 #[cfg(target_arch = "x86_64")]
+mod copy;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod patched;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use copy::{copy_or_fail, core, mend_copy};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{
     Jump, Registers, cache_index, copy_backwards, copy_forwards, early_call, fail_with_eintr, fill,

@@ -26,7 +26,7 @@ use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
 use crate::arch::{fs_base, sbx_call_in, stack_pointer, syscall6};
 use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
 use crate::sys::{EFAULT, EPERM, Errno, nr};
-use crate::{boot, context, hooks, patch, signals, start, sys, time};
+use crate::{boot, context, hooks, patch, signals, sockets, start, sys, time};
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
@@ -34,7 +34,7 @@ pub(crate) const SYS_SECCOMP: i32 = 1;
 /// gets that.
 pub(crate) const NEVER_BLOCKED: u64 = 1 << (SIGSYS - 1) | 1 << (SIGILL - 1);
 
-fn call_table() -> &'static CallTable {
+pub(crate) fn call_table() -> &'static CallTable {
     let at = (boot::place().base + CALLS_OFFSET) as *const CallTable;
     // SAFETY: in the control zone, which is mapped in every participant; all atomics.
     unsafe { &*at }
@@ -49,9 +49,9 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
         nr::RT_SIGACTION => sigaction(args),
         nr::RT_SIGPROCMASK => sigprocmask(args, user),
         nr::RT_SIGSUSPEND => with_mask(number, args, 0, user),
-        nr::PPOLL => with_mask(number, args, 3, user),
-        nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => with_mask(number, args, 4, user),
-        nr::PSELECT6 => match copy_in::<[usize; 2]>(args[5]) {
+        nr::PPOLL if args[3] != 0 => with_mask(number, args, 3, user),
+        nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 if args[4] != 0 => with_mask(number, args, 4, user),
+        nr::PSELECT6 if has_mask(number, args.map(|arg| arg as u64)) => match copy_in::<[usize; 2]>(args[5]) {
             // A pointer to the mask and its length.
             Some([mask, len]) if mask != 0 => match copy_in::<u64>(mask) {
                 Some(mask) => {
@@ -90,13 +90,22 @@ fn look_at_site(number: usize, user: &mut UserContext) {
 
 /// A call with a signal mask at the address in argument `at`.
 fn with_mask(number: usize, mut args: [usize; 6], at: usize, user: &UserContext) -> isize {
-    let own_mask;
-    if args[at] != 0 {
-        let Some(mask) = copy_in::<u64>(args[at]) else { return -(EFAULT as isize) };
-        own_mask = mask & !NEVER_BLOCKED;
-        args[at] = &raw const own_mask as usize;
-    }
+    let Some(mask) = copy_in::<u64>(args[at]) else { return -(EFAULT as isize) };
+    let own_mask = mask & !NEVER_BLOCKED;
+    args[at] = &raw const own_mask as usize;
     perform(number, args, user)
+}
+
+/// Does the call come with a signal mask, or set one?
+fn has_mask(number: usize, args: [u64; 6]) -> bool {
+    match number {
+        nr::RT_SIGACTION | nr::RT_SIGPROCMASK | nr::RT_SIGSUSPEND => true,
+        nr::PPOLL => args[3] != 0,
+        nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => args[4] != 0,
+        // A pointer to the mask and its length.
+        nr::PSELECT6 => args[5] != 0 && copy_in::<u64>(args[5] as usize) != Some(0),
+        _ => false,
+    }
 }
 
 /// Make the call for the program: signals come as if it made it.
@@ -111,6 +120,9 @@ fn perform(number: usize, args: [usize; 6], user: &UserContext) -> isize {
 fn make_for_program(number: usize, args: [usize; 6]) -> isize {
     if reaches_region(number, args) {
         return -(EPERM as isize);
+    }
+    if sockets::may_carry(number) {
+        return sockets::call(number, args);
     }
     // SAFETY: the program's own call; what it does to the program's memory is the program's wish.
     unsafe { syscall6(number, args) }
@@ -254,7 +266,15 @@ pub(crate) extern "C" fn sbx_patched(
         // They look at the stack pointer, or come back with another: from the stub, as from the site.
         return TRAP;
     }
+    if has_mask(number, args) {
+        // What it would unblock or block is looked at there.
+        return TRAP;
+    }
     if before.is_none() && after.is_none() {
+        if sockets::may_carry(number) {
+            call.rax = sockets::call(number, args.map(|arg| arg as usize)) as u64;
+            return DONE;
+        }
         return PASS;
     }
     let Some(context) = known() else { return TRAP };

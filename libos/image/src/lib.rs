@@ -23,6 +23,7 @@ mod memory;
 mod patch;
 mod runtime;
 mod signals;
+mod sockets;
 mod start;
 mod stubs;
 mod sys;

@@ -196,6 +196,12 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
     if arch::mend_gate(&mut user.regs) {
         return false;
     }
+    if matches!(signal, sys::SIGSEGV | sys::SIGBUS)
+        && info.code > 0
+        && arch::mend_copy(&mut user.regs.rip)
+    {
+        return false;
+    }
     if signal == SIGILL
         && info.code > 0
         && let Some(at) = patch::goes_on_at(user.regs.rip as usize)

@@ -18,7 +18,7 @@ use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
 };
-use crate::{boot, context, events, fault, patch, signals, sys};
+use crate::{boot, context, events, fault, patch, signals, sockets, sys};
 
 /// What a process knows of itself; private, and zero in a forked child.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,9 @@ pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32, arm
     {
         refuse(errno);
     }
+    if sockets::is_on() {
+        sockets::adopt_after_exec();
+    }
     hello();
 }
 
@@ -75,6 +78,9 @@ pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32, arm
 pub(crate) extern "C" fn join_after_fork() {
     patch::forked();
     if this_process().is_some() {
+        if sockets::is_on() {
+            sockets::hold_after_fork();
+        }
         hello();
     }
 }
@@ -168,6 +174,9 @@ fn prepare_private(armed: u64) -> Result<(), Errno> {
     let kept = place.cache() + layout::KEPT_OFFSET;
     // SAFETY: as above.
     unsafe { sys::mprotect(kept, layout::KEPT_LEN, PROT_READ | PROT_WRITE) }?;
+    if sockets::is_on() {
+        sockets::prepare()?;
+    }
     signals::take_over(armed);
     sys::register_membarrier();
     if armed >> SIGSYS & 1 == 1 {

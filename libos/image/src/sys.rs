@@ -11,11 +11,13 @@ use crate::text::Line;
 pub(crate) type Errno = i32;
 
 pub(crate) const EPERM: Errno = 1;
+pub(crate) const ENOENT: Errno = 2;
 pub(crate) const ESRCH: Errno = 3;
 pub(crate) const EBADF: Errno = 9;
 pub(crate) const EAGAIN: Errno = 11;
 pub(crate) const ENOMEM: Errno = 12;
 pub(crate) const EFAULT: Errno = 14;
+pub(crate) const EEXIST: Errno = 17;
 pub(crate) const EINVAL: Errno = 22;
 pub(crate) const EMFILE: Errno = 24;
 pub(crate) const ENOSYS: Errno = 38;
@@ -40,6 +42,32 @@ pub(crate) const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 /// Numbers of the calls that the region libc forwards or treats by name.
 pub(crate) mod nr {
     pub(crate) const READ: usize = 0;
+    pub(crate) const SELECT: usize = 23;
+    pub(crate) const DUP: usize = 32;
+    pub(crate) const DUP2: usize = 33;
+    pub(crate) const SENDFILE: usize = 40;
+    pub(crate) const SOCKET: usize = 41;
+    pub(crate) const CONNECT: usize = 42;
+    pub(crate) const ACCEPT: usize = 43;
+    pub(crate) const SENDTO: usize = 44;
+    pub(crate) const RECVFROM: usize = 45;
+    pub(crate) const SENDMSG: usize = 46;
+    pub(crate) const RECVMSG: usize = 47;
+    pub(crate) const SHUTDOWN: usize = 48;
+    pub(crate) const GETSOCKNAME: usize = 51;
+    pub(crate) const GETPEERNAME: usize = 52;
+    pub(crate) const SETSOCKOPT: usize = 54;
+    pub(crate) const GETSOCKOPT: usize = 55;
+    pub(crate) const FCNTL: usize = 72;
+    pub(crate) const TKILL: usize = 200;
+    pub(crate) const EPOLL_WAIT: usize = 232;
+    pub(crate) const EPOLL_CTL: usize = 233;
+    pub(crate) const SPLICE: usize = 275;
+    pub(crate) const ACCEPT4: usize = 288;
+    pub(crate) const DUP3: usize = 292;
+    pub(crate) const RECVMMSG: usize = 299;
+    pub(crate) const SENDMMSG: usize = 307;
+    pub(crate) const CLOSE_RANGE: usize = 436;
     pub(crate) const WRITE: usize = 1;
     pub(crate) const CLOSE: usize = 3;
     pub(crate) const FSTAT: usize = 5;
@@ -147,6 +175,11 @@ pub(crate) fn gettid() -> u32 {
 /// False only if the kernel says that there is no such thread.
 pub(crate) fn thread_exists(pid: u32, tid: u32) -> bool {
     harmless!(nr::TGKILL, pid as usize, tid as usize, 0) != Err(ESRCH)
+}
+
+/// False only if the kernel says that there is no such thread in any process.
+pub(crate) fn task_exists(tid: u32) -> bool {
+    harmless!(nr::TKILL, tid as usize, 0) != Err(ESRCH)
 }
 
 /// Does thread `tid` of process `pid` sleep in a way that no signal ends, as one that has called vfork?

@@ -477,7 +477,7 @@ impl Sandbox {
             }
             at = start + taken_len;
         }
-        if at + len <= self.zones.place.len {
+        if at + len <= self.heaps_end() {
             return Ok(at);
         }
         Err(SandboxError::Refused(format!(

@@ -1,0 +1,94 @@
+//! Copying from and to memory of a program, which may not be there, on x86-64.
+
+use core::arch::{asm, naked_asm};
+
+unsafe extern "C" {
+    /// Labels within [`sbx_copy`].
+    static sbx_copy_failed: u8;
+    static sbx_copy_end: u8;
+}
+
+/// Copy `len` bytes; how many were not.
+///
+/// # Safety
+/// `to` and `from` do not overlap. Either is memory of ours, or an address that the program has given: if
+/// nothing is there, the copy ends.
+pub(crate) unsafe fn copy_or_fail(to: usize, from: usize, len: usize) -> usize {
+    // SAFETY: by contract.
+    unsafe { sbx_copy(to, from, len) }
+}
+
+/// See [`copy_or_fail`]. A fault within leads to its end.
+#[unsafe(naked)]
+unsafe extern "C" fn sbx_copy(to: usize, from: usize, len: usize) -> usize {
+    naked_asm!(
+        ".cfi_startproc",
+        "mov rcx, rdx",
+        "cmp rdx, 32",
+        "ja 40f",
+        "cmp rdx, 16",
+        "jae 30f",
+        "cmp rdx, 8",
+        "jae 20f",
+        "cmp rdx, 4",
+        "jae 10f",
+        "rep movsb",
+        "xor eax, eax",
+        "ret",
+        "10:",
+        "mov r8d, [rsi]",
+        "mov r9d, [rsi + rdx - 4]",
+        "mov [rdi], r8d",
+        "mov [rdi + rdx - 4], r9d",
+        "xor eax, eax",
+        "ret",
+        "20:",
+        "mov r8, [rsi]",
+        "mov r9, [rsi + rdx - 8]",
+        "mov [rdi], r8",
+        "mov [rdi + rdx - 8], r9",
+        "xor eax, eax",
+        "ret",
+        "30:",
+        "movups xmm0, [rsi]",
+        "movups xmm1, [rsi + rdx - 16]",
+        "movups [rdi], xmm0",
+        "movups [rdi + rdx - 16], xmm1",
+        "xor eax, eax",
+        "ret",
+        "40:",
+        "rep movsb",
+        "xor eax, eax",
+        "ret",
+        ".hidden sbx_copy_failed",
+        ".globl sbx_copy_failed",
+        "sbx_copy_failed:",
+        "mov rax, rcx",
+        "ret",
+        ".hidden sbx_copy_end",
+        ".globl sbx_copy_end",
+        "sbx_copy_end:",
+        ".cfi_endproc",
+    )
+}
+
+/// Have a copy end that has met an address where nothing is. True if it was that.
+pub(crate) fn mend_copy(rip: &mut u64) -> bool {
+    let (first, end) = (sbx_copy as *const () as u64, &raw const sbx_copy_end as u64);
+    let is_that = (first..end).contains(rip);
+    if is_that {
+        *rip = &raw const sbx_copy_failed as u64;
+    }
+    is_that
+}
+
+/// The number of the core that this thread runs on.
+pub(crate) fn core() -> u32 {
+    const NUMBER: u32 = 0xfff;
+    let word: u32;
+    // SAFETY: reads the time stamp counter, and the word that Linux keeps beside it.
+    unsafe {
+        asm!("rdtscp", out("eax") _, out("edx") _, out("ecx") word, options(nomem, nostack));
+    }
+    word & NUMBER
+}

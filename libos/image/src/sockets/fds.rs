@@ -1,0 +1,268 @@
+//! What the descriptors of this process stand for.
+
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+
+use libos::layout::SOCKETS_PRIVATE_OFFSET;
+use libos::sockets::{CONNECTIONS_MAX, Connection, Direction, FREE};
+
+use super::epoll::{self, Set};
+use super::{ask, native, own_pid, sockets};
+use crate::sys::{self, nr};
+use crate::{boot, start};
+
+/// Descriptors from here on are not carried.
+const FDS_MAX: usize = 32 << 10;
+/// Epoll instances with carried sockets that a process can have; others' sockets go by the kernel.
+pub(super) const SETS_MAX: usize = 16;
+
+/// Private to the process; a forked child gets a copy.
+#[repr(C)]
+struct Table {
+    /// Descriptors that have ever been anything: those below.
+    used: AtomicU64,
+    /// What each descriptor stands for: [`Entry`].
+    fds: [AtomicU64; FDS_MAX],
+    sets: [Set; SETS_MAX],
+}
+
+pub(crate) const TABLE_LEN: usize = size_of::<Table>();
+const _: () = assert!(TABLE_LEN <= libos::layout::SOCKETS_PRIVATE_LEN);
+
+fn table() -> &'static Table {
+    // SAFETY: made writable when the process joined, private to it, and all atomics.
+    unsafe { &*((boot::place().cache() + SOCKETS_PRIVATE_OFFSET) as *const Table) }
+}
+
+/// Make the table usable.
+pub(crate) fn prepare() -> Result<usize, sys::Errno> {
+    let at = boot::place().cache() + SOCKETS_PRIVATE_OFFSET;
+    // SAFETY: a part of the process's reservation that is used for nothing else.
+    unsafe { sys::mprotect(at, TABLE_LEN.next_multiple_of(4096), sys::PROT_READ | sys::PROT_WRITE) }
+}
+
+/// An end of a connection, and the descriptor that it is known by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    pub(super) fd: usize,
+    pub(super) row: usize,
+    pub(super) side: usize,
+    pub(super) connection: &'static Connection,
+}
+
+impl End {
+    /// What this end writes.
+    pub(super) fn outgoing(&self) -> &'static Direction {
+        &self.connection.directions[self.side]
+    }
+
+    /// What it reads.
+    pub(super) fn incoming(&self) -> &'static Direction {
+        &self.connection.directions[1 - self.side]
+    }
+}
+
+// An entry, from the lowest bit: row (14 bits), side, CARRIED, low half of the row's generation, then the
+// number of a set and 1 (5 bits) and of the socket there (12 bits). Of an epoll instance: its set.
+const ROW: u64 = CONNECTIONS_MAX as u64 - 1;
+const SIDE_BIT: u32 = 14;
+const CARRIED: u64 = 1 << 15;
+const GENERATION_BIT: u32 = 16;
+const SET_BIT: u32 = 32;
+const SOCKET_BIT: u32 = 40;
+/// There may be other descriptors for the same.
+const COPIED: u64 = 1 << 62;
+const EPOLL: u64 = 1 << 63;
+
+const WHAT: u64 = (1 << SET_BIT) - 1;
+const PLACE: u64 = ((1 << 60) - 1) & !WHAT;
+
+/// Descriptors that may stand for something.
+fn used() -> usize {
+    (table().used.load(Relaxed) as usize).min(FDS_MAX)
+}
+
+/// `fd` stands for what `word` says from now on. False if it cannot.
+fn put(fd: usize, word: u64) -> bool {
+    let Some(entry) = entry(fd) else { return false };
+    table().used.fetch_max(u64::from(fd as u32) + 1, AcqRel);
+    entry.store(word, Relaxed);
+    true
+}
+
+fn entry(fd: usize) -> Option<&'static AtomicU64> {
+    // As the kernel has it, a descriptor is 32 bits.
+    table().fds.get(fd as u32 as usize)
+}
+
+/// The end that `fd` stands for, if it is carried.
+#[inline]
+pub(super) fn end_of(fd: usize) -> Option<End> {
+    let fd = fd as u32 as usize;
+    let word = entry(fd)?.load(Relaxed);
+    if word & CARRIED == 0 {
+        return None;
+    }
+    let (row, side) = ((word & ROW) as usize, (word >> SIDE_BIT & 1) as usize);
+    let connection = &sockets().connections[row];
+    let generation = connection.generation.load(Relaxed) as u16;
+    let is_same = generation == (word >> GENERATION_BIT) as u16
+        && connection.state.load(Relaxed) != FREE;
+    is_same.then_some(End { fd, row, side, connection })
+}
+
+/// `fd` stands for this end from now on. False if it cannot.
+pub(super) fn carry(fd: usize, row: usize, side: usize) -> bool {
+    let generation = sockets().connections[row].generation.load(Relaxed) as u16;
+    let word = row as u64 | (side as u64) << SIDE_BIT | CARRIED;
+    put(fd, word | u64::from(generation) << GENERATION_BIT)
+}
+
+/// The set of an epoll instance, by its number.
+pub(super) fn set_of(fd: usize) -> Option<usize> {
+    let word = entry(fd)?.load(Relaxed);
+    (word & EPOLL != 0).then_some((word & 0xff) as usize % SETS_MAX)
+}
+
+/// A set for the epoll instance `fd`, made now if there is none yet.
+pub(super) fn set_for(fd: usize) -> Option<usize> {
+    set_of(fd).or_else(|| {
+        let number = table().sets.iter().position(|set| set.begin(own_pid().unwrap_or(0)))?;
+        put(fd, EPOLL | number as u64).then_some(number)
+    })
+}
+
+pub(super) fn set(number: usize) -> &'static Set {
+    &table().sets[number % SETS_MAX]
+}
+
+/// Its descriptor.
+pub(super) fn fd_of_set(number: usize) -> Option<usize> {
+    (0..used()).find(|&fd| set_of(fd) == Some(number))
+}
+
+/// May other descriptors stand for the same?
+pub(super) fn is_copied(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & COPIED != 0)
+}
+
+/// Where among the sockets of which set `fd` is.
+pub(super) fn place_of(fd: usize) -> Option<(usize, usize)> {
+    let word = entry(fd)?.load(Relaxed);
+    let set = (word >> SET_BIT & 0x1f) as usize;
+    (set != 0 && word & CARRIED != 0).then(|| (set - 1, (word >> SOCKET_BIT & 0xfff) as usize))
+}
+
+/// `fd` is that socket of that set, or of none.
+pub(super) fn put_in_place(fd: usize, place: Option<(usize, usize)>) {
+    let Some(entry) = entry(fd) else { return };
+    let word = entry.load(Relaxed) & !PLACE;
+    let place = place.map_or(0, |(set, socket)| {
+        (set as u64 + 1) << SET_BIT | (socket as u64) << SOCKET_BIT
+    });
+    entry.store(word | place, Relaxed);
+}
+
+/// `close`.
+pub(super) fn close(fd: usize) -> isize {
+    if entry(fd).is_some_and(|entry| entry.load(Relaxed) != 0)
+        && let Some(pid) = own_pid()
+    {
+        let_go(fd, pid);
+    }
+    ask(nr::CLOSE, [fd])
+}
+
+/// This process has `fd` no longer.
+fn let_go(fd: usize, pid: u32) {
+    let Some(cell) = entry(fd) else { return };
+    let end = end_of(fd);
+    if let Some(place) = place_of(fd) {
+        epoll::forget(place, fd);
+    }
+    let word = cell.swap(0, AcqRel);
+    let what = word & WHAT;
+    let others = || table().fds[..used()].iter();
+    let has_other = || others().any(|other| other.load(Relaxed) & WHAT == what);
+    if what == 0 || word & COPIED != 0 && has_other() {
+        return;
+    }
+    if word & EPOLL != 0 {
+        set((word & 0xff) as usize).end(pid);
+    } else if let Some(end) = end {
+        super::stream::about_to_close(&end);
+        sockets().let_go(end.row, end.side, pid);
+    }
+}
+
+/// `close_range`.
+pub(super) fn close_range(args: [usize; 6]) -> isize {
+    const CLOEXEC: usize = 4;
+    let [first, last, flags, ..] = args;
+    let (first, last) = (first as u32 as usize, last as u32 as usize);
+    let result = native(nr::CLOSE_RANGE, args);
+    if result == 0
+        && flags & CLOEXEC == 0
+        && let Some(pid) = own_pid()
+    {
+        for fd in first..(last + 1).min(used()) {
+            if entry(fd).is_some_and(|entry| entry.load(Relaxed) != 0) {
+                let_go(fd, pid);
+            }
+        }
+    }
+    result
+}
+
+/// A call has copied `fd` to `result`.
+pub(super) fn copied(fd: usize, result: isize) -> isize {
+    if result >= 0 {
+        copy_entry(fd, result as usize);
+    }
+    result
+}
+
+fn copy_entry(from: usize, to: usize) {
+    let Some(word) = entry(from).map(|entry| entry.load(Relaxed)).filter(|word| *word != 0) else {
+        return;
+    };
+    if own_pid().is_none() {
+        return;
+    }
+    if let Some(place) = place_of(from) {
+        epoll::tell(place);
+    }
+    // The copy is in no set of its own.
+    if let Some(entry) = entry(from) {
+        entry.fetch_or(COPIED, AcqRel);
+    }
+    if !put(to, word & !PLACE | COPIED)
+        && let Some(end) = end_of(from)
+    {
+        // Nobody knows what is done with the copy.
+        super::stream::leave_to_kernel(&end);
+    }
+}
+
+/// A call has put a copy of `fd` in the place of `other`.
+pub(super) fn replaced(fd: usize, other: usize, result: isize) -> isize {
+    if result < 0 || fd as u32 == other as u32 {
+        return result;
+    }
+    if entry(other).is_some_and(|entry| entry.load(Relaxed) != 0)
+        && let Some(pid) = own_pid()
+    {
+        let_go(other, pid);
+    }
+    copied(fd, result)
+}
+
+/// Every end that this process has descriptors for.
+pub(super) fn ends() -> impl Iterator<Item = End> {
+    (0..used()).filter_map(end_of)
+}
+
+/// The process, after a fork: what it has inherited of sets is its parent's.
+pub(super) fn is_own_set(set: &Set) -> bool {
+    start::this_process().is_some_and(|own| set.pid.load(Acquire) == own.pid)
+}

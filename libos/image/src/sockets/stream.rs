@@ -1,0 +1,624 @@
+//! Bytes of carried connections, in and out.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use libos::sockets::{
+    ACCEPTED, Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SMALL_RING, watched,
+};
+
+use super::fds::{self, End};
+use super::user::{self, Pieces};
+use super::{ask, base, native, sockets};
+use crate::sys::{self, EAGAIN, EFAULT, EINVAL, nr};
+use crate::{context, time};
+
+pub(super) const MSG_PEEK: usize = 2;
+pub(super) const MSG_TRUNC: usize = 0x20;
+pub(super) const MSG_DONTWAIT: usize = 0x40;
+pub(super) const MSG_WAITALL: usize = 0x100;
+pub(super) const MSG_NOSIGNAL: usize = 0x4000;
+pub(super) const MSG_MORE: usize = 0x8000;
+pub(super) const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
+
+/// Less than it takes to wake a thread on another core.
+pub(super) const PATIENCE_NS: u32 = 40_000;
+const PATIENCE_NS_MIN: u32 = 1_000;
+/// How long a writer looks for room in a ring.
+const ROOM_NS: u64 = 50_000;
+/// Bytes that are put into a ring before the reader is told of them.
+const STRETCH: usize = 32 << 10;
+
+/// Where bytes that are sent come from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Source {
+    Memory { pieces: Pieces, flags: usize },
+    /// A file, from its own position or from one at this address.
+    File { fd: usize, position: usize },
+}
+
+/// The bytes of a piece of a ring.
+fn address(row: usize, side: usize, direction: &Direction, position: u64, len: usize) -> (usize, usize) {
+    let piece = direction.piece(position, len);
+    let start = if piece.in_large {
+        let large = direction.large.load(Relaxed).saturating_sub(1) as usize % LARGE_RINGS;
+        base() + libos::sockets::CONNECTIONS_MAX * 2 * SMALL_RING + large * LARGE_RING
+    } else {
+        base() + (row * 2 + side) * SMALL_RING
+    };
+    (start + piece.offset, piece.len)
+}
+
+/// Does whoever would read from `direction` sleep, as far as can be told?
+fn is_parked(direction: &Direction) -> bool {
+    let watch = direction.reading.watch.load(Acquire);
+    direction.reading.parked.load(Acquire) != 0
+        || watch == MANY
+        || watched(watch).is_some_and(|(watcher, _)| {
+            sockets().watchers[watcher].parked.0.load(Acquire) != 0
+        })
+}
+
+/// Both sides know of each other, or this one says so now.
+pub(super) fn is_joined(end: &End) -> bool {
+    let state = &end.connection.state;
+    match state.load(Acquire) {
+        JOINED => true,
+        ACCEPTED if end.side == 0 => {
+            let done = state.compare_exchange(ACCEPTED, JOINED, AcqRel, Relaxed).is_ok();
+            if done {
+                sockets().carried.fetch_add(1, Relaxed);
+            }
+            done || state.load(Acquire) == JOINED
+        }
+        _ => false,
+    }
+}
+
+/// A lock that names the thread that has it: who finds that this thread has it was interrupted with it, or
+/// jumped out.
+struct Turn<'a> {
+    word: &'a core::sync::atomic::AtomicU32,
+    former: u32,
+}
+
+impl<'a> Turn<'a> {
+    fn take(word: &'a core::sync::atomic::AtomicU32) -> Self {
+        let tid = context::own_tid();
+        let mut looks = 0u32;
+        loop {
+            match word.compare_exchange(0, tid, Acquire, Relaxed) {
+                Ok(_) => return Self { word, former: 0 },
+                Err(holder) if holder == tid => return Self { word, former: 0 },
+                Err(holder) => {
+                    looks += 1;
+                    if looks.is_multiple_of(1024) && !sys::task_exists(holder) {
+                        let _ = word.compare_exchange(holder, 0, AcqRel, Relaxed);
+                    }
+                    if looks > 64 {
+                        sys::sched_yield();
+                    }
+                    core::hint::spin_loop();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.word.store(self.former, Release);
+    }
+}
+
+/// Send `total` bytes; `number` and `args` are the program's own call.
+pub(super) fn send(end: End, number: usize, args: [usize; 6], source: Source, total: usize) -> isize {
+    let direction = end.outgoing();
+    let is_open = is_joined(&end)
+        && direction.shut.load(Acquire) == 0
+        && !end.connection.other_is_gone(end.side);
+    if !is_open || total == 0 {
+        return by_kernel(&end, number, args, total);
+    }
+    let turn = Turn::take(&direction.writer);
+    if direction.is_in_kernel() || !direction.has_bytes() && is_parked(direction) {
+        direction.kernel_sent.fetch_add(total as u64, AcqRel);
+        drop(turn);
+        return counted(direction, total, native(number, args));
+    }
+    direction.core.store(super::core(), Relaxed);
+    let mut source = source;
+    let mut done = 0;
+    while done < total {
+        let (tail, room) = direction.room();
+        let left = total - done;
+        if room < left && upgrade(direction, tail) {
+            continue;
+        }
+        if room == 0 {
+            if wait_for_room(direction) {
+                continue;
+            }
+            // Nobody reads: what is left waits in the kernel, or in the program.
+            direction.kernel_sent.fetch_add(left as u64, AcqRel);
+            drop(turn);
+            let sent = rest(&end, &mut source, left);
+            counted(direction, left, sent);
+            return match sent {
+                0.. => done as isize + sent,
+                _ if done > 0 => done as isize,
+                error => error,
+            };
+        }
+        let filled = match fill(&end, direction, &mut source, tail, room.min(left).min(STRETCH)) {
+            Ok(filled) => filled,
+            Err(_) if done > 0 => return done as isize,
+            Err(errno) => return -(errno as isize),
+        };
+        if filled == 0 {
+            break;
+        }
+        if direction.tail.load(Relaxed) != tail {
+            // A signal handler of the program wrote to it meanwhile, and over these bytes.
+            return if done > 0 { done as isize } else { -(EAGAIN as isize) };
+        }
+        done += filled;
+        let asleep = direction.publish(tail + filled as u64, || {
+            mark(direction);
+            is_parked(direction)
+        });
+        if asleep {
+            ring_bell(&end, direction);
+        }
+    }
+    done as isize
+}
+
+/// Put bytes into the ring at `tail`; how many.
+fn fill(
+    end: &End,
+    direction: &Direction,
+    source: &mut Source,
+    tail: u64,
+    most: usize,
+) -> Result<usize, sys::Errno> {
+    let mut done = 0;
+    while done < most {
+        let (at, len) = address(end.row, end.side, direction, tail + done as u64, most - done);
+        match source {
+            Source::Memory { pieces, .. } => {
+                let Some((from, len)) = pieces.next_up_to(len).ok_or(EFAULT)? else { break };
+                if !user::copy(at, from, len) {
+                    return Err(EFAULT);
+                }
+                done += len;
+            }
+            Source::File { fd, position } => {
+                let read = if *position == 0 {
+                    ask(nr::READ, [*fd, at, len])
+                } else {
+                    let from = user::read::<i64>(*position).ok_or(EFAULT)?;
+                    let read = ask(nr::PREAD64, [*fd, at, len, from as usize]);
+                    let to = from + read.max(0) as i64;
+                    if read > 0 && !user::write(*position, &to) {
+                        return Err(EFAULT);
+                    }
+                    read
+                };
+                match read {
+                    0 => break,
+                    1.. => done += read as usize,
+                    _ if done > 0 => break,
+                    error => return Err(-error as sys::Errno),
+                }
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// The rest of what is to be sent, through the kernel.
+fn rest(end: &End, source: &mut Source, left: usize) -> isize {
+    let mut done = 0isize;
+    match source {
+        Source::File { fd, position } => ask(nr::SENDFILE, [end.fd, *fd, *position, left]),
+        Source::Memory { pieces, flags } => {
+            while let Some(Some((from, len))) = pieces.next_up_to(left) {
+                let sent = ask(nr::SENDTO, [end.fd, from, len, *flags]);
+                if sent < 0 {
+                    return if done > 0 { done } else { sent };
+                }
+                done += sent;
+                if (sent as usize) < len {
+                    break;
+                }
+            }
+            done
+        }
+    }
+}
+
+/// The kernel was given `sent` of `asked` bytes, all of which have been counted.
+fn counted(direction: &Direction, asked: usize, sent: isize) -> isize {
+    direction.kernel_sent.fetch_sub((asked - sent.max(0) as usize) as u64, AcqRel);
+    sent
+}
+
+/// The program's own call to send something, which may always go through the kernel.
+pub(super) fn by_kernel(end: &End, number: usize, args: [usize; 6], total: usize) -> isize {
+    let direction = end.outgoing();
+    let turn = Turn::take(&direction.writer);
+    direction.kernel_sent.fetch_add(total as u64, AcqRel);
+    drop(turn);
+    counted(direction, total, native(number, args))
+}
+
+/// A large ring from here on, if there is none yet and one is free.
+fn upgrade(direction: &Direction, tail: u64) -> bool {
+    if direction.large.load(Relaxed) != 0 {
+        return false;
+    }
+    let Some(large) = sockets().take_large() else { return false };
+    direction.large_from.store(tail, Release);
+    direction.large.store(large as u32 + 1, Release);
+    true
+}
+
+/// Look for room for as long as a reader that is awake may need. False if there is none.
+fn wait_for_room(direction: &Direction) -> bool {
+    let began = time::now_ns();
+    let core = super::core();
+    loop {
+        if direction.room().1 != 0 {
+            return true;
+        }
+        if time::now_ns() - began > ROOM_NS {
+            return false;
+        }
+        if core == super::core() {
+            sys::sched_yield();
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Tell those who wait for the direction in a set.
+fn mark(direction: &Direction) {
+    if let Some((watcher, socket)) = watched(direction.reading.watch.load(Acquire)) {
+        let watcher = &sockets().watchers[watcher];
+        let core = direction.core.load(Relaxed);
+        if watcher.core.load(Relaxed) != core {
+            watcher.core.store(core, Relaxed);
+        }
+        watcher.mark(socket);
+    }
+}
+
+/// One byte through the kernel wakes whoever sleeps there.
+fn ring_bell(end: &End, direction: &Direction) {
+    if direction.bell.swap(1, AcqRel) != 0 {
+        return;
+    }
+    let byte = 0u8;
+    let args = [end.fd, &raw const byte as usize, 1, MSG_DONTWAIT | MSG_NOSIGNAL];
+    if ask(nr::SENDTO, args) == 1 {
+        direction.bells.fetch_add(1, Relaxed);
+    } else {
+        direction.bell.store(0, Release);
+    }
+}
+
+/// Take the bell's byte out of the kernel, if it has come.
+pub(super) fn hear_bell(end: &End, direction: &Direction) {
+    if direction.bell.load(Acquire) == 0 {
+        return;
+    }
+    let _turn = Turn::take(&direction.reading.reader);
+    if direction.bell.load(Acquire) == 0 {
+        return;
+    }
+    let mut byte = 0u8;
+    if ask(nr::RECVFROM, [end.fd, &raw mut byte as usize, 1, MSG_DONTWAIT]) == 1 {
+        direction.bell.store(0, Release);
+    }
+}
+
+/// Receive up to `total` bytes; `number` and `args` are the program's own call, `flags` its flags.
+pub(super) fn receive(
+    end: End,
+    number: usize,
+    args: [usize; 6],
+    pieces: Pieces,
+    total: usize,
+    flags: usize,
+) -> isize {
+    let direction = end.incoming();
+    let mut pieces = pieces;
+    let mut done = 0usize;
+    let waits = flags & MSG_DONTWAIT == 0 && end.connection.sides[end.side].nonblock.load(Relaxed) == 0;
+    // Looking is over; the kernel has been asked for what it was said to have.
+    let (mut has_looked, mut has_asked) = (false, false);
+    is_joined(&end);
+    loop {
+        match from_ring(&end, direction, &mut pieces, total - done, flags) {
+            Err(errno) => return if done > 0 { done as isize } else { -(errno as isize) },
+            Ok(0) => {}
+            Ok(taken) => {
+                done += taken;
+                let goes_on = flags & (MSG_WAITALL | MSG_PEEK) == MSG_WAITALL;
+                if done == total || !goes_on {
+                    return done as isize;
+                }
+                continue;
+            }
+        }
+        hear_bell(&end, direction);
+        let asks = direction.is_in_kernel() && !has_asked;
+        if asks && done == 0 {
+            has_asked = true;
+            if let Some(result) = from_kernel(&end, direction, number, args, flags) {
+                return result;
+            }
+            continue;
+        } else if asks {
+            has_asked = true;
+            // The rest of what is waited for, by a call of its own.
+            let Some(Some((to, len))) = pieces.next_up_to(total - done) else { return done as isize };
+            let args = [end.fd, to, len, flags, 0, 0];
+            match from_kernel(&end, direction, nr::RECVFROM, args, flags) {
+                Some(more @ 1..) => (done, has_asked) = (done + more as usize, false),
+                Some(_) => return done as isize,
+                None => {}
+            }
+            if done == total {
+                return done as isize;
+            }
+            continue;
+        }
+        if waits && !has_looked && !has_asked {
+            has_looked = true;
+            if look(direction) {
+                continue;
+            }
+        }
+        // Sleep, or learn that there is nothing to sleep for.
+        if waits && !direction.park() {
+            continue;
+        }
+        let began = time::now_ns();
+        let mut byte = 0u8;
+        let flags = if waits { MSG_PEEK } else { MSG_PEEK | MSG_DONTWAIT };
+        let seen = ask(nr::RECVFROM, [end.fd, &raw mut byte as usize, 1, flags]);
+        if waits {
+            direction.unpark();
+            note_wait(&direction.reading.patience_ns, time::now_ns() - began);
+        }
+        if direction.has_bytes() {
+            continue;
+        }
+        if seen <= 0 {
+            return if done > 0 { done as isize } else { seen };
+        }
+        if direction.bell.load(Acquire) == 0 && !direction.is_in_kernel() {
+            // Bytes that nobody has counted: from before the connection was carried.
+            direction.kernel_sent.fetch_add(1, AcqRel);
+            let result = from_kernel(&end, direction, number, args, flags);
+            direction.kernel_sent.fetch_add(result.unwrap_or(0).max(0) as u64, AcqRel);
+            direction.kernel_sent.fetch_sub(1, AcqRel);
+            if let Some(result) = result {
+                return result;
+            }
+        }
+        (has_looked, has_asked) = (false, false);
+    }
+}
+
+/// Take bytes out of the ring; how many.
+#[inline]
+fn from_ring(
+    end: &End,
+    direction: &Direction,
+    pieces: &mut Pieces,
+    most: usize,
+    flags: usize,
+) -> Result<usize, sys::Errno> {
+    loop {
+        let (head, filled) = direction.filled();
+        let len = filled.min(most);
+        if len == 0 {
+            return Ok(0);
+        }
+        let mut to = *pieces;
+        let mut done = 0;
+        while done < len {
+            let position = head + done as u64;
+            let (from, part) = address(end.row, 1 - end.side, direction, position, len - done);
+            if flags & MSG_TRUNC != 0 {
+                done += part;
+                continue;
+            }
+            let Some((at, part)) = to.next_up_to(part).ok_or(EFAULT)? else { break };
+            if !user::copy(at, from, part) {
+                return Err(EFAULT);
+            }
+            done += part;
+        }
+        if flags & MSG_PEEK != 0 {
+            return Ok(done);
+        }
+        if direction.take(head, done) {
+            *pieces = to;
+            if direction.bell.load(Relaxed) != 0 {
+                hear_bell(end, direction);
+            }
+            return Ok(done);
+        }
+    }
+}
+
+/// Receive what is next in the kernel. None if the ring has to be looked at first.
+fn from_kernel(
+    end: &End,
+    direction: &Direction,
+    number: usize,
+    mut args: [usize; 6],
+    flags: usize,
+) -> Option<isize> {
+    let waits = end.connection.sides[end.side].nonblock.load(Relaxed) == 0;
+    let turn = Turn::take(&direction.reading.reader);
+    // Whatever is in the ring now was sent before what is in the kernel.
+    if direction.has_bytes() || direction.bell.load(Acquire) != 0 || !direction.is_in_kernel() {
+        return None;
+    }
+    let result = match number {
+        nr::RECVFROM => {
+            args[3] |= MSG_DONTWAIT;
+            native(number, args)
+        }
+        nr::RECVMSG => {
+            args[2] |= MSG_DONTWAIT;
+            native(number, args)
+        }
+        nr::READ => {
+            let [fd, at, len, ..] = args;
+            ask(nr::RECVFROM, [fd, at, len, MSG_DONTWAIT])
+        }
+        // Of several pieces: there is something, so that it does not wait, or the program wants no waiting.
+        _ => {
+            let mut byte = 0u8;
+            let seen = [end.fd, &raw mut byte as usize, 1, MSG_PEEK | MSG_DONTWAIT];
+            match ask(nr::RECVFROM, seen) {
+                1 => native(number, args),
+                other => other,
+            }
+        }
+    };
+    if result > 0 && flags & MSG_PEEK == 0 {
+        direction.reading.kernel_read.fetch_add(result as u64, AcqRel);
+    }
+    drop(turn);
+    if result > 0 && end.connection.state.load(Relaxed) == OFFERED {
+        // Whoever accepted it has sent something, and has not taken the offer.
+        let _ = sockets().withdraw(end.row);
+    }
+    if result == -(EAGAIN as isize) && waits && flags & MSG_DONTWAIT == 0 {
+        // It was counted, and is not there yet.
+        return None;
+    }
+    Some(result)
+}
+
+/// Look for bytes, for as long as that has been worth while. True if there are some.
+fn look(direction: &Direction) -> bool {
+    let patience = patience(&direction.reading.patience_ns);
+    look_until(patience, &direction.core, || direction.has_bytes() || direction.is_in_kernel())
+}
+
+/// Look for something until it is there, or so many nanoseconds have passed. `core` is where it will come
+/// from.
+pub(super) fn look_until(
+    patience_ns: u64,
+    core: &core::sync::atomic::AtomicU32,
+    is_there: impl Fn() -> bool,
+) -> bool {
+    let began = time::now_ns();
+    loop {
+        for _ in 0..8 {
+            if is_there() {
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        if core.load(Relaxed) == super::core() {
+            sys::sched_yield();
+        }
+        if time::now_ns() - began > patience_ns {
+            return is_there();
+        }
+    }
+}
+
+/// How long to look.
+pub(super) fn patience(word: &core::sync::atomic::AtomicU32) -> u64 {
+    match word.load(Relaxed) {
+        0 => u64::from(PATIENCE_NS),
+        ns => u64::from(ns.min(PATIENCE_NS)),
+    }
+}
+
+/// Looking has not been enough, and sleeping took so long.
+pub(super) fn note_wait(word: &core::sync::atomic::AtomicU32, slept_ns: u64) {
+    let now = patience(word) as u32;
+    // Waking itself takes as long as it was worth to look.
+    let next = if slept_ns < 2 * u64::from(PATIENCE_NS) {
+        PATIENCE_NS
+    } else {
+        (now / 2).max(PATIENCE_NS_MIN)
+    };
+    if next != now {
+        word.store(next, Relaxed);
+    }
+}
+
+/// After `shutdown`: nothing goes by the ring towards whom it has been shut for.
+pub(super) fn shutdown(fd: usize, how: usize, result: isize) -> isize {
+    const READ: usize = 0;
+    const WRITE: usize = 1;
+    if result == 0
+        && let Some(end) = fds::end_of(fd)
+    {
+        if how != READ {
+            end.outgoing().shut.store(1, Release);
+        }
+        if how != WRITE {
+            end.incoming().shut.store(1, Release);
+        }
+    }
+    result
+}
+
+/// Both directions go by the kernel from now on, but for what is in the rings.
+pub(super) fn leave_to_kernel(end: &End) {
+    end.outgoing().shut.store(1, Release);
+    end.incoming().shut.store(1, Release);
+}
+
+/// The last descriptor of this process for an end is about to be closed. If nobody else has it, and there
+/// is something that nobody will read, the other side is told as the kernel would: by a reset.
+pub(super) fn about_to_close(end: &End) {
+    const SOCKET: usize = 1;
+    const SO_LINGER: usize = 13;
+    let others = |holder: &core::sync::atomic::AtomicU32| {
+        let pid = holder.load(Relaxed);
+        pid != 0 && Some(pid) != super::own_pid()
+    };
+    let side = &end.connection.sides[end.side];
+    let is_last = side.crowded.load(Relaxed) == 0 && !side.holders.iter().any(others);
+    let joined = end.connection.state.load(Acquire) == JOINED;
+    if joined && is_last && end.incoming().has_bytes() && !end.connection.is_unix() {
+        let linger = [1u32, 0];
+        ask(nr::SETSOCKOPT, [end.fd, SOCKET, SO_LINGER, linger.as_ptr() as usize, 8]);
+    }
+}
+
+/// `splice` from a carried socket whose ring has bytes: a few of them.
+pub(super) fn splice(args: [usize; 6]) -> isize {
+    let [from, _, to, _, len, _] = args;
+    if let Some(end) = fds::end_of(to) {
+        return by_kernel(&end, nr::SPLICE, args, len);
+    }
+    let Some(end) = fds::end_of(from) else { return native(nr::SPLICE, args) };
+    let direction = end.incoming();
+    hear_bell(&end, direction);
+    let (head, filled) = direction.filled();
+    if filled == 0 {
+        let moved = native(nr::SPLICE, args);
+        direction.reading.kernel_read.fetch_add(moved.max(0) as u64, AcqRel);
+        return moved;
+    }
+    let (at, part) = address(end.row, 1 - end.side, direction, head, filled.min(len).min(4096));
+    let written = ask(nr::WRITE, [to, at, part]);
+    if written > 0 && !direction.take(head, written as usize) {
+        return -(EINVAL as isize);
+    }
+    written
+}

@@ -1,0 +1,619 @@
+//! Connections of local sockets whose bytes go through the region.
+//!
+//! Each keeps its two kernel sockets. A direction has two channels, and at any time all bytes in the
+//! ring are older than all bytes in the kernel:
+//!
+//! ```text
+//!            ring has room, nothing is in the kernel, the reader is awake
+//!  writer ──────────────────────────────► ring ───────────────────────────► first ── reader
+//!         ──────────────────────────────► kernel's socket ────────────────► then  ──
+//!            the reader sleeps, the ring is full, or the bytes cannot go by the ring
+//! ```
+//!
+//! So whoever sleeps does it in the kernel, on the socket itself, and is woken as ever; back-pressure, end
+//! of file, resets and errors are the kernel's own; and what libos does not know how to carry it leaves
+//! to the kernel at any time. The one thing that the kernel's channel may contain besides the program's
+//! bytes is a *bell*: one byte, sent when a reader went to sleep just as the writer put bytes into the
+//! ring.
+//!
+//! The two ends find each other by what both kernel sockets say: the addresses and ports of both, or the
+//! inode of the connecting one. The side that connects *offers*, the side that accepts *takes the offer*,
+//! and nothing goes through the ring towards the first before that has *joined*, which it does in its next
+//! call on the socket. An offer that is not taken costs a row.
+
+use ext_api::limits::HUGE_PAGE_LEN;
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// Rows of the table.
+pub const CONNECTIONS_MAX: usize = 16 << 10;
+/// Rows in which a connection may be, from the one that its name leads to.
+pub const PROBES: usize = 16;
+/// Bytes of a ring that every direction has.
+pub const SMALL_RING: usize = 4 << 10;
+/// Bytes of one that it gets when a write does not fit.
+pub const LARGE_RING: usize = 256 << 10;
+/// How many of these there are.
+pub const LARGE_RINGS: usize = 512;
+/// What all rings take at the end of the region's shared part, if its sockets are carried at all.
+pub const RINGS_LEN: usize = CONNECTIONS_MAX * 2 * SMALL_RING + LARGE_RINGS * LARGE_RING;
+/// Sets of sockets that threads of the sandbox can wait for (epoll instances).
+pub const WATCHERS_MAX: usize = 512;
+/// Sockets of one of them. More are left to the kernel.
+pub const WATCHED_MAX: usize = 4096;
+/// Processes that share an end of a connection and are known by name.
+pub const HOLDERS_MAX: usize = 4;
+
+/// Nobody's row.
+pub const FREE: u32 = 0;
+/// It is being filled.
+pub const TAKEN: u32 = 1;
+/// The side that connected waits for the other.
+pub const OFFERED: u32 = 2;
+/// The side that accepted has found the offer.
+pub const ACCEPTED: u32 = 3;
+/// Both know of each other.
+pub const JOINED: u32 = 4;
+
+/// Numbers of the calls that are looked at, as bits.
+pub const CALLS: [u64; 8] = {
+    // read, write, close, poll, ioctl, readv, writev, select, dup, dup2, sendfile, connect, accept, sendto,
+    // recvfrom, sendmsg, recvmsg, shutdown, setsockopt, getsockopt, fcntl, epoll_wait, epoll_ctl, pselect6,
+    // ppoll, splice, epoll_pwait, accept4, dup3, recvmmsg, sendmmsg, close_range, epoll_pwait2
+    const NUMBERS: [usize; 33] = [
+        0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 54, 55, 72, 232, 233, 270,
+        271, 275, 281, 288, 292, 299, 307, 436, 441,
+    ];
+    let mut bits = [0; 8];
+    let mut index = 0;
+    while index < NUMBERS.len() {
+        bits[NUMBERS[index] / 64] |= 1 << (NUMBERS[index] % 64);
+        index += 1;
+    }
+    bits
+};
+
+/// In [`Reading::watch`]: several wait for it in ways that cannot all be told. It goes by the kernel.
+pub const MANY: u32 = u32::MAX;
+
+/// In the first word of a name: the connection is of AF_UNIX sockets.
+pub const UNIX: u64 = 1 << 63;
+
+/// What names a connection: kind and ports, then the addresses of who connects and who accepts.
+pub type Name = [u64; 5];
+
+/// Everything that is kept of carried sockets.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Sockets {
+    /// Connections that are being made now: an offer may be about to appear.
+    pub connecting: AtomicU32,
+    /// Offers of AF_UNIX sockets that nobody has taken yet.
+    pub unix_offers: AtomicU32,
+    /// Rows that were ever used.
+    pub used: AtomicU32,
+    /// Connections that both sides knew of.
+    pub carried: AtomicU64,
+    /// Bytes that ended connections had carried.
+    pub carried_bytes: AtomicU64,
+    /// Bytes of theirs that went by the kernel.
+    pub kernel_bytes: AtomicU64,
+    /// Not carried, since no row was free near the one that the name leads to.
+    pub no_row: AtomicU64,
+    /// Accepted connections between local addresses for which there was no offer.
+    pub no_offer: AtomicU64,
+    /// Offers that nobody took.
+    pub not_taken: AtomicU64,
+    /// Large rings in use.
+    pub large: [AtomicU64; LARGE_RINGS / 64],
+    /// The sets that threads wait for.
+    pub watchers: [Watcher; WATCHERS_MAX],
+    /// The table.
+    pub connections: [Connection; CONNECTIONS_MAX],
+}
+
+/// An epoll instance with carried sockets.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Watcher {
+    /// Process that has it, or 0.
+    pub pid: AtomicU32,
+    /// How long looking has been worth while lately, in nanoseconds.
+    pub patience_ns: AtomicU32,
+    /// Its own line: threads of the process that sleep on it.
+    pub parked: Line<AtomicU32>,
+    /// Its own line: a bit per word of `ready` that has any.
+    pub summary: Line<AtomicU64>,
+    /// The core of whoever set a bit last.
+    pub core: AtomicU32,
+    /// A bit per socket: bytes have been put into its ring.
+    pub ready: [AtomicU64; WATCHED_MAX / 64],
+}
+
+/// A value with a cache line of its own.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Line<T>(pub T);
+
+/// One connection.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Connection {
+    /// [`FREE`] and the others.
+    pub state: AtomicU32,
+    /// Counts the lives of the row.
+    pub generation: AtomicU32,
+    /// What names it.
+    pub name: [AtomicU64; 5],
+    /// Who connected, and who accepted.
+    pub sides: [Side; 2],
+    /// By which of them writes.
+    pub directions: [Direction; 2],
+}
+
+/// One end.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Side {
+    /// The kernel's number of the socket, which no other ever has (`SO_COOKIE`).
+    pub cookie: AtomicU64,
+    /// Processes that have it, by pid; 0 for none.
+    pub holders: [AtomicU32; HOLDERS_MAX],
+    /// More had it than there was room for: nobody can tell when the last one is gone.
+    pub crowded: AtomicU32,
+    /// 1 while calls on it do not wait (`O_NONBLOCK`).
+    pub nonblock: AtomicU32,
+    /// 1 once nobody has it.
+    pub gone: AtomicU32,
+    /// What the program set of `TCP_NODELAY` and `TCP_CORK`.
+    pub options: AtomicU32,
+}
+
+/// The bytes from one side to the other.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Direction {
+    /// Bytes ever put into the ring.
+    pub tail: AtomicU64,
+    /// Bytes ever given to the kernel, or about to be.
+    pub kernel_sent: AtomicU64,
+    /// Bytes from this one on are in the large ring.
+    pub large_from: AtomicU64,
+    /// That ring's number and 1; 0 if there is none.
+    pub large: AtomicU32,
+    /// Tid of the thread that is putting bytes into the ring.
+    pub writer: AtomicU32,
+    /// 1 while a bell is on its way.
+    pub bell: AtomicU32,
+    /// 1 once nothing goes by the ring any more: a side has shut it down, or writes in ways of its own.
+    pub shut: AtomicU32,
+    /// Bells ever sent.
+    pub bells: AtomicU32,
+    /// The core of whoever wrote last.
+    pub core: AtomicU32,
+    /// What readers write.
+    pub reading: Reading,
+}
+
+/// The part of a direction that readers write: a cache line of its own.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Reading {
+    /// Bytes ever taken out of the ring.
+    pub head: AtomicU64,
+    /// Bytes ever received from the kernel.
+    pub kernel_read: AtomicU64,
+    /// Where readers wait: number of a [`Watcher`] and 1, and of the socket there; 0 for nowhere; or
+    /// [`MANY`].
+    pub watch: AtomicU32,
+    /// Threads that sleep on this socket itself.
+    pub parked: AtomicU32,
+    /// Tid of the thread that is receiving from the kernel.
+    pub reader: AtomicU32,
+    /// As of a [`Watcher`].
+    pub patience_ns: AtomicU32,
+}
+
+/// A place in [`Reading::watch`].
+#[must_use]
+pub const fn watch_word(watcher: usize, socket: usize) -> u32 {
+    ((watcher + 1) * WATCHED_MAX + socket) as u32
+}
+
+/// What [`watch_word`] was made of.
+#[must_use]
+pub const fn watched(word: u32) -> Option<(usize, usize)> {
+    let (watcher, socket) = (word as usize / WATCHED_MAX, word as usize % WATCHED_MAX);
+    if watcher == 0 || watcher > WATCHERS_MAX { None } else { Some((watcher - 1, socket)) }
+}
+
+/// Row from which a name is looked for.
+#[must_use]
+pub fn first_row(name: &Name) -> usize {
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mixed = name.iter().fold(0u64, |sum, word| (sum ^ word).wrapping_mul(SPREAD).rotate_left(29));
+    (mixed >> 17) as usize % CONNECTIONS_MAX
+}
+
+/// Where the bytes at a position of a ring lie, and how many follow in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// In the large ring.
+    pub in_large: bool,
+    /// From the ring's start.
+    pub offset: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+impl Direction {
+    /// Bytes that can be taken out now, from which position.
+    #[must_use]
+    #[inline]
+    pub fn filled(&self) -> (u64, usize) {
+        let head = self.reading.head.load(Ordering::Acquire);
+        let tail = self.tail.load(Ordering::Acquire);
+        // Anybody could have written there: never more than a ring.
+        (head, tail.wrapping_sub(head).min(LARGE_RING as u64) as usize)
+    }
+
+    /// Is there anything in the ring?
+    #[must_use]
+    #[inline]
+    pub fn has_bytes(&self) -> bool {
+        self.filled().1 != 0
+    }
+
+    /// Are there, or will there be soon, bytes in the kernel?
+    #[must_use]
+    #[inline]
+    pub fn is_in_kernel(&self) -> bool {
+        self.kernel_sent.load(Ordering::Acquire) != self.reading.kernel_read.load(Ordering::Acquire)
+    }
+
+    /// Bytes that can be put in now, from which position.
+    #[must_use]
+    #[inline]
+    pub fn room(&self) -> (u64, usize) {
+        let tail = self.tail.load(Ordering::Acquire);
+        let head = self.reading.head.load(Ordering::Acquire);
+        let used = tail.wrapping_sub(head);
+        let large_from = self.large_from.load(Ordering::Acquire);
+        let has_large = self.large.load(Ordering::Acquire) != 0;
+        let (len, used) = if has_large && tail >= large_from {
+            (LARGE_RING as u64, used.min(tail - large_from))
+        } else {
+            (SMALL_RING as u64, used)
+        };
+        (tail, len.saturating_sub(used) as usize)
+    }
+
+    /// Where the bytes at `position` lie; `len` of them are asked for.
+    #[must_use]
+    #[inline]
+    pub fn piece(&self, position: u64, len: usize) -> Piece {
+        let large_from = self.large_from.load(Ordering::Acquire);
+        let has_large = self.large.load(Ordering::Acquire) != 0;
+        let in_large = has_large && position >= large_from;
+        let ring = if in_large { LARGE_RING } else { SMALL_RING };
+        let offset = position as usize % ring;
+        let mut len = len.min(ring - offset);
+        if has_large && !in_large {
+            len = len.min((large_from - position) as usize);
+        }
+        Piece { in_large, offset, len }
+    }
+
+    /// The bytes up to `tail` are there. True if the one who waits for them may be asleep now.
+    #[inline]
+    pub fn publish(&self, tail: u64, is_parked: impl FnOnce() -> bool) -> bool {
+        self.tail.store(tail, Ordering::Release);
+        fence(Ordering::SeqCst);
+        is_parked()
+    }
+
+    /// Go to sleep on the socket itself, unless there are bytes.
+    #[must_use]
+    pub fn park(&self) -> bool {
+        self.reading.parked.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let may_sleep = !self.has_bytes();
+        if !may_sleep {
+            self.unpark();
+        }
+        may_sleep
+    }
+
+    /// Awake again.
+    pub fn unpark(&self) {
+        // A row that was given to others meanwhile has its count from 0.
+        let less = |count: u32| count.checked_sub(1);
+        let _ = self.reading.parked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// The bytes before `position` have been taken, if they were there still.
+    #[must_use]
+    #[inline]
+    pub fn take(&self, head: u64, len: usize) -> bool {
+        let next = head + len as u64;
+        self.reading
+            .head
+            .compare_exchange(head, next, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    fn reset(&self) {
+        let reading = &self.reading;
+        let positions = [&self.tail, &self.kernel_sent, &self.large_from];
+        positions.into_iter().chain([&reading.head, &reading.kernel_read]).for_each(zero64);
+        let words = [&self.large, &self.writer, &self.bell, &self.shut, &self.bells, &self.core];
+        let readers = [&reading.watch, &reading.parked, &reading.reader, &reading.patience_ns];
+        words.into_iter().chain(readers).for_each(zero);
+    }
+}
+
+impl Side {
+    /// `pid` has it too.
+    pub fn hold(&self, pid: u32) {
+        if self.holders.iter().any(|holder| holder.load(Ordering::Acquire) == pid) {
+            return;
+        }
+        let take = |holder: &AtomicU32| {
+            holder.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
+        if !self.holders.iter().any(take) {
+            self.crowded.store(1, Ordering::Release);
+        }
+        self.gone.store(0, Ordering::Release);
+    }
+
+    /// `pid` has it no longer. True if nobody has.
+    #[must_use]
+    pub fn let_go(&self, pid: u32) -> bool {
+        for holder in &self.holders {
+            let _ = holder.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        let is_free = self.crowded.load(Ordering::Acquire) == 0
+            && self.holders.iter().all(|holder| holder.load(Ordering::Acquire) == 0);
+        if is_free {
+            self.gone.store(1, Ordering::Release);
+        }
+        is_free
+    }
+
+    fn reset(&self) {
+        zero64(&self.cookie);
+        self.holders.iter().for_each(zero);
+        [&self.crowded, &self.nonblock, &self.gone, &self.options].into_iter().for_each(zero);
+    }
+}
+
+impl Connection {
+    /// Has this row this name?
+    #[must_use]
+    pub fn is_named(&self, name: &Name) -> bool {
+        self.name.iter().zip(name).all(|(word, named)| word.load(Ordering::Relaxed) == *named)
+    }
+
+    /// Is it one of AF_UNIX sockets, rather than of TCP?
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        self.name[0].load(Ordering::Relaxed) & UNIX != 0
+    }
+
+    /// Is there nobody at the other end of `side` any more?
+    #[must_use]
+    pub fn other_is_gone(&self, side: usize) -> bool {
+        self.sides[1 - side].gone.load(Ordering::Acquire) != 0
+    }
+}
+
+impl Sockets {
+    /// Rows that may be in use.
+    #[must_use]
+    pub fn rows(&self) -> core::ops::Range<usize> {
+        0..(self.used.load(Ordering::Acquire) as usize).min(CONNECTIONS_MAX)
+    }
+
+    /// A row for a connection of this name, from the side that connects: nobody finds it before
+    /// [`Sockets::offer`].
+    #[must_use]
+    pub fn take_row(&self, name: &Name) -> Option<usize> {
+        let first = first_row(name);
+        let row = (0..PROBES).map(|probe| (first + probe) % CONNECTIONS_MAX).find(|&row| {
+            let state = &self.connections[row].state;
+            state.load(Ordering::Relaxed) == FREE
+                && state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        });
+        let Some(row) = row else {
+            self.no_row.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        self.used.fetch_max(row as u32 + 1, Ordering::AcqRel);
+        let connection = &self.connections[row];
+        connection.generation.fetch_add(1, Ordering::Relaxed);
+        connection.sides.iter().for_each(Side::reset);
+        connection.directions.iter().for_each(Direction::reset);
+        for (word, part) in connection.name.iter().zip(name) {
+            word.store(*part, Ordering::Relaxed);
+        }
+        Some(row)
+    }
+
+    /// Have the other side find it.
+    pub fn offer(&self, row: usize) {
+        if self.connections[row].is_unix() {
+            self.unix_offers.fetch_add(1, Ordering::AcqRel);
+        }
+        self.connections[row].state.store(OFFERED, Ordering::Release);
+    }
+
+    /// The offer of this name, for the side that accepts.
+    #[must_use]
+    pub fn take_offer(&self, name: &Name) -> Option<usize> {
+        let first = first_row(name);
+        let mut rows = (0..PROBES).map(|probe| (first + probe) % CONNECTIONS_MAX);
+        let found = rows.find(|&row| {
+            let connection = &self.connections[row];
+            connection.state.load(Ordering::Acquire) == OFFERED
+                && connection.is_named(name)
+                && connection.sides[0].gone.load(Ordering::Acquire) == 0
+                && connection
+                    .state
+                    .compare_exchange(OFFERED, ACCEPTED, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+        })?;
+        self.no_longer_offered(found);
+        Some(found)
+    }
+
+    fn no_longer_offered(&self, row: usize) {
+        if self.connections[row].is_unix() {
+            let less = |count: u32| count.checked_sub(1);
+            let _ = self.unix_offers.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
+        }
+    }
+
+    /// Nobody takes the offer any more. False if somebody has.
+    #[must_use]
+    pub fn withdraw(&self, row: usize) -> bool {
+        let state = &self.connections[row].state;
+        let done = state.compare_exchange(OFFERED, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if done {
+            self.not_taken.fetch_add(1, Ordering::Relaxed);
+            self.no_longer_offered(row);
+            // What it sent and received was never to be carried.
+            self.connections[row].directions.iter().for_each(Direction::reset);
+            self.free(row);
+        }
+        done
+    }
+
+    /// `pid` no longer has `side` of the connection in `row`; who is the last frees the row.
+    pub fn let_go(&self, row: usize, side: usize, pid: u32) {
+        let connection = &self.connections[row];
+        if !connection.sides[side].let_go(pid) {
+            return;
+        }
+        let state = connection.state.load(Ordering::Acquire);
+        if state == OFFERED && side == 0 {
+            let _ = self.withdraw(row);
+        } else if state >= ACCEPTED && connection.other_is_gone(side) {
+            // Both may come here at once: one of them frees it.
+            let swap = connection.state.compare_exchange(
+                state,
+                TAKEN,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            if swap.is_ok() {
+                self.free(row);
+            }
+        }
+    }
+
+    fn free(&self, row: usize) {
+        let connection = &self.connections[row];
+        for direction in &connection.directions {
+            let carried = direction.reading.head.load(Ordering::Relaxed);
+            self.carried_bytes.fetch_add(carried, Ordering::Relaxed);
+            let by_kernel = direction.reading.kernel_read.load(Ordering::Relaxed);
+            self.kernel_bytes.fetch_add(by_kernel, Ordering::Relaxed);
+            let large = direction.large.swap(0, Ordering::AcqRel) as usize;
+            if (1..=LARGE_RINGS).contains(&large) {
+                self.large[(large - 1) / 64].fetch_and(!(1 << ((large - 1) % 64)), Ordering::AcqRel);
+            }
+        }
+        connection.generation.fetch_add(1, Ordering::Relaxed);
+        connection.state.store(FREE, Ordering::Release);
+    }
+
+    /// A large ring; its number.
+    #[must_use]
+    pub fn take_large(&self) -> Option<usize> {
+        self.large.iter().enumerate().find_map(|(index, word)| {
+            let mut seen = word.load(Ordering::Relaxed);
+            while seen != u64::MAX {
+                let bit = (!seen).trailing_zeros();
+                match word.compare_exchange_weak(
+                    seen,
+                    seen | 1 << bit,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                ) {
+                    Ok(_) => return Some(index * 64 + bit as usize),
+                    Err(now) => seen = now,
+                }
+            }
+            None
+        })
+    }
+
+    /// A process has ended: what it had, nobody has.
+    pub fn end_process(&self, pid: u32) {
+        for row in self.rows() {
+            let connection = &self.connections[row];
+            if connection.state.load(Ordering::Acquire) < OFFERED {
+                continue;
+            }
+            for side in 0..2 {
+                let had = |holder: &AtomicU32| holder.load(Ordering::Relaxed) == pid;
+                if connection.sides[side].holders.iter().any(had) {
+                    self.let_go(row, side, pid);
+                }
+            }
+        }
+        for watcher in &self.watchers {
+            if watcher.pid.load(Ordering::Relaxed) == pid {
+                watcher.pid.store(0, Ordering::Release);
+            }
+        }
+    }
+}
+
+fn zero(word: &AtomicU32) {
+    word.store(0, Ordering::Relaxed);
+}
+
+fn zero64(word: &AtomicU64) {
+    word.store(0, Ordering::Relaxed);
+}
+
+impl Watcher {
+    /// The socket `index` has bytes.
+    #[inline]
+    pub fn mark(&self, index: usize) {
+        let (word, bit) = (index / 64 % self.ready.len(), 1 << (index % 64));
+        if self.ready[word].load(Ordering::Relaxed) & bit == 0 {
+            self.ready[word].fetch_or(bit, Ordering::AcqRel);
+            self.summary.0.fetch_or(1 << word, Ordering::AcqRel);
+        }
+    }
+
+    /// It has none, as far as is known.
+    #[inline]
+    pub fn unmark(&self, index: usize) {
+        let (word, bit) = (index / 64 % self.ready.len(), 1 << (index % 64));
+        if self.ready[word].fetch_and(!bit, Ordering::AcqRel) & !bit == 0 {
+            self.summary.0.fetch_and(!(1 << word), Ordering::AcqRel);
+            // Somebody may have set a bit in between.
+            if self.ready[word].load(Ordering::Acquire) != 0 {
+                self.summary.0.fetch_or(1 << word, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// As new.
+    pub fn reset(&self) {
+        [&self.parked.0, &self.patience_ns, &self.core].into_iter().for_each(zero);
+        self.ready.iter().chain([&self.summary.0]).for_each(zero64);
+    }
+}
+
+#[cfg(not(loom))]
+const _: () = {
+    assert!(size_of::<Connection>() == 448);
+    assert!(WATCHED_MAX / 64 <= 64, "the summary is one word");
+    assert!((WATCHERS_MAX + 1) * WATCHED_MAX < MANY as usize);
+    assert!(RINGS_LEN.is_multiple_of(HUGE_PAGE_LEN));
+};

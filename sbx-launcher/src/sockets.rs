@@ -1,0 +1,82 @@
+//! `ps --sockets`: which connections are carried, for people and scripts.
+
+use std::net::Ipv6Addr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use libos::sockets::{ACCEPTED, Connection, Direction, JOINED, OFFERED, Side, Sockets};
+use serde_json::{Value, json};
+
+/// The carried connections, and what became of others.
+#[must_use]
+pub fn table(sockets: &Sockets) -> Value {
+    let rows = sockets.rows().map(|row| &sockets.connections[row]);
+    let rows: Vec<&Connection> = rows.filter(|one| one.state.load(Relaxed) >= OFFERED).collect();
+    let sum = |of: fn(&Direction) -> u64| -> u64 {
+        let known = rows.iter().filter(|one| one.state.load(Relaxed) >= ACCEPTED);
+        known.flat_map(|one| &one.directions).map(of).sum()
+    };
+    json!({
+        "connections": rows.iter().map(|one| connection(one)).collect::<Vec<_>>(),
+        "carried": sockets.carried.load(Relaxed),
+        "carried_bytes": sockets.carried_bytes.load(Relaxed) + sum(carried),
+        "kernel_bytes": sockets.kernel_bytes.load(Relaxed) + sum(by_kernel),
+        "no_row": sockets.no_row.load(Relaxed),
+        "no_offer": sockets.no_offer.load(Relaxed),
+        "not_taken": sockets.not_taken.load(Relaxed),
+    })
+}
+
+fn connection(one: &Connection) -> Value {
+    let state = match one.state.load(Relaxed) {
+        JOINED => "carried",
+        ACCEPTED => "accepted",
+        _ => "offered",
+    };
+    json!({
+        "name": name(one),
+        "state": state,
+        "from": holders(&one.sides[0]),
+        "to": holders(&one.sides[1]),
+        "sent": direction(&one.directions[0]),
+        "received": direction(&one.directions[1]),
+    })
+}
+
+fn carried(direction: &Direction) -> u64 {
+    direction.reading.head.load(Relaxed)
+}
+
+fn by_kernel(direction: &Direction) -> u64 {
+    direction.reading.kernel_read.load(Relaxed)
+}
+
+fn direction(direction: &Direction) -> Value {
+    json!({
+        "carried": carried(direction),
+        "by_kernel": by_kernel(direction),
+        "wakes": direction.bells.load(Relaxed),
+        "shut": direction.shut.load(Relaxed) != 0,
+    })
+}
+
+fn holders(side: &Side) -> Vec<u32> {
+    let holders = side.holders.iter().map(|holder| holder.load(Relaxed));
+    holders.filter(|pid| *pid != 0).collect()
+}
+
+/// Addresses and ports of both ends, or the inode of the one that connected.
+fn name(one: &Connection) -> String {
+    let [first, from @ .., _, _] = one.name.each_ref().map(|word| word.load(Relaxed));
+    let to = [one.name[3].load(Relaxed), one.name[4].load(Relaxed)];
+    if one.is_unix() {
+        return format!("unix {}", first & u64::from(u32::MAX));
+    }
+    let address = |[high, low]: [u64; 2], port: u64| {
+        let address = Ipv6Addr::from(u128::from(high) << 64 | u128::from(low));
+        match address.to_ipv4_mapped() {
+            Some(v4) => format!("{v4}:{}", port & 0xffff),
+            None => format!("[{address}]:{}", port & 0xffff),
+        }
+    };
+    format!("{} > {}", address(from, first >> 16), address(to, first))
+}
