@@ -401,6 +401,13 @@ impl Connection {
         self.name[0].load(Ordering::Relaxed) & UNIX != 0
     }
 
+    /// Has either side closed it, or shut it down?
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.sides.iter().any(|side| side.gone.load(Ordering::Relaxed) != 0)
+            || self.directions.iter().any(|way| way.shut.load(Ordering::Relaxed) != 0)
+    }
+
     /// Is there nobody at the other end of `side` any more?
     #[must_use]
     pub fn other_is_gone(&self, side: usize) -> bool {

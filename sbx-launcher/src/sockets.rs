@@ -54,6 +54,7 @@ fn direction(direction: &Direction) -> Value {
     json!({
         "carried": carried(direction),
         "by_kernel": by_kernel(direction),
+        "waiting": direction.filled().1,
         "wakes": direction.bells.load(Relaxed),
         "shut": direction.shut.load(Relaxed) != 0,
     })

@@ -181,6 +181,8 @@ impl Socket {
         let wanted = if self.present.load(Relaxed) == 0 { 0 } else { events | KNOWN };
         let what = match (known & KNOWN, wanted & KNOWN) {
             _ if known == wanted => return,
+            // It has been reported once for all: any other word would wake it.
+            (_, 1..) if events == 0 && self.is_asleep() => return,
             (0, _) => ADD,
             (_, 0) => DELETE,
             _ => MODIFY,
@@ -290,7 +292,12 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     let socket = &set.sockets[place.1];
     let is_present = socket.present.load(Relaxed) != 0;
     let is_plain = socket.events.load(Relaxed) & !PLAIN == 0;
-    if !is_plain || !stream::is_joined(end) || !set.is_watched() || fds::is_copied(end.fd) {
+    let word = watch_word(set.watcher.load(Relaxed) as usize, place.1);
+    let is_watched = set.is_watched() && end.incoming().reading.watch.load(Relaxed) == word;
+    let is_steady = stream::is_joined(end)
+        && !end.connection.is_ending()
+        && !end.incoming().is_in_kernel();
+    if !is_plain || !is_watched || !is_steady || fds::is_copied(end.fd) {
         return None;
     }
     let event = match what {
@@ -382,7 +389,8 @@ impl Wait {
                 return from_rings as isize;
             }
             self.set.asked_ns.store(now, Relaxed);
-            if now.saturating_sub(self.set.told_ns.load(Relaxed)) > UNTOLD_NS {
+            let is_old = now.saturating_sub(self.set.told_ns.load(Relaxed)) > UNTOLD_NS;
+            if is_old || from_rings == 0 && until.is_over() {
                 self.set.told_ns.store(now, Relaxed);
                 self.set.tell(self.args[0]);
             }
@@ -504,7 +512,14 @@ impl Wait {
             got |= readable();
             if got != 0 && is_level {
                 watcher.mark(index);
+            } else if events & OUT != 0 {
+                // When there is room the kernel says.
+                socket.tell(self.args[0], index);
             }
+        }
+        // The kernel has something to add.
+        if got != 0 && (events & OUT != writable || end.connection.is_ending()) {
+            got |= super::wait::kernels_events(end.fd, events);
         }
         if got != 0 && events & ONCE != 0 {
             self.put_to_sleep(socket, index);

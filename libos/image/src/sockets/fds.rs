@@ -118,6 +118,20 @@ pub(super) fn carry(fd: usize, row: usize, side: usize) -> bool {
     put(fd, word | u64::from(generation) << GENERATION_BIT)
 }
 
+/// As [`carry`], of an end that other descriptors may stand for already.
+pub(super) fn carry_too(fd: usize, row: usize, side: usize) -> bool {
+    for end in ends().filter(|end| (end.row, end.side) == (row, side)) {
+        if let Some(entry) = entry(end.fd) {
+            entry.fetch_or(COPIED, AcqRel);
+        }
+    }
+    let is_carried = carry(fd, row, side);
+    if let Some(entry) = entry(fd).filter(|_| is_carried) {
+        entry.fetch_or(COPIED, AcqRel);
+    }
+    is_carried
+}
+
 /// The set of an epoll instance, by its number.
 pub(super) fn set_of(fd: usize) -> Option<usize> {
     let word = entry(fd)?.load(Relaxed);
@@ -190,6 +204,13 @@ fn let_go(fd: usize, pid: u32) {
     if word & EPOLL != 0 {
         set((word & 0xff) as usize).end(pid);
     } else if let Some(end) = end {
+        // Of a child that has ended the supervisor may not know yet.
+        for holder in &end.connection.sides[end.side].holders {
+            let other = holder.load(Relaxed);
+            if other != 0 && other != pid && !sys::task_exists(other) {
+                sockets().let_go(end.row, end.side, other);
+            }
+        }
         super::stream::about_to_close(&end);
         sockets().let_go(end.row, end.side, pid);
     }

@@ -267,7 +267,7 @@ fn adopt(fd: usize, pid: u32) {
         let is_it = |side: &usize| connection.sides[*side].cookie.load(Relaxed) == cookie;
         let Some(side) = (0..2).find(is_it).filter(|_| has_ends) else { continue };
         connection.sides[side].hold(pid);
-        if fds::carry(fd, row, side) {
+        if fds::carry_too(fd, row, side) {
             return;
         }
         stream::leave_to_kernel(&End { fd, row, side, connection });

@@ -6,7 +6,7 @@ use super::stream::{
     by_kernel, receive as receive_bytes, send as send_bytes,
 };
 use super::user::{self, Pieces};
-use super::{meet, native};
+use super::{meet, native, options};
 use crate::sys::{EFAULT, nr};
 
 /// `struct msghdr`.
@@ -103,8 +103,10 @@ pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
         }
         nr::RECVMSG => receive_message(end, args, second, third),
         _ if third == 0 => native(number, args),
-        // The first of them: programs expect that not all have come.
-        _ => match receive_message(end, [args[0], second, fourth, 0, 0, 0], second, fourth) {
+        // The first of them: programs expect that not all have come. This call tells of errors first.
+        _ => match options::take_error(&end)
+            .unwrap_or_else(|| receive_message(end, [args[0], second, fourth, 0, 0, 0], second, fourth))
+        {
             received @ 0.. => {
                 if !user::write(second + LEN_AT, &(received as u32)) {
                     return -(EFAULT as isize);

@@ -22,12 +22,15 @@ const TCP_CORK: usize = 3;
 
 /// `fcntl` and `ioctl`.
 pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
-    let result = native(number, args);
     let [fd, request, value, ..] = args;
+    let Some(end) = fds::end_of(fd) else { return native(number, args) };
+    if number == nr::IOCTL && request as u32 as usize == FIONREAD {
+        stream::hear_bell(&end, end.incoming());
+    }
+    let result = native(number, args);
     if result < 0 {
         return result;
     }
-    let Some(end) = fds::end_of(fd) else { return result };
     let nonblock = &end.connection.sides[end.side].nonblock;
     match (number, request as u32 as usize) {
         (nr::FCNTL, F_SETFL) => {
@@ -44,7 +47,6 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
         (nr::IOCTL, FIOASYNC) => stream::leave_to_kernel(&end),
         (nr::IOCTL, FIONREAD) => {
             let direction = end.incoming();
-            stream::hear_bell(&end, direction);
             let ring = direction.filled().1 as u32;
             let sum = user::read::<u32>(value).unwrap_or(0).saturating_add(ring);
             let bell = direction.bell.load(Relaxed);
@@ -61,6 +63,19 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
 pub(super) fn is_nonblocking(fd: usize) -> bool {
     let flags = super::ask(nr::FCNTL, [fd, F_GETFL]);
     flags >= 0 && flags as usize & O_NONBLOCK != 0
+}
+
+/// What has gone wrong with a connection that ends, told once.
+pub(super) fn take_error(end: &End) -> Option<isize> {
+    const SOCKET: usize = 1;
+    const SO_ERROR: usize = 4;
+    if !end.connection.is_ending() {
+        return None;
+    }
+    let (mut error, mut len) = (0u32, 4u32);
+    let at = [&raw mut error as usize, &raw mut len as usize];
+    super::ask(nr::GETSOCKOPT, [end.fd, SOCKET, SO_ERROR, at[0], at[1]]);
+    (error != 0).then_some(-(error as isize))
 }
 
 /// The kernel's channel of a carried connection must not hold a bell back.

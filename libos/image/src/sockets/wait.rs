@@ -45,6 +45,15 @@ pub(super) fn is_readable(end: &End, returned: u32) -> bool {
     seen != -(crate::sys::EAGAIN as isize)
 }
 
+/// What the kernel has to say of a descriptor now.
+pub(super) fn kernels_events(fd: usize, wanted: u32) -> u32 {
+    let one = PollFd { fd: fd as i32, events: wanted as u16, returned: 0 };
+    let one = core::cell::UnsafeCell::new(one);
+    let none = Timespec::of(0);
+    ask(nr::PPOLL, [one.get() as usize, 1, none.at(), 0, 0]);
+    u32::from(one.into_inner().returned)
+}
+
 /// When a call is over that may wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Until {

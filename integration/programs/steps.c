@@ -1,0 +1,416 @@
+// Random steps on connected sockets, by seed; prints what each came to. What it prints depends on the seed
+// alone, whoever carries the bytes: never are so many under way that a write would have to wait.
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/select.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PAIRS = 4, COPIES = 3, UNDER_WAY = 40000, LEN = 12000 };
+
+struct side {
+    int fds[COPIES];
+    int count;
+    int nonblock;
+    int shut_write;
+    int events, registered;
+};
+struct pair {
+    int kind; // 0 none, 4, 6, 1 for AF_UNIX
+    struct side sides[2];
+    long under_way[2]; // bytes that a side has sent and the other has not received
+    int broken;
+};
+
+static struct pair pairs[PAIRS];
+static uint64_t state;
+static unsigned char out[LEN + 64], in[2 * LEN];
+static int epoll, file, listeners[3], passing[2];
+static unsigned long serial;
+
+static unsigned draw(unsigned below) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (unsigned)((state >> 20) % below);
+}
+
+static unsigned sum_of(const unsigned char *bytes, long len) {
+    unsigned sum = 1;
+    for (long i = 0; i < len; i++) sum = sum * 31 + bytes[i];
+    return sum;
+}
+
+static long told(long result) { return result < 0 ? -errno : result; }
+
+static int one(struct side *side) { return side->fds[draw(side->count)]; }
+
+static void die(const char *what) {
+    perror(what);
+    exit(2);
+}
+
+static void open_pair(struct pair *pair) {
+    int kinds[] = {4, 6, 1};
+    int which = draw(3), kind = kinds[which], families[] = {AF_INET, AF_INET6, AF_UNIX};
+    struct sockaddr_storage address;
+    socklen_t len = sizeof address;
+    if (getsockname(listeners[which], (void *)&address, &len)) die("getsockname");
+    memset(pair, 0, sizeof *pair);
+    int flags = draw(2) ? SOCK_NONBLOCK : 0;
+    int a = socket(families[which], SOCK_STREAM | flags, 0);
+    if (a < 0) die("socket");
+    if (connect(a, (void *)&address, len) && errno != EINPROGRESS) die("connect");
+    int accept_flags = draw(2) ? SOCK_NONBLOCK : 0;
+    int b = accept4(listeners[which], NULL, NULL, accept_flags);
+    if (b < 0) die("accept");
+    // Otherwise the kernel holds bytes back until others are acknowledged.
+    int on = 1;
+    for (int i = 0; i < 2 && kind != 1; i++) setsockopt(i ? b : a, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    pair->kind = kind;
+    pair->sides[0] = (struct side){.fds = {a}, .count = 1, .nonblock = flags != 0};
+    pair->sides[1] = (struct side){.fds = {b}, .count = 1, .nonblock = accept_flags != 0};
+    printf("open %d: %d %d\n", kind, a, b);
+}
+
+static void close_side(struct pair *pair, int s) {
+    struct side *side = &pair->sides[s];
+    // A socket that is closed with bytes unread tells the other side of a reset, which makes the kernel
+    // forget what that has not read; a carried one keeps it.
+    while (recv(side->fds[0], in, sizeof in, MSG_DONTWAIT) > 0) {}
+    if (side->registered) epoll_ctl(epoll, EPOLL_CTL_DEL, side->fds[0], NULL);
+    for (int i = 0; i < side->count; i++) close(side->fds[i]);
+    side->count = side->registered = 0;
+    printf("gone\n");
+    if (!pair->sides[0].count && !pair->sides[1].count) pair->kind = 0;
+}
+
+static long send_some(int fd, long len) {
+    int how = draw(6), flags = MSG_NOSIGNAL | (draw(2) ? MSG_DONTWAIT : 0);
+    long first = draw(len + 1), second = draw(len - first + 1);
+    struct iovec pieces[3] = {{out, first}, {out + first, second}, {out + first + second, len - first - second}};
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 3};
+    // The kernel sends what is in the file when it is received: never the same place soon again.
+    off_t from = 64 + serial % 256 * 16384, start = from;
+    switch (how) {
+    case 0: return told(write(fd, out, len));
+    case 1: return told(writev(fd, pieces, 3));
+    case 2: return told(sendmsg(fd, &message, flags));
+    case 3:
+        if (pwrite(file, out, len, start) != len) die("pwrite");
+        return told(sendfile(fd, file, &from, len));
+    case 4: {
+        struct mmsghdr many = {.msg_hdr = message};
+        long sent = sendmmsg(fd, &many, 1, flags);
+        return sent == 1 ? many.msg_len : told(sent);
+    }
+    default: return told(send(fd, out, len, flags));
+    }
+}
+
+// `how` and `part` are drawn once for all that comes, since it may come in other pieces.
+static long receive_some(int fd, long len, int flags, int how, unsigned part) {
+    long first = part % (len + 1);
+    struct iovec pieces[2] = {{in, first}, {in + first, len - first}};
+    struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2};
+    struct sockaddr_storage from;
+    socklen_t from_len = sizeof from;
+    if (how < 2 && flags) how = 3;
+    switch (how) {
+    case 0: return told(read(fd, in, len));
+    case 1: return told(readv(fd, pieces, 2));
+    case 2: return told(recvmsg(fd, &message, flags));
+    case 4: return told(recvfrom(fd, in, len, flags, (void *)&from, &from_len));
+    case 5: {
+        struct mmsghdr many = {.msg_hdr = message};
+        long got = recvmmsg(fd, &many, 1, flags, NULL);
+        return got == 1 ? many.msg_len : told(got);
+    }
+    default: return told(recv(fd, in, len, flags));
+    }
+}
+
+// All that is there, up to `len`: how it comes in pieces is nobody's business.
+static void receive_all(struct pair *pair, int s, int fd, long len) {
+    long done = 0, got = 0;
+    unsigned sum = 1, how = draw(6), part = draw(LEN);
+    while (done < len) {
+        got = receive_some(fd, len - done, MSG_DONTWAIT, how, part);
+        if (got <= 0) break;
+        for (long i = 0; i < got; i++) sum = sum * 31 + in[i];
+        done += got;
+        pair->under_way[1 - s] -= got;
+    }
+    printf("receive %ld: %ld %u, %ld\n", len, done, sum, done < len ? got : 0);
+}
+
+static int readiness(short events, short wanted) { return events & (wanted | POLLERR | POLLHUP | POLLNVAL); }
+
+// How much an AF_UNIX socket has room for depends on how its bytes came.
+static void look(int fd, int kind) {
+    short wanted = (draw(2) ? POLLIN : 0) | (draw(2) && kind != 1 ? POLLOUT : 0) | (draw(4) ? 0 : POLLRDHUP);
+    struct pollfd one = {.fd = fd, .events = wanted};
+    if (draw(2)) {
+        int ready = poll(&one, 1, 0);
+        printf("poll %x: %d %x\n", wanted, ready, readiness(one.revents, wanted));
+        return;
+    }
+    fd_set reads, writes;
+    FD_ZERO(&reads);
+    FD_ZERO(&writes);
+    FD_SET(fd, &reads);
+    if (wanted & POLLOUT) FD_SET(fd, &writes);
+    struct timeval none = {0};
+    int ready = select(fd + 1, &reads, &writes, NULL, &none);
+    printf("select: %d %d %d\n", ready, FD_ISSET(fd, &reads), FD_ISSET(fd, &writes));
+}
+
+static int by_data(const void *a, const void *b) {
+    uint64_t x = ((struct epoll_event *)a)->data.u64, y = ((struct epoll_event *)b)->data.u64;
+    return x < y ? -1 : x > y;
+}
+
+static void wait_epoll(void) {
+    struct epoll_event events[16];
+    int count = epoll_wait(epoll, events, 8, 0);
+    // What only the kernel knows may come a little later than bytes do.
+    usleep(40);
+    struct epoll_event later[8];
+    int more = epoll_wait(epoll, later, 8, 0);
+    for (int i = 0; i < more; i++) {
+        int same = 0;
+        while (same < count && events[same].data.u64 != later[i].data.u64) same++;
+        if (same == count) events[count++] = later[i];
+        else events[same].events |= later[i].events;
+    }
+    if (count > 1) qsort(events, count, sizeof *events, by_data);
+    printf("wait: %d", count);
+    for (int i = 0; i < count; i++) {
+        unsigned got = events[i].events;
+        printf(" %lx:%x", (long)events[i].data.u64, got);
+        for (int p = 0; p < PAIRS; p++)
+            for (int s = 0; s < 2; s++)
+                if (events[i].data.u64 == (uint64_t)(p * 2 + s) + 0x100000000 && pairs[p].sides[s].events & EPOLLONESHOT)
+                    pairs[p].sides[s].events = 0;
+    }
+    printf("\n");
+}
+
+static void change_epoll(int p, int s) {
+    struct side *side = &pairs[p].sides[s];
+    int what = 1 + draw(3);
+    struct epoll_event event = {.data.u64 = (uint64_t)(p * 2 + s) + 0x100000000};
+    // A socket of AF_UNIX tells an edge for writing when the other side reads; that is left out.
+    if (draw(4)) event.events |= EPOLLIN;
+    if (draw(3) == 0 && pairs[p].kind != 1) event.events |= EPOLLOUT;
+    if (draw(4) == 0) event.events |= EPOLLRDHUP;
+    if (draw(4) == 0) event.events |= EPOLLET;
+    if (draw(8) == 0) event.events |= EPOLLONESHOT;
+    long result = told(epoll_ctl(epoll, what, side->fds[0], &event));
+    if (result == 0) {
+        side->registered = what != EPOLL_CTL_DEL;
+        side->events = event.events;
+    }
+    printf("control %d %x: %ld\n", what, event.events, result);
+}
+
+static void in_child(struct pair *pair, int s, int fd) {
+    long len = pair->under_way[1 - s];
+    int how = draw(3);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child < 0) die("fork");
+    if (child == 0) {
+        long sum = 0;
+        if (how == 0) {
+            // Wait for what the parent is about to send.
+            int fl = fcntl(fd, F_GETFL);
+            fcntl(fd, F_SETFL, fl & ~O_NONBLOCK);
+            long want = len + 100, done = 0;
+            while (done < want) {
+                long got = recv(fd, in, want - done, 0);
+                if (got <= 0) break;
+                done += got;
+            }
+            sum = done;
+            fcntl(fd, F_SETFL, fl);
+        } else if (how == 1) {
+            sum = send(fd, out, 10, MSG_NOSIGNAL | MSG_DONTWAIT);
+        } else {
+            sum = recv(fd, in, 10, MSG_DONTWAIT);
+        }
+        printf("child %d: %ld\n", how, sum);
+        fflush(stdout);
+        _exit(0);
+    }
+    int status;
+    struct side *other = &pair->sides[1 - s];
+    if (how == 0) {
+        usleep(draw(2) * 300);
+        long sent = other->count && !other->shut_write ? send(other->fds[0], out, 100, MSG_NOSIGNAL) : -1;
+        if (sent != 100 && other->count) shutdown(other->fds[0], SHUT_WR), other->shut_write = 1;
+        pair->under_way[1 - s] = 0;
+    }
+    waitpid(child, &status, 0);
+    // That it has ended others learn a little later.
+    usleep(3000);
+    if (how == 1 && !pair->sides[s].shut_write) pair->under_way[s] += 10;
+    if (how == 2) pair->under_way[1 - s] -= pair->under_way[1 - s] < 10 ? pair->under_way[1 - s] : 10;
+    printf("ended %d\n", status);
+}
+
+static int through_message(int fd) {
+    char control[CMSG_SPACE(sizeof fd)], byte = 1;
+    struct iovec piece = {&byte, 1};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(head), &fd, sizeof fd);
+    if (sendmsg(passing[0], &message, 0) != 1) die("sendmsg");
+    message.msg_controllen = sizeof control;
+    if (recvmsg(passing[1], &message, 0) != 1) die("recvmsg");
+    int got;
+    memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof got);
+    return got;
+}
+
+static void step(int p) {
+    struct pair *pair = &pairs[p];
+    if (!pair->kind) {
+        open_pair(pair);
+        return;
+    }
+    int s = draw(2);
+    struct side *side = &pair->sides[s], *other = &pair->sides[1 - s];
+    if (!side->count) {
+        s = 1 - s;
+        struct side *swap = side;
+        side = other;
+        other = swap;
+    }
+    int fd = one(side), what = draw(100);
+    if (what < 30) {
+        long len = draw(4) ? 1 + draw(200) : 1 + draw(LEN);
+        if (pair->under_way[s] + len > UNDER_WAY) return;
+        for (long i = 0; i < len; i++) out[i] = (unsigned char)(serial + i * 7);
+        serial += 13;
+        long sent = send_some(fd, len);
+        if (sent > 0 && other->count) pair->under_way[s] += sent;
+        printf("send %ld: %ld\n", len, sent);
+    } else if (what < 55) {
+        receive_all(pair, s, fd, 1 + draw(draw(2) ? 300 : LEN));
+    } else if (what < 58) {
+        long got = receive_some(fd, 1 + draw(300), MSG_DONTWAIT | MSG_PEEK, draw(6), draw(LEN));
+        printf("peek: %ld %d\n", got > 0 ? 1 : got, got > 0 ? in[0] : 0);
+    } else if (what < 60) {
+        long len = pair->under_way[1 - s];
+        if (len > 0 && len < LEN && !pair->broken) {
+            long got = told(recv(fd, in, len, MSG_WAITALL));
+            printf("all %ld: %ld %u\n", len, got, sum_of(in, got));
+            if (got > 0) pair->under_way[1 - s] -= got;
+        }
+    } else if (what < 67) {
+        look(fd, pair->kind);
+    } else if (what < 74) {
+        change_epoll(p, s);
+    } else if (what < 84) {
+        wait_epoll();
+    } else if (what < 87) {
+        int waiting = -1;
+        long result = told(ioctl(fd, FIONREAD, &waiting));
+        printf("waiting: %ld %d\n", result, waiting);
+    } else if (what < 90) {
+        if (side->count < COPIES) {
+            int how = draw(4), copy;
+            if (how == 0) copy = dup(fd);
+            else if (how == 1) copy = fcntl(fd, F_DUPFD_CLOEXEC, 100);
+            else if (how == 2) copy = dup3(fd, 200 + p * 2 + s, O_CLOEXEC);
+            else copy = through_message(fd);
+            printf("copy %d: %d\n", how, copy);
+            // One that was replaced is known already.
+            for (int i = 0; i < side->count; i++)
+                if (side->fds[i] == copy) return;
+            side->fds[side->count++] = copy;
+        }
+    } else if (what < 92) {
+        if (side->count > 1) {
+            int last = side->fds[--side->count];
+            printf("close %d: %ld\n", last, told(close(last)));
+        }
+    } else if (what < 94) {
+        side->nonblock = draw(2);
+        int on = side->nonblock;
+        long result = draw(2) ? told(ioctl(fd, FIONBIO, &on))
+                              : told(fcntl(fd, F_SETFL, on ? O_NONBLOCK : 0));
+        printf("nonblock %d: %ld %x\n", on, result, fcntl(fd, F_GETFL) & O_NONBLOCK);
+    } else if (what < 96) {
+        int value = draw(2), got = -1;
+        socklen_t len = sizeof got;
+        long set = pair->kind == 1 ? 0 : told(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &value, sizeof value));
+        if (pair->kind != 1) getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &got, &len);
+        int error = -1;
+        getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len);
+        int on = 1;
+        if (pair->kind != 1) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        printf("option %d: %ld %d %d\n", value, set, got != 0, error);
+    } else if (what < 97) {
+        if (draw(4) == 0 && !pair->broken) in_child(pair, s, fd);
+    } else if (what < 98) {
+        if (draw(3)) return;
+        int how = draw(3) ? SHUT_WR : SHUT_RDWR;
+        printf("shutdown %d: %ld\n", how, told(shutdown(fd, how)));
+        side->shut_write = 1;
+        pair->broken = 1;
+    } else {
+        if (draw(3)) return;
+        pair->broken = 1;
+        pair->under_way[1 - s] = 0;
+        close_side(pair, s);
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc != 3) return 2;
+    state = strtoull(argv[1], NULL, 10) * 0x9e3779b97f4a7c15 + 1;
+    long steps = atol(argv[2]);
+    signal(SIGPIPE, SIG_IGN);
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    file = memfd_create("steps", MFD_CLOEXEC);
+    if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, passing)) die("socketpair");
+    int families[] = {AF_INET, AF_INET6, AF_UNIX};
+    for (int i = 0; i < 3; i++) {
+        struct sockaddr_storage address = {.ss_family = families[i]};
+        socklen_t len = i == 0 ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+        if (i == 0) ((struct sockaddr_in *)&address)->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        if (i == 1) ((struct sockaddr_in6 *)&address)->sin6_addr = in6addr_loopback;
+        if (i == 2) len = sizeof(sa_family_t); // a name of the kernel's choice
+        listeners[i] = socket(families[i], SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (bind(listeners[i], (void *)&address, len) || listen(listeners[i], 16)) die("listen");
+    }
+    for (long i = 0; i < steps; i++) {
+        int p = draw(PAIRS);
+        printf("%ld p%d ", i, p);
+        step(p);
+        printf("\n");
+    }
+    return 0;
+}
