@@ -222,6 +222,8 @@ static void change_epoll(int p, int s) {
     if (draw(3) == 0 && pairs[p].kind != 1) event.events |= EPOLLOUT;
     if (draw(4) == 0) event.events |= EPOLLRDHUP;
     if (draw(4) == 0) event.events |= EPOLLET;
+    // When a socket has an edge for writing is for the kernel to know.
+    if (event.events & EPOLLET) event.events &= ~EPOLLOUT;
     if (draw(8) == 0) event.events |= EPOLLONESHOT;
     long result = told(epoll_ctl(epoll, what, side->fds[0], &event));
     if (result == 0) {

@@ -13,8 +13,8 @@
 //! So whoever sleeps does it in the kernel, on the socket itself, and is woken as ever; back-pressure, end
 //! of file, resets and errors are the kernel's own; and what libos does not know how to carry it leaves
 //! to the kernel at any time. The one thing that the kernel's channel may contain besides the program's
-//! bytes is a *bell*: one byte, sent when a reader went to sleep just as the writer put bytes into the
-//! ring.
+//! bytes are *bells*: a byte each, sent when a reader went to sleep just as the writer put bytes into the
+//! ring. They are taken out when the ring is empty.
 //!
 //! The two ends find each other by what both kernel sockets say: the addresses and ports of both, or the
 //! inode of the connecting one. The side that connects *offers*, the side that accepts *takes the offer*,
@@ -183,7 +183,7 @@ pub struct Direction {
     pub large: AtomicU32,
     /// Tid of the thread that is putting bytes into the ring.
     pub writer: AtomicU32,
-    /// 1 while a bell is on its way.
+    /// Bells that are on their way.
     pub bell: AtomicU32,
     /// 1 once nothing goes by the ring any more: a side has shut it down, or writes in ways of its own.
     pub shut: AtomicU32,

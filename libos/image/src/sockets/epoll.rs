@@ -201,6 +201,15 @@ pub(super) fn tell((set, index): (usize, usize)) {
     }
 }
 
+/// Something has changed about an end that may have bytes: that is an event.
+pub(super) fn look_again(end: &End) {
+    let same = |other: &End| (other.row, other.side) == (end.row, end.side);
+    let place = fds::ends().filter(same).find_map(|other| fds::place_of(other.fd));
+    if let Some((set, index)) = place.filter(|_| end.incoming().has_bytes()) {
+        fds::set(set).watcher().mark(index);
+    }
+}
+
 fn unwatch(end: &End, word: u32) {
     let _ = end.incoming().reading.watch.compare_exchange(word, 0, AcqRel, Relaxed);
 }
@@ -233,6 +242,9 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     {
         return result;
     }
+    if let Some(place) = place {
+        fds::set(place.0).sockets[place.1].tell(epoll, place.1);
+    }
     if what == DELETE {
         let result = native(nr::EPOLL_CTL, args);
         if let (0, Some(place)) = (result, place) {
@@ -254,9 +266,6 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     let set = fds::set(place.0);
     let socket = &set.sockets[place.1];
     let events = event.events;
-    if !is_new {
-        socket.tell(epoll, place.1);
-    }
     let ours = Event { events, data: OURS | place.1 as u64 };
     let result = ask(nr::EPOLL_CTL, [epoll, what, fd, &raw const ours as usize]);
     if result != 0 {
@@ -291,7 +300,7 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     let set = fds::set(place.0);
     let socket = &set.sockets[place.1];
     let is_present = socket.present.load(Relaxed) != 0;
-    let is_plain = socket.events.load(Relaxed) & !PLAIN == 0;
+    let is_plain = socket.events.load(Relaxed) & !PLAIN == 0 && !socket.is_asleep();
     let word = watch_word(set.watcher.load(Relaxed) as usize, place.1);
     let is_watched = set.is_watched() && end.incoming().reading.watch.load(Relaxed) == word;
     let is_steady = stream::is_joined(end)

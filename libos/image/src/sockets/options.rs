@@ -24,9 +24,6 @@ const TCP_CORK: usize = 3;
 pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
     let [fd, request, value, ..] = args;
     let Some(end) = fds::end_of(fd) else { return native(number, args) };
-    if number == nr::IOCTL && request as u32 as usize == FIONREAD {
-        stream::hear_bell(&end, end.incoming());
-    }
     let result = native(number, args);
     if result < 0 {
         return result;
@@ -48,9 +45,9 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
         (nr::IOCTL, FIONREAD) => {
             let direction = end.incoming();
             let ring = direction.filled().1 as u32;
-            let sum = user::read::<u32>(value).unwrap_or(0).saturating_add(ring);
-            let bell = direction.bell.load(Relaxed);
-            if !user::write(value, &sum.saturating_sub(bell)) {
+            let kernels = user::read::<u32>(value).unwrap_or(0);
+            let others = kernels.saturating_sub(direction.bell.load(Relaxed));
+            if !user::write(value, &ring.saturating_add(others)) {
                 return -(EFAULT as isize);
             }
         }

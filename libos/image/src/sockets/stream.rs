@@ -293,32 +293,42 @@ fn mark(direction: &Direction) {
     }
 }
 
-/// One byte through the kernel wakes whoever sleeps there.
+/// Bells that may be on their way at a time: one for each write that comes while nobody reads.
+const BELLS_MAX: usize = 1024;
+
+/// One byte through the kernel wakes whoever sleeps there, and is an edge for who waits for that.
 fn ring_bell(end: &End, direction: &Direction) {
-    if direction.bell.swap(1, AcqRel) != 0 {
+    if direction.bell.load(Acquire) as usize >= BELLS_MAX {
         return;
     }
+    direction.bell.fetch_add(1, AcqRel);
     let byte = 0u8;
     let args = [end.fd, &raw const byte as usize, 1, MSG_DONTWAIT | MSG_NOSIGNAL];
     if ask(nr::SENDTO, args) == 1 {
         direction.bells.fetch_add(1, Relaxed);
     } else {
-        direction.bell.store(0, Release);
+        direction.bell.fetch_sub(1, AcqRel);
     }
 }
 
-/// Take the bell's byte out of the kernel, if it has come.
+/// Take the bells out of the kernel that have come. While there are bytes in the ring they stay there:
+/// others may see by them that the socket is readable.
 pub(super) fn hear_bell(end: &End, direction: &Direction) {
-    if direction.bell.load(Acquire) == 0 {
+    if direction.bell.load(Acquire) == 0 || direction.has_bytes() {
         return;
     }
     let _turn = Turn::take(&direction.reading.reader);
-    if direction.bell.load(Acquire) == 0 {
-        return;
-    }
-    let mut byte = 0u8;
-    if ask(nr::RECVFROM, [end.fd, &raw mut byte as usize, 1, MSG_DONTWAIT]) == 1 {
-        direction.bell.store(0, Release);
+    let mut bytes = [0u8; 64];
+    loop {
+        let bells = (direction.bell.load(Acquire) as usize).min(bytes.len());
+        if bells == 0 || direction.has_bytes() {
+            return;
+        }
+        let heard = ask(nr::RECVFROM, [end.fd, bytes.as_mut_ptr() as usize, bells, MSG_DONTWAIT]);
+        if heard <= 0 {
+            return;
+        }
+        direction.bell.fetch_sub(heard as u32, AcqRel);
     }
 }
 
@@ -572,6 +582,8 @@ pub(super) fn shutdown(fd: usize, how: usize, result: isize) -> isize {
         if how != WRITE {
             end.incoming().shut.store(1, Release);
         }
+        // The kernel has whoever waits look again.
+        super::epoll::look_again(&end);
     }
     result
 }

@@ -37,6 +37,7 @@ struct PollFd {
 pub(super) fn is_readable(end: &End, returned: u32) -> bool {
     let direction = end.incoming();
     stream::hear_bell(end, direction);
+    // Looked at in the order in which bytes move.
     if direction.has_bytes() || direction.is_in_kernel() || returned & (HUP | READ_HUP | ERR) != 0 {
         return true;
     }
