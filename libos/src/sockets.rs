@@ -42,7 +42,7 @@ pub const WATCHERS_MAX: usize = 512;
 /// Sockets of one of them. More are left to the kernel.
 pub const WATCHED_MAX: usize = 4096;
 /// Processes that share an end of a connection and are known by name.
-pub const HOLDERS_MAX: usize = 4;
+pub const HOLDERS_MAX: usize = 10;
 
 /// Nobody's row.
 pub const FREE: u32 = 0;
@@ -58,11 +58,12 @@ pub const JOINED: u32 = 4;
 /// Numbers of the calls that are looked at, as bits.
 pub const CALLS: [u64; 8] = {
     // read, write, close, poll, ioctl, readv, writev, select, dup, dup2, sendfile, connect, accept, sendto,
-    // recvfrom, sendmsg, recvmsg, shutdown, setsockopt, getsockopt, fcntl, epoll_wait, epoll_ctl, pselect6,
-    // ppoll, splice, epoll_pwait, accept4, dup3, recvmmsg, sendmmsg, close_range, epoll_pwait2
-    const NUMBERS: [usize; 33] = [
-        0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 54, 55, 72, 232, 233, 270,
-        271, 275, 281, 288, 292, 299, 307, 436, 441,
+    // recvfrom, sendmsg, recvmsg, shutdown, setsockopt, getsockopt, fcntl, epoll_create, epoll_wait, epoll_ctl,
+    // pselect6, ppoll, splice, epoll_pwait, accept4, epoll_create1, dup3, recvmmsg, sendmmsg, close_range,
+    // epoll_pwait2
+    const NUMBERS: [usize; 35] = [
+        0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 54, 55, 72, 213, 232, 233, 270,
+        271, 275, 281, 288, 291, 292, 299, 307, 436, 441,
     ];
     let mut bits = [0; 8];
     let mut index = 0;
@@ -554,6 +555,21 @@ impl Sockets {
             }
             None
         })
+    }
+
+    /// Nobody has anything any more.
+    pub fn clear(&self) {
+        for row in self.rows() {
+            let state = &self.connections[row].state;
+            if state.swap(TAKEN, Ordering::AcqRel) != FREE {
+                self.free(row);
+            } else {
+                state.store(FREE, Ordering::Release);
+            }
+        }
+        for count in [&self.connecting, &self.unix_offers] {
+            zero(count);
+        }
     }
 
     /// A process has ended: what it had, nobody has.

@@ -729,9 +729,6 @@ impl Sandbox {
             }
         }
         self.ended.inside += u64::from(inside);
-        if self.carries_sockets {
-            common.sockets().end_process(pid);
-        }
         for row in common.rows() {
             let process = common.process(row);
             let seen = process.claim.load();
@@ -750,6 +747,12 @@ impl Sandbox {
                 process.ended.store(seen.generation, Ordering::Release);
                 process.claim.free(seen);
                 self.ended.processes += 1;
+            }
+        }
+        if self.carries_sockets {
+            common.sockets().end_process(pid);
+            if common.rows().all(|row| common.process(row).claim.load().pid == 0) {
+                common.sockets().clear();
             }
         }
     }

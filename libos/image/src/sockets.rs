@@ -88,6 +88,7 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         }
         nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => epoll::wait(number, args),
         nr::EPOLL_CTL => epoll::control(args),
+        nr::EPOLL_CREATE | nr::EPOLL_CREATE1 => fds::made_epoll(native(number, args)),
         nr::POLL | nr::PPOLL => wait::poll(number, args),
         nr::SELECT | nr::PSELECT6 => wait::select(number, args),
         nr::CONNECT => meet::connect(args),

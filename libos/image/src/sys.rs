@@ -60,6 +60,8 @@ pub(crate) mod nr {
     pub(crate) const GETSOCKOPT: usize = 55;
     pub(crate) const FCNTL: usize = 72;
     pub(crate) const TKILL: usize = 200;
+    pub(crate) const EPOLL_CREATE: usize = 213;
+    pub(crate) const EPOLL_CREATE1: usize = 291;
     pub(crate) const EPOLL_WAIT: usize = 232;
     pub(crate) const EPOLL_CTL: usize = 233;
     pub(crate) const SPLICE: usize = 275;

@@ -57,6 +57,8 @@ pub(super) struct Set {
     watcher: AtomicU32,
     /// 1 once all its sockets are left to the kernel: others wait for it in ways of their own.
     left: AtomicU32,
+    /// 1 once it has had a carried socket.
+    used: AtomicU32,
     /// When the kernel was asked last.
     asked_ns: AtomicU64,
     /// When it was told last.
@@ -95,6 +97,7 @@ impl Set {
         sockets().watchers[watcher].reset();
         self.watcher.store(watcher as u32, Relaxed);
         self.left.store(0, Relaxed);
+        self.used.store(0, Relaxed);
         self.asked_ns.store(0, Relaxed);
         self.told_ns.store(0, Relaxed);
         self.untold.iter().for_each(|word| word.store(0, Relaxed));
@@ -346,8 +349,9 @@ fn by_kernel(end: &End, args: [usize; 6]) -> isize {
 }
 
 fn new_place(epoll: usize, end: &End) -> Option<(usize, usize)> {
-    let number = fds::set_for(epoll)?;
+    let number = fds::set_of(epoll)?;
     let set = fds::set(number);
+    set.used.store(1, Relaxed);
     let word = end.fd as u32 + 1;
     let take = |socket: &Socket| socket.fd.compare_exchange(0, word, AcqRel, Relaxed).is_ok();
     set.sockets.iter().position(take).map(|index| (number, index))
@@ -388,6 +392,13 @@ impl Wait {
         let watcher = self.set.watcher();
         let mut looked_ns = 0;
         loop {
+            if self.set.used.load(Relaxed) == 0 {
+                match self.sleep(watcher, until) {
+                    Ok(Some(count)) => return count,
+                    Ok(None) => continue,
+                    Err(errno) => return errno,
+                }
+            }
             let from_rings = match self.collect() {
                 Ok(count) => count,
                 Err(errno) => return errno,

@@ -132,18 +132,22 @@ pub(super) fn carry_too(fd: usize, row: usize, side: usize) -> bool {
     is_carried
 }
 
-/// The set of an epoll instance, by its number.
+/// The number of an epoll instance's set.
 pub(super) fn set_of(fd: usize) -> Option<usize> {
     let word = entry(fd)?.load(Relaxed);
     (word & EPOLL != 0).then_some((word & 0xff) as usize % SETS_MAX)
 }
 
-/// A set for the epoll instance `fd`, made now if there is none yet.
-pub(super) fn set_for(fd: usize) -> Option<usize> {
-    set_of(fd).or_else(|| {
-        let number = table().sets.iter().position(|set| set.begin(own_pid().unwrap_or(0)))?;
-        put(fd, EPOLL | number as u64).then_some(number)
-    })
+/// A call has made an epoll instance. It has a set from the beginning, since a thread that sleeps on it is
+/// to be known before another adds a socket.
+pub(super) fn made_epoll(result: isize) -> isize {
+    let (Ok(fd), Some(pid)) = (usize::try_from(result), own_pid()) else { return result };
+    if let Some(number) = table().sets.iter().position(|set| set.begin(pid))
+        && !put(fd, EPOLL | number as u64)
+    {
+        set(number).end(pid);
+    }
+    result
 }
 
 pub(super) fn set(number: usize) -> &'static Set {
