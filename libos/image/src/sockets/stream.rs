@@ -119,13 +119,13 @@ pub(super) fn send(end: End, number: usize, args: [usize; 6], source: Source, to
     if !is_open || total == 0 {
         return by_kernel(&end, number, args, total);
     }
+    note_core(direction);
     let turn = Turn::take(&direction.writer);
     if direction.is_in_kernel() || !direction.has_bytes() && is_parked(direction) {
         direction.kernel_sent.fetch_add(total as u64, AcqRel);
         drop(turn);
         return counted(direction, total, native(number, args));
     }
-    direction.core.store(super::core(), Relaxed);
     let mut source = source;
     let mut done = 0;
     while done < total {
@@ -284,12 +284,21 @@ fn wait_for_room(direction: &Direction) -> bool {
 /// Tell those who wait for the direction in a set.
 fn mark(direction: &Direction) {
     if let Some((watcher, socket)) = watched(direction.reading.watch.load(Acquire)) {
-        let watcher = &sockets().watchers[watcher];
-        let core = direction.core.load(Relaxed);
-        if watcher.core.load(Relaxed) != core {
-            watcher.core.store(core, Relaxed);
+        sockets().watchers[watcher].mark(socket);
+    }
+}
+
+/// Tell those who wait where the bytes come from: on their own core looking for them is no use.
+fn note_core(direction: &Direction) {
+    let core = super::core();
+    let note = |word: &core::sync::atomic::AtomicU32| {
+        if word.load(Relaxed) != core {
+            word.store(core, Relaxed);
         }
-        watcher.mark(socket);
+    };
+    note(&direction.core);
+    if let Some((watcher, _)) = watched(direction.reading.watch.load(Acquire)) {
+        note(&sockets().watchers[watcher].core);
     }
 }
 
