@@ -104,8 +104,17 @@ impl Sandbox {
     /// It does not come up.
     #[must_use]
     pub fn up(test: &str) -> Self {
+        Self::up_with(test, &[])
+    }
+
+    /// Bring one up, with options.
+    ///
+    /// # Panics
+    /// It does not come up.
+    #[must_use]
+    pub fn up_with(test: &str, options: &[&str]) -> Self {
         let name = format!("t{}-{test}", std::process::id());
-        let ended = launcher(&["up", &name]);
+        let ended = launcher(&[&["up", name.as_str()], options].concat());
         assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
         Self { name }
     }

@@ -17,9 +17,9 @@
 //! ring. They are taken out when the ring is empty.
 //!
 //! The two ends find each other by what both kernel sockets say: the addresses and ports of both, or the
-//! inode of the connecting one. The side that connects *offers*, the side that accepts *takes the offer*,
-//! and nothing goes through the ring towards the first before that has *joined*, which it does in its next
-//! call on the socket. An offer that is not taken costs a row.
+//! inode of the connecting one. The side that connects *offers*, before its `connect` returns, and treats
+//! its socket as one that may be carried from then on; the side that accepts *takes the offer*, and both
+//! are *joined*. What they have sent until then has been counted. An offer that is not taken costs a row.
 
 use ext_api::limits::HUGE_PAGE_LEN;
 
@@ -50,7 +50,7 @@ pub const FREE: u32 = 0;
 pub const TAKEN: u32 = 1;
 /// The side that connected waits for the other.
 pub const OFFERED: u32 = 2;
-/// The side that accepted has found the offer.
+/// The side that accepted has found the offer, and makes itself ready.
 pub const ACCEPTED: u32 = 3;
 /// Both know of each other.
 pub const JOINED: u32 = 4;
@@ -62,8 +62,8 @@ pub const CALLS: [u64; 8] = {
     // pselect6, ppoll, splice, epoll_pwait, accept4, epoll_create1, dup3, recvmmsg, sendmmsg, close_range,
     // epoll_pwait2
     const NUMBERS: [usize; 35] = [
-        0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 54, 55, 72, 213, 232, 233, 270,
-        271, 275, 281, 288, 291, 292, 299, 307, 436, 441,
+        0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 54, 55, 72, 213, 232,
+        233, 270, 271, 275, 281, 288, 291, 292, 299, 307, 436, 441,
     ];
     let mut bits = [0; 8];
     let mut index = 0;
@@ -89,6 +89,8 @@ pub type Name = [u64; 5];
 pub struct Sockets {
     /// Connections that are being made now: an offer may be about to appear.
     pub connecting: AtomicU32,
+    /// When the last of them began, in nanoseconds: a process may be killed in the middle of one.
+    pub connecting_ns: AtomicU64,
     /// Offers of AF_UNIX sockets that nobody has taken yet.
     pub unix_offers: AtomicU32,
     /// Rows that were ever used.
@@ -99,6 +101,8 @@ pub struct Sockets {
     pub carried_bytes: AtomicU64,
     /// Bytes of theirs that went by the kernel.
     pub kernel_bytes: AtomicU64,
+    /// Of these, the ones for readers that slept.
+    pub asleep_bytes: AtomicU64,
     /// Not carried, since no row was free near the one that the name leads to.
     pub no_row: AtomicU64,
     /// Accepted connections between local addresses for which there was no offer.
@@ -178,6 +182,8 @@ pub struct Direction {
     pub tail: AtomicU64,
     /// Bytes ever given to the kernel, or about to be.
     pub kernel_sent: AtomicU64,
+    /// Bytes of these that were for a reader that slept or was busy, or came behind such.
+    pub asleep: AtomicU64,
     /// Bytes from this one on are in the large ring.
     pub large_from: AtomicU64,
     /// That ring's number and 1; 0 if there is none.
@@ -232,7 +238,8 @@ pub const fn watched(word: u32) -> Option<(usize, usize)> {
 #[must_use]
 pub fn first_row(name: &Name) -> usize {
     const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mixed = name.iter().fold(0u64, |sum, word| (sum ^ word).wrapping_mul(SPREAD).rotate_left(29));
+    let mixed =
+        name.iter().fold(0u64, |sum, word| (sum ^ word).wrapping_mul(SPREAD).rotate_left(29));
     (mixed >> 17) as usize % CONNECTIONS_MAX
 }
 
@@ -337,15 +344,12 @@ impl Direction {
     #[inline]
     pub fn take(&self, head: u64, len: usize) -> bool {
         let next = head + len as u64;
-        self.reading
-            .head
-            .compare_exchange(head, next, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+        self.reading.head.compare_exchange(head, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     fn reset(&self) {
         let reading = &self.reading;
-        let positions = [&self.tail, &self.kernel_sent, &self.large_from];
+        let positions = [&self.tail, &self.kernel_sent, &self.asleep, &self.large_from];
         positions.into_iter().chain([&reading.head, &reading.kernel_read]).for_each(zero64);
         let words = [&self.large, &self.writer, &self.bell, &self.shut, &self.bells, &self.core];
         let readers = [&reading.watch, &reading.parked, &reading.reader, &reading.patience_ns];
@@ -482,11 +486,18 @@ impl Sockets {
         }
     }
 
+    /// Both sides know of each other: bytes may go by the rings.
+    pub fn join(&self, row: usize) {
+        self.carried.fetch_add(1, Ordering::Relaxed);
+        self.connections[row].state.store(JOINED, Ordering::Release);
+    }
+
     /// Nobody takes the offer any more. False if somebody has.
     #[must_use]
     pub fn withdraw(&self, row: usize) -> bool {
         let state = &self.connections[row].state;
-        let done = state.compare_exchange(OFFERED, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let done =
+            state.compare_exchange(OFFERED, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if done {
             self.not_taken.fetch_add(1, Ordering::Relaxed);
             self.no_longer_offered(row);
@@ -527,9 +538,12 @@ impl Sockets {
             self.carried_bytes.fetch_add(carried, Ordering::Relaxed);
             let by_kernel = direction.reading.kernel_read.load(Ordering::Relaxed);
             self.kernel_bytes.fetch_add(by_kernel, Ordering::Relaxed);
+            let asleep = direction.asleep.load(Ordering::Relaxed);
+            self.asleep_bytes.fetch_add(asleep, Ordering::Relaxed);
             let large = direction.large.swap(0, Ordering::AcqRel) as usize;
             if (1..=LARGE_RINGS).contains(&large) {
-                self.large[(large - 1) / 64].fetch_and(!(1 << ((large - 1) % 64)), Ordering::AcqRel);
+                self.large[(large - 1) / 64]
+                    .fetch_and(!(1 << ((large - 1) % 64)), Ordering::AcqRel);
             }
         }
         connection.generation.fetch_add(1, Ordering::Relaxed);

@@ -545,8 +545,9 @@ fn connections(name: &str, json: bool) -> Result<i32> {
         );
     }
     println!(
-        "carried: {} bytes of {} connections so far, {} bytes of theirs by the kernel",
-        answer["carried_bytes"], answer["carried"], answer["kernel_bytes"]
+        "carried: {} bytes of {} connections so far; by the kernel: {} bytes of theirs, {} of them since \
+         their reader slept",
+        answer["carried_bytes"], answer["carried"], answer["kernel_bytes"], answer["asleep_bytes"]
     );
     println!(
         "not carried: {} whose other end is no participant, {} accepted from none, {} for want of a row",

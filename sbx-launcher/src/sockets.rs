@@ -20,6 +20,8 @@ pub fn table(sockets: &Sockets) -> Value {
         "carried": sockets.carried.load(Relaxed),
         "carried_bytes": sockets.carried_bytes.load(Relaxed) + sum(carried),
         "kernel_bytes": sockets.kernel_bytes.load(Relaxed) + sum(by_kernel),
+        "asleep_bytes": sockets.asleep_bytes.load(Relaxed)
+            + sum(|direction| direction.asleep.load(Relaxed)),
         "no_row": sockets.no_row.load(Relaxed),
         "no_offer": sockets.no_offer.load(Relaxed),
         "not_taken": sockets.not_taken.load(Relaxed),

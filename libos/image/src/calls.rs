@@ -51,19 +51,21 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
         nr::RT_SIGSUSPEND => with_mask(number, args, 0, user),
         nr::PPOLL if args[3] != 0 => with_mask(number, args, 3, user),
         nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 if args[4] != 0 => with_mask(number, args, 4, user),
-        nr::PSELECT6 if has_mask(number, args.map(|arg| arg as u64)) => match copy_in::<[usize; 2]>(args[5]) {
-            // A pointer to the mask and its length.
-            Some([mask, len]) if mask != 0 => match copy_in::<u64>(mask) {
-                Some(mask) => {
-                    let mask = own_mask.insert(mask & !NEVER_BLOCKED);
-                    let block = [core::ptr::from_ref(mask) as usize, len];
-                    args[5] = block.as_ptr() as usize;
-                    perform(number, args, user)
-                }
-                None => -(EFAULT as isize),
-            },
-            _ => perform(number, args, user),
-        },
+        nr::PSELECT6 if has_mask(number, args.map(|arg| arg as u64)) => {
+            match copy_in::<[usize; 2]>(args[5]) {
+                // A pointer to the mask and its length.
+                Some([mask, len]) if mask != 0 => match copy_in::<u64>(mask) {
+                    Some(mask) => {
+                        let mask = own_mask.insert(mask & !NEVER_BLOCKED);
+                        let block = [core::ptr::from_ref(mask) as usize, len];
+                        args[5] = block.as_ptr() as usize;
+                        perform(number, args, user)
+                    }
+                    None => -(EFAULT as isize),
+                },
+                _ => perform(number, args, user),
+            }
+        }
         _ => {
             let result = hooked(number, args, user);
             look_at_site(number, user);

@@ -69,7 +69,6 @@ fn own_pid() -> Option<u32> {
 }
 
 /// Carry out a call for which [`may_carry`] is true.
-#[expect(clippy::too_many_lines, reason = "one line for each call")]
 pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
     let [first, second, third, fourth, ..] = args;
     match number {

@@ -4,6 +4,8 @@
 //! socket that may be carried is there under a word of ours instead of the program's. What comes by rings
 //! is in the [`Watcher`] of the instance, which writers mark.
 //!
+//! So is everything else that a program adds to it: a socket may be added before it is connected.
+//!
 //! Programs change what they wait for more often than they wait. So a change for a carried socket that is
 //! level-triggered is only noted; the kernel is told before a thread sleeps in it, and now and then.
 
@@ -89,7 +91,8 @@ impl Set {
         if pid == 0 || self.pid.compare_exchange(0, pid, AcqRel, Relaxed).is_err() {
             return false;
         }
-        let free = |watcher: &Watcher| watcher.pid.compare_exchange(0, pid, AcqRel, Relaxed).is_ok();
+        let free =
+            |watcher: &Watcher| watcher.pid.compare_exchange(0, pid, AcqRel, Relaxed).is_ok();
         let Some(watcher) = sockets().watchers.iter().position(free) else {
             self.pid.store(0, Release);
             return false;
@@ -118,9 +121,10 @@ impl Set {
         let number = self.watcher.load(Relaxed);
         for (index, socket) in self.sockets.iter().enumerate() {
             let fd = socket.fd.swap(0, AcqRel);
-            if let Some(end) = (fd as usize).checked_sub(1).and_then(fds::end_of) {
+            let Some(fd) = (fd as usize).checked_sub(1) else { continue };
+            fds::put_in_place(fd, None);
+            if let Some(end) = fds::end_of(fd) {
                 unwatch(&end, watch_word(number as usize, index));
-                fds::put_in_place(end.fd, None);
             }
         }
         self.watcher().pid.store(0, Release);
@@ -172,6 +176,14 @@ impl Set {
 }
 
 impl Socket {
+    /// The program has asked for this, and the kernel knows.
+    fn note(&self, event: Event) {
+        self.data.store(event.data, Relaxed);
+        self.events.store(event.events, Release);
+        self.present.store(1, Relaxed);
+        self.kernel.store(event.events | KNOWN, Relaxed);
+    }
+
     /// Has it been reported, once for all?
     fn is_asleep(&self) -> bool {
         self.kernel.load(Relaxed) & ONCE != 0
@@ -237,8 +249,7 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     {
         fds::set(nested).leave_to_kernel();
     }
-    let Some(end) = fds::end_of(fd) else { return native(nr::EPOLL_CTL, args) };
-    stream::is_joined(&end);
+    let Some(end) = fds::end_of(fd) else { return plain(args) };
     let place = fds::place_of(fd).filter(|place| fds::set_of(epoll) == Some(place.0));
     if let Some(place) = place
         && let Some(result) = noted(&end, what, at, place)
@@ -259,7 +270,7 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     let Some(event) = user::read::<Event>(at) else { return native(nr::EPOLL_CTL, args) };
     let (place, is_new) = match place {
         Some(place) => (place, false),
-        None if what == ADD && fds::place_of(fd).is_none() => match new_place(epoll, &end) {
+        None if what == ADD => match new_place(epoll, fd) {
             Some(place) => (place, true),
             None => return by_kernel(&end, args),
         },
@@ -277,25 +288,75 @@ pub(super) fn control(args: [usize; 6]) -> isize {
         }
         return result;
     }
-    socket.data.store(event.data, Relaxed);
-    socket.events.store(events, Release);
-    socket.present.store(1, Relaxed);
-    socket.kernel.store(events | KNOWN, Relaxed);
+    socket.note(event);
     let direction = end.incoming();
     if is_new {
         fds::put_in_place(end.fd, Some(place));
-        let word = watch_word(set.watcher.load(Relaxed) as usize, place.1);
-        let taken = set.is_watched()
-            && direction.reading.watch.compare_exchange(0, word, AcqRel, Relaxed).is_ok();
-        if !taken {
-            direction.reading.watch.store(MANY, Release);
-        }
-        fence(SeqCst);
+        watch(&end);
     }
     if direction.has_bytes() {
         set.watcher().mark(place.1);
     }
     result
+}
+
+/// As [`control`], of a descriptor that is not carried, or not yet.
+fn plain(args: [usize; 6]) -> isize {
+    let [epoll, what, fd, at, ..] = args;
+    let place = fds::place_of(fd).filter(|place| fds::set_of(epoll) == Some(place.0));
+    let (place, is_new) = match (what, place) {
+        (DELETE, Some(place)) => {
+            let result = native(nr::EPOLL_CTL, args);
+            if result == 0 {
+                forget(place, fd);
+                fds::put_in_place(fd, None);
+            }
+            return result;
+        }
+        (MODIFY, Some(place)) => (place, false),
+        (ADD, None) => match new_place(epoll, fd) {
+            Some(place) => (place, true),
+            None => {
+                fds::note_elsewhere(fd);
+                return native(nr::EPOLL_CTL, args);
+            }
+        },
+        _ => return native(nr::EPOLL_CTL, args),
+    };
+    let socket = &fds::set(place.0).sockets[place.1];
+    let Some(event) = user::read::<Event>(at) else {
+        if is_new {
+            socket.fd.store(0, Release);
+        }
+        return native(nr::EPOLL_CTL, args);
+    };
+    let ours = Event { events: event.events, data: OURS | place.1 as u64 };
+    let result = ask(nr::EPOLL_CTL, [epoll, what, fd, &raw const ours as usize]);
+    if result == 0 {
+        socket.note(event);
+        if is_new {
+            fds::put_in_place(fd, Some(place));
+        }
+    } else if is_new {
+        socket.fd.store(0, Release);
+    }
+    result
+}
+
+/// Have writers mark an end in the set that it is in; or, if that cannot be, leave it to the kernel.
+pub(super) fn watch(end: &End) {
+    let direction = end.incoming();
+    let taken = fds::place_of(end.fd).is_some_and(|(number, index)| {
+        let set = fds::set(number);
+        let word = watch_word(set.watcher.load(Relaxed) as usize, index);
+        set.used.store(1, Relaxed);
+        set.is_watched()
+            && direction.reading.watch.compare_exchange(0, word, AcqRel, Relaxed).is_ok()
+    });
+    if !taken {
+        direction.reading.watch.store(MANY, Release);
+    }
+    fence(SeqCst);
 }
 
 /// A change that the kernel need not be told of now; None if it is not one.
@@ -306,9 +367,8 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     let is_plain = socket.events.load(Relaxed) & !PLAIN == 0 && !socket.is_asleep();
     let word = watch_word(set.watcher.load(Relaxed) as usize, place.1);
     let is_watched = set.is_watched() && end.incoming().reading.watch.load(Relaxed) == word;
-    let is_steady = stream::is_joined(end)
-        && !end.connection.is_ending()
-        && !end.incoming().is_in_kernel();
+    let is_steady =
+        stream::is_joined(end) && !end.connection.is_ending() && !end.incoming().is_in_kernel();
     if !is_plain || !is_watched || !is_steady || fds::is_copied(end.fd) {
         return None;
     }
@@ -348,11 +408,14 @@ fn by_kernel(end: &End, args: [usize; 6]) -> isize {
     native(nr::EPOLL_CTL, args)
 }
 
-fn new_place(epoll: usize, end: &End) -> Option<(usize, usize)> {
+/// A place for `fd` in the set of `epoll`, if it is in none.
+fn new_place(epoll: usize, fd: usize) -> Option<(usize, usize)> {
     let number = fds::set_of(epoll)?;
     let set = fds::set(number);
-    set.used.store(1, Relaxed);
-    let word = end.fd as u32 + 1;
+    if !fds::is_known(fd) || fds::place_of(fd).is_some() || !fds::is_own_set(set) {
+        return None;
+    }
+    let word = fd as u32 + 1;
     let take = |socket: &Socket| socket.fd.compare_exchange(0, word, AcqRel, Relaxed).is_ok();
     set.sockets.iter().position(take).map(|index| (number, index))
 }
@@ -426,7 +489,8 @@ impl Wait {
                 return all as isize;
             }
             // The kernel is asked in between.
-            let stretch = stream::patience(&watcher.patience_ns).saturating_sub(looked_ns).min(KERNEL_NS);
+            let stretch =
+                stream::patience(&watcher.patience_ns).saturating_sub(looked_ns).min(KERNEL_NS);
             if stretch != 0 {
                 looked_ns += stretch;
                 stream::look_until(stretch, &watcher.core, || watcher.summary.0.load(Acquire) != 0);
@@ -496,7 +560,7 @@ impl Wait {
             while ready != 0 && count < most {
                 let index = word * 64 + ready.trailing_zeros() as usize;
                 ready &= ready - 1;
-                if let Some(event) = self.from_ring(watcher, index) {
+                if let Some(event) = self.event_of_ring(watcher, index) {
                     if !user::write(self.event_at(count), &event) {
                         return Err(-(EFAULT as isize));
                     }
@@ -508,7 +572,7 @@ impl Wait {
     }
 
     /// The event of a marked socket, if it is one for the program.
-    fn from_ring(&self, watcher: &Watcher, index: usize) -> Option<Event> {
+    fn event_of_ring(&self, watcher: &Watcher, index: usize) -> Option<Event> {
         let socket = &self.set.sockets[index];
         let events = socket.events.load(Acquire);
         let end = (socket.fd.load(Acquire) as usize).checked_sub(1).and_then(fds::end_of);
@@ -596,11 +660,8 @@ impl Wait {
             && let Some(end) = fds::end_of(fd)
             && !is_readable(&end, events)
         {
+            // What came with it may be an edge of its own: it stays.
             events &= !reads;
-            // With an edge for reading comes the rest; without it, there is no edge.
-            if events & (ERR | HUP) == 0 && asked & EDGE != 0 {
-                events = 0;
-            }
         }
         if events != 0 && asked & ONCE != 0 {
             socket.events.store(0, Release);

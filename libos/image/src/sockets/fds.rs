@@ -73,6 +73,8 @@ const SOCKET_BIT: u32 = 40;
 /// There may be other descriptors for the same.
 const COPIED: u64 = 1 << 62;
 const EPOLL: u64 = 1 << 63;
+/// It is in an epoll instance that is not known.
+const ELSEWHERE: u64 = 1 << 61;
 
 const WHAT: u64 = (1 << SET_BIT) - 1;
 const PLACE: u64 = ((1 << 60) - 1) & !WHAT;
@@ -106,8 +108,8 @@ pub(super) fn end_of(fd: usize) -> Option<End> {
     let (row, side) = ((word & ROW) as usize, (word >> SIDE_BIT & 1) as usize);
     let connection = &sockets().connections[row];
     let generation = connection.generation.load(Relaxed) as u16;
-    let is_same = generation == (word >> GENERATION_BIT) as u16
-        && connection.state.load(Relaxed) != FREE;
+    let is_same =
+        generation == (word >> GENERATION_BIT) as u16 && connection.state.load(Relaxed) != FREE;
     is_same.then_some(End { fd, row, side, connection })
 }
 
@@ -115,7 +117,31 @@ pub(super) fn end_of(fd: usize) -> Option<End> {
 pub(super) fn carry(fd: usize, row: usize, side: usize) -> bool {
     let generation = sockets().connections[row].generation.load(Relaxed) as u16;
     let word = row as u64 | (side as u64) << SIDE_BIT | CARRIED;
-    put(fd, word | u64::from(generation) << GENERATION_BIT)
+    let place = entry(fd).map_or(0, |entry| entry.load(Relaxed) & (PLACE | ELSEWHERE));
+    put(fd, word | place | u64::from(generation) << GENERATION_BIT)
+}
+
+/// `fd`, which is new, stands for nothing yet.
+pub(super) fn is_new(fd: usize) {
+    if let Some(entry) = entry(fd).filter(|entry| entry.load(Relaxed) != 0) {
+        entry.store(0, Relaxed);
+    }
+}
+
+/// `fd` is added to an epoll instance that is not known.
+pub(super) fn note_elsewhere(fd: usize) {
+    let word = entry(fd).map_or(0, |entry| entry.load(Relaxed));
+    put(fd, word | ELSEWHERE);
+}
+
+/// Is it in one, of some kind?
+pub(super) fn is_watched(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & (PLACE | ELSEWHERE) != 0)
+}
+
+/// Is there room for what `fd` stands for?
+pub(super) fn is_known(fd: usize) -> bool {
+    entry(fd).is_some()
 }
 
 /// As [`carry`], of an end that other descriptors may stand for already.
@@ -168,16 +194,16 @@ pub(super) fn is_copied(fd: usize) -> bool {
 pub(super) fn place_of(fd: usize) -> Option<(usize, usize)> {
     let word = entry(fd)?.load(Relaxed);
     let set = (word >> SET_BIT & 0x1f) as usize;
-    (set != 0 && word & CARRIED != 0).then(|| (set - 1, (word >> SOCKET_BIT & 0xfff) as usize))
+    (set != 0).then(|| (set - 1, (word >> SOCKET_BIT & 0xfff) as usize))
 }
 
 /// `fd` is that socket of that set, or of none.
 pub(super) fn put_in_place(fd: usize, place: Option<(usize, usize)>) {
     let Some(entry) = entry(fd) else { return };
+    table().used.fetch_max(u64::from(fd as u32) + 1, AcqRel);
     let word = entry.load(Relaxed) & !PLACE;
-    let place = place.map_or(0, |(set, socket)| {
-        (set as u64 + 1) << SET_BIT | (socket as u64) << SOCKET_BIT
-    });
+    let place = place
+        .map_or(0, |(set, socket)| (set as u64 + 1) << SET_BIT | (socket as u64) << SOCKET_BIT);
     entry.store(word | place, Relaxed);
 }
 
@@ -261,7 +287,9 @@ fn copy_entry(from: usize, to: usize) {
     if let Some(entry) = entry(from) {
         entry.fetch_or(COPIED, AcqRel);
     }
-    if !put(to, word & !PLACE | COPIED)
+    // Of one that stands for nothing yet, all that is known is that others wait for it.
+    let copy = if word & WHAT == 0 { ELSEWHERE } else { word & !PLACE };
+    if !put(to, copy | COPIED)
         && let Some(end) = end_of(from)
     {
         // Nobody knows what is done with the copy.

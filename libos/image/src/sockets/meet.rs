@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use libos::sockets::{ACCEPTED, Name, UNIX};
 
 use super::fds::{self, End};
-use super::{ask, messages, native, options, own_pid, sockets, stream, user};
-use crate::sys::nr;
+use super::{ask, epoll, messages, native, options, own_pid, sockets, stream, user};
+use crate::sys::{self, nr};
 use crate::{start, time};
 
 const SOCKET: usize = 1;
@@ -20,8 +20,8 @@ const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const EINPROGRESS: isize = 115;
 const SOCK_NONBLOCK: usize = 0o4000;
-/// How long to look for an offer that is about to appear: making the first one of a process takes a while.
-const OFFER_NS: u64 = 500_000;
+/// How long to look for an offer that is about to appear: who makes it may have to wait for a core.
+const OFFER_NS: u64 = 20_000_000;
 /// The same for addresses for which nobody says that one is about to.
 const UNTOLD_NS: u64 = 30_000;
 /// Descriptors that are looked at after an exec.
@@ -67,7 +67,7 @@ impl Address {
     const fn is_loopback(self) -> bool {
         match self {
             Self::Unix => true,
-            Self::Ip([0, low], _) => low == 1 || low >> 24 == 0xffff_7f,
+            Self::Ip([0, low], _) => low == 1 || low >> 24 == 0x00ff_ff7f,
             _ => false,
         }
     }
@@ -122,14 +122,15 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
     let [fd, at, len, ..] = args;
     let Some(pid) = own_pid() else { return native(nr::CONNECT, args) };
     let mut raw: Raw = [0; 28];
-    let is_read = (2..=110).contains(&len)
-        && user::copy(raw.as_mut_ptr() as usize, at, len.min(raw.len()));
+    let is_read =
+        (2..=110).contains(&len) && user::copy(raw.as_mut_ptr() as usize, at, len.min(raw.len()));
     let to = if is_read { Address::from_raw(&raw) } else { Address::Other };
     if to == Address::Other || fds::end_of(fd).is_some() {
         return native(nr::CONNECT, args);
     }
     let is_near = to.is_loopback();
     if is_near {
+        sockets().connecting_ns.store(time::now_ns(), Relaxed);
         sockets().connecting.fetch_add(1, AcqRel);
     }
     let result = native(nr::CONNECT, args);
@@ -164,6 +165,9 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
     side.hold(pid);
     // Known here before anybody takes it: what is sent from now on is counted.
     let is_known = fds::carry(fd, row, 0);
+    if let Some(end) = fds::end_of(fd).filter(|_| fds::is_watched(fd)) {
+        epoll::watch(&end);
+    }
     sockets().offer(row);
     if is_known {
         options::prepare(&fds::end_of(fd)?);
@@ -180,6 +184,7 @@ pub(super) fn accept(number: usize, args: [usize; 6]) -> isize {
         && let Some(pid) = own_pid()
     {
         let flags = if number == nr::ACCEPT4 { args[3] } else { 0 };
+        fds::is_new(result as usize);
         let _ = take_offer(result as usize, flags & SOCK_NONBLOCK != 0, pid);
     }
     result
@@ -189,7 +194,10 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
     let own = Address::of(fd, nr::GETSOCKNAME)?;
     let all = sockets();
     let is_unix = own == Address::Unix;
-    let may_come = || all.connecting.load(Acquire) != 0;
+    let may_come = || {
+        all.connecting.load(Acquire) != 0
+            && time::now_ns().saturating_sub(all.connecting_ns.load(Relaxed)) < OFFER_NS
+    };
     if is_unix && all.unix_offers.load(Acquire) == 0 && !may_come() {
         return None;
     }
@@ -202,9 +210,12 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
             break row;
         }
         let looked_ns = time::now_ns() - began;
-        if !(told && looked_ns < OFFER_NS || untold && looked_ns < UNTOLD_NS) {
+        if !(told || untold && looked_ns < UNTOLD_NS) {
             all.no_offer.fetch_add(1, Relaxed);
             return None;
+        }
+        if looked_ns > UNTOLD_NS {
+            sys::sched_yield();
         }
         core::hint::spin_loop();
     };
@@ -212,11 +223,13 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
     side.cookie.store(option(fd, SO_COOKIE).unwrap_or(0), Relaxed);
     side.nonblock.store(u32::from(nonblock), Relaxed);
     side.hold(pid);
-    if fds::carry(fd, row, 1) {
-        options::prepare(&fds::end_of(fd)?);
-    } else {
+    let other = all.connections[row].sides[0].holders[0].load(Relaxed);
+    if !sys::task_exists(other) || !fds::carry(fd, row, 1) {
         all.let_go(row, 1, pid);
+        return None;
     }
+    options::prepare(&fds::end_of(fd)?);
+    all.join(row);
     Some(())
 }
 
@@ -260,6 +273,7 @@ fn peer_of_unix(inode: u32) -> Option<u32> {
 
 /// `fd` has come from elsewhere: if it is an end of a carried connection, it stands for that here as well.
 fn adopt(fd: usize, pid: u32) {
+    fds::is_new(fd);
     let Some(cookie) = option(fd, SO_COOKIE).filter(|cookie| *cookie != 0) else { return };
     for row in sockets().rows() {
         let connection = &sockets().connections[row];
@@ -281,7 +295,8 @@ pub(super) fn adopt_passed(at: usize) {
     let Some(pid) = own_pid().filter(|_| sockets().used.load(Relaxed) != 0) else { return };
     let Some((mut at, mut len)) = messages::control_of(at) else { return };
     while len >= HEADER {
-        let Some(size) = user::read::<usize>(at).filter(|size| (HEADER..=len).contains(size)) else {
+        let Some(size) = user::read::<usize>(at).filter(|size| (HEADER..=len).contains(size))
+        else {
             return;
         };
         if user::read::<[u32; 2]>(at + 8) == Some(RIGHTS) {

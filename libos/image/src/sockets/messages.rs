@@ -2,8 +2,8 @@
 
 use super::fds::End;
 use super::stream::{
-    MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, MSG_WAITALL, Source,
-    by_kernel, receive as receive_bytes, send as send_bytes,
+    MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, MSG_WAITALL,
+    Source, by_kernel, receive as receive_bytes, send as send_bytes,
 };
 use super::user::{self, Pieces};
 use super::{meet, native, options};
@@ -104,9 +104,9 @@ pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
         nr::RECVMSG => receive_message(end, args, second, third),
         _ if third == 0 => native(number, args),
         // The first of them: programs expect that not all have come. This call tells of errors first.
-        _ => match options::take_error(&end)
-            .unwrap_or_else(|| receive_message(end, [args[0], second, fourth, 0, 0, 0], second, fourth))
-        {
+        _ => match options::take_error(&end).unwrap_or_else(|| {
+            receive_message(end, [args[0], second, fourth, 0, 0, 0], second, fourth)
+        }) {
             received @ 0.. => {
                 if !user::write(second + LEN_AT, &(received as u32)) {
                     return -(EFAULT as isize);

@@ -12,7 +12,7 @@ const F_GETFL: usize = 3;
 const F_SETFL: usize = 4;
 const O_NONBLOCK: usize = 0o4000;
 const O_ASYNC: usize = 0o20000;
-const FIONREAD: usize = 0x541b;
+pub(super) const FIONREAD: usize = 0x541b;
 const FIONBIO: usize = 0x5421;
 const FIOASYNC: usize = 0x5452;
 /// `IPPROTO_TCP`.
@@ -94,6 +94,18 @@ pub(super) fn prepare(end: &End) {
     super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_NODELAY, &raw const on as usize, 4]);
 }
 
+/// The kernel's channel is all there is, and as the program wants it.
+pub(super) fn give_back(end: &End) {
+    if end.connection.is_unix() {
+        return;
+    }
+    let set = end.connection.sides[end.side].options.load(Relaxed);
+    for (bit, option) in [TCP_NODELAY, TCP_CORK].into_iter().enumerate() {
+        let value = set >> bit & 1;
+        super::ask(nr::SETSOCKOPT, [end.fd, TCP, option, &raw const value as usize, 4]);
+    }
+}
+
 fn bit_of(option: usize) -> Option<u32> {
     match option {
         TCP_NODELAY => Some(1),
@@ -104,21 +116,25 @@ fn bit_of(option: usize) -> Option<u32> {
 
 /// `setsockopt` of a TCP option.
 pub(super) fn set(fd: usize, option: usize, value: usize, args: [usize; 6]) -> isize {
-    let end = fds::end_of(fd).filter(stream::is_joined);
+    let end = fds::end_of(fd);
     let (Some(end), Some(bit)) = (end, bit_of(option)) else { return native(nr::SETSOCKOPT, args) };
     if args[4] < 4 {
         return native(nr::SETSOCKOPT, args);
     }
     let Some(value) = user::read::<u32>(value) else { return -(EFAULT as isize) };
     let options = &end.connection.sides[end.side].options;
-    if value == 0 { options.fetch_and(!bit, AcqRel) } else { options.fetch_or(bit, AcqRel) };
+    if value == 0 {
+        options.fetch_and(!bit, AcqRel)
+    } else {
+        options.fetch_or(bit, AcqRel)
+    };
     0
 }
 
 /// `getsockopt` of a TCP option.
 pub(super) fn get(fd: usize, option: usize, args: [usize; 6]) -> isize {
     let result = native(nr::GETSOCKOPT, args);
-    let end = fds::end_of(fd).filter(stream::is_joined);
+    let end = fds::end_of(fd);
     let (Some(end), Some(bit), 0) = (end, bit_of(option), result) else { return result };
     let is_set = end.connection.sides[end.side].options.load(Relaxed) & bit != 0;
     if !user::write(args[3], &u32::from(is_set)) {

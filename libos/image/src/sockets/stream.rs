@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use libos::sockets::{
-    ACCEPTED, Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SMALL_RING, watched,
+    Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SMALL_RING, watched,
 };
 
 use super::fds::{self, End};
@@ -31,13 +31,25 @@ const STRETCH: usize = 32 << 10;
 /// Where bytes that are sent come from.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Source {
-    Memory { pieces: Pieces, flags: usize },
+    Memory {
+        pieces: Pieces,
+        flags: usize,
+    },
     /// A file, from its own position or from one at this address.
-    File { fd: usize, position: usize },
+    File {
+        fd: usize,
+        position: usize,
+    },
 }
 
 /// The bytes of a piece of a ring.
-fn address(row: usize, side: usize, direction: &Direction, position: u64, len: usize) -> (usize, usize) {
+fn address(
+    row: usize,
+    side: usize,
+    direction: &Direction,
+    position: u64,
+    len: usize,
+) -> (usize, usize) {
     let piece = direction.piece(position, len);
     let start = if piece.in_large {
         let large = direction.large.load(Relaxed).saturating_sub(1) as usize % LARGE_RINGS;
@@ -53,25 +65,13 @@ fn is_parked(direction: &Direction) -> bool {
     let watch = direction.reading.watch.load(Acquire);
     direction.reading.parked.load(Acquire) != 0
         || watch == MANY
-        || watched(watch).is_some_and(|(watcher, _)| {
-            sockets().watchers[watcher].parked.0.load(Acquire) != 0
-        })
+        || watched(watch)
+            .is_some_and(|(watcher, _)| sockets().watchers[watcher].parked.0.load(Acquire) != 0)
 }
 
-/// Both sides know of each other, or this one says so now.
+/// Do both sides know of each other?
 pub(super) fn is_joined(end: &End) -> bool {
-    let state = &end.connection.state;
-    match state.load(Acquire) {
-        JOINED => true,
-        ACCEPTED if end.side == 0 => {
-            let done = state.compare_exchange(ACCEPTED, JOINED, AcqRel, Relaxed).is_ok();
-            if done {
-                sockets().carried.fetch_add(1, Relaxed);
-            }
-            done || state.load(Acquire) == JOINED
-        }
-        _ => false,
-    }
+    end.connection.state.load(Acquire) == JOINED
 }
 
 /// A lock that names the thread that has it: who finds that this thread has it was interrupted with it, or
@@ -111,7 +111,13 @@ impl Drop for Turn<'_> {
 }
 
 /// Send `total` bytes; `number` and `args` are the program's own call.
-pub(super) fn send(end: End, number: usize, args: [usize; 6], source: Source, total: usize) -> isize {
+pub(super) fn send(
+    end: End,
+    number: usize,
+    args: [usize; 6],
+    source: Source,
+    total: usize,
+) -> isize {
     let direction = end.outgoing();
     let is_open = is_joined(&end)
         && direction.shut.load(Acquire) == 0
@@ -124,7 +130,9 @@ pub(super) fn send(end: End, number: usize, args: [usize; 6], source: Source, to
     if direction.is_in_kernel() || !direction.has_bytes() && is_parked(direction) {
         direction.kernel_sent.fetch_add(total as u64, AcqRel);
         drop(turn);
-        return counted(direction, total, native(number, args));
+        let sent = counted(direction, total, native(number, args));
+        direction.asleep.fetch_add(sent.max(0) as u64, Relaxed);
+        return sent;
     }
     let mut source = source;
     let mut done = 0;
@@ -143,6 +151,7 @@ pub(super) fn send(end: End, number: usize, args: [usize; 6], source: Source, to
             drop(turn);
             let sent = rest(&end, &mut source, left);
             counted(direction, left, sent);
+            direction.asleep.fetch_add(sent.max(0) as u64, Relaxed);
             return match sent {
                 0.. => done as isize + sent,
                 _ if done > 0 => done as isize,
@@ -353,17 +362,19 @@ pub(super) fn receive(
     let direction = end.incoming();
     let mut pieces = pieces;
     let mut done = 0usize;
-    let waits = flags & MSG_DONTWAIT == 0 && end.connection.sides[end.side].nonblock.load(Relaxed) == 0;
+    let waits =
+        flags & MSG_DONTWAIT == 0 && end.connection.sides[end.side].nonblock.load(Relaxed) == 0;
     // Looking is over; the kernel has been asked for what it was said to have.
     let (mut has_looked, mut has_asked) = (false, false);
-    is_joined(&end);
     loop {
         match from_ring(&end, direction, &mut pieces, total - done, flags) {
             Err(errno) => return if done > 0 { done as isize } else { -(errno as isize) },
             Ok(0) => {}
             Ok(taken) => {
                 done += taken;
-                let goes_on = flags & (MSG_WAITALL | MSG_PEEK) == MSG_WAITALL;
+                // Who gets less than there was room for takes it that there is no more.
+                let goes_on =
+                    flags & MSG_PEEK == 0 && (flags & MSG_WAITALL != 0 || direction.is_in_kernel());
                 if done == total || !goes_on {
                     return done as isize;
                 }
@@ -380,8 +391,15 @@ pub(super) fn receive(
             continue;
         } else if asks {
             has_asked = true;
-            // The rest of what is waited for, by a call of its own.
-            let Some(Some((to, len))) = pieces.next_up_to(total - done) else { return done as isize };
+            // More of it, by a call of its own. An error is for the next call.
+            let mut there = 0u32;
+            let asked = ask(nr::IOCTL, [end.fd, super::options::FIONREAD, &raw mut there as usize]);
+            if asked != 0 || there == 0 {
+                continue;
+            }
+            let Some(Some((to, len))) = pieces.next_up_to(total - done) else {
+                return done as isize;
+            };
             let args = [end.fd, to, len, flags, 0, 0];
             match from_kernel(&end, direction, nr::RECVFROM, args, flags) {
                 Some(more @ 1..) => (done, has_asked) = (done + more as usize, false),
@@ -392,6 +410,9 @@ pub(super) fn receive(
                 return done as isize;
             }
             continue;
+        }
+        if done > 0 && flags & MSG_WAITALL == 0 {
+            return done as isize;
         }
         if waits && !has_looked && !has_asked {
             has_looked = true;
@@ -517,6 +538,7 @@ fn from_kernel(
     drop(turn);
     if result > 0 && end.connection.state.load(Relaxed) == OFFERED {
         // Whoever accepted it has sent something, and has not taken the offer.
+        super::options::give_back(end);
         let _ = sockets().withdraw(end.row);
     }
     if result == -(EAGAIN as isize) && waits && flags & MSG_DONTWAIT == 0 {

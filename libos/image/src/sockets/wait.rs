@@ -184,7 +184,6 @@ pub(super) fn poll(number: usize, args: [usize; 6]) -> isize {
         }
         let reads = u32::from(one.events) & (IN | READ_NORMAL) != 0;
         if let Some(end) = fds::end_of(fd).filter(|_| reads) {
-            stream::is_joined(&end);
             waiting.add(end);
         }
     }
@@ -282,7 +281,6 @@ pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
             fds::set(set).leave_to_kernel();
         }
         if let Some(end) = fds::end_of(fd) {
-            stream::is_joined(&end);
             waiting.add(end);
         }
     }

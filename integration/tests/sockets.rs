@@ -1,0 +1,348 @@
+//! Local sockets of unmodified programs through the region, beside the same without.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use integration::{Ended, Sandbox, Scratch, built, compile, full, run};
+use serde_json::Value;
+
+fn carrying(test: &str) -> Sandbox {
+    Sandbox::up_with(test, &["--sockets"])
+}
+
+/// What `ps --sockets` says.
+fn sockets(sandbox: &Sandbox) -> Value {
+    sandbox.json(&["ps", "--sockets"])
+}
+
+fn number(of: &Value, key: &str) -> u64 {
+    of[key].as_u64().unwrap_or_else(|| panic!("{key} of {of}"))
+}
+
+/// The share that went through the region of the connections' bytes whose reader did not sleep, and how
+/// many those were.
+fn carried(sandbox: &Sandbox) -> (f64, u64) {
+    let table = sockets(sandbox);
+    let (carried, by_kernel) = (number(&table, "carried_bytes"), number(&table, "kernel_bytes"));
+    assert!(number(&table, "carried") > 0, "{table}");
+    let awake = by_kernel.saturating_sub(number(&table, "asleep_bytes"));
+    (carried as f64 / (carried + awake).max(1) as f64, carried)
+}
+
+fn program(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name);
+    path.to_str().expect("a UTF-8 path").to_owned()
+}
+
+/// A command that is killed with the value.
+struct Running(Child);
+
+impl Running {
+    fn start(sandbox: Option<&Sandbox>, argv: &[&str]) -> Self {
+        let launcher = built("sbx-launcher");
+        let mut command = match sandbox {
+            None => Command::new(argv[0]),
+            Some(sandbox) => {
+                let mut command = Command::new(launcher);
+                command.args(["run", "--sandbox", &sandbox.name, "--", argv[0]]);
+                command
+            }
+        };
+        let silent = command.args(&argv[1..]).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(
+            silent.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{argv:?}: {error}")),
+        )
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The launcher ends with the command that it has started.
+        let own = self.0.id().to_string();
+        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
+        let command = children.unwrap_or_default().split(' ').next().unwrap_or_default().to_owned();
+        let target = if command.is_empty() { own } else { command };
+        let _ = run(Command::new("kill").arg(target));
+        let until = Instant::now() + Duration::from_secs(5);
+        while self.0.try_wait().is_ok_and(|status| status.is_none()) {
+            if Instant::now() > until {
+                let _ = self.0.kill();
+            }
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn outside(argv: &[&str]) -> Ended {
+    run(Command::new(argv[0]).args(&argv[1..]))
+}
+
+/// Until `argv` succeeds.
+fn wait_for(argv: &[&str]) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while outside(argv).status != 0 {
+        assert!(Instant::now() < until, "{argv:?} does not succeed");
+        sleep(Duration::from_millis(30));
+    }
+}
+
+#[test]
+fn random_steps_come_to_the_same() {
+    let sandbox = carrying("steps");
+    let steps = compile("cc", "steps", &[]);
+    let (seeds, count) = if full() { (200, "20000") } else { (20, "5000") };
+    for seed in 1..=seeds {
+        let seed = seed.to_string();
+        let native = outside(&[steps.text(), &seed, count]);
+        assert_eq!(native.status, 0, "{native:?}");
+        // The kernel may hand a packet over a little later than usual, in either run.
+        let is_same = (0..3).any(|_| {
+            let carried = sandbox.run(&[steps.text(), &seed, count]);
+            let lines = native.stdout.lines().zip(carried.stdout.lines());
+            let first = lines.enumerate().find(|(_, (one, other))| one != other);
+            if carried != native {
+                eprintln!("seed {seed}, once: {first:?} {}", carried.stderr);
+            }
+            carried == native
+        });
+        assert!(is_same, "seed {seed}: never the same in three runs");
+    }
+    let (_, bytes) = carried(&sandbox);
+    assert!(bytes > 1_000_000, "{bytes}");
+}
+
+#[test]
+fn python_talks_to_itself_in_every_way() {
+    let sandbox = carrying("talk");
+    let talk = program("talk.py");
+    let argv = ["/usr/bin/python3", &talk];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stderr.as_str()), (0, ""));
+    assert_eq!(sandbox.run(&argv), native);
+    let (share, _) = carried(&sandbox);
+    assert!(share > 0.95, "{share}");
+}
+
+#[test]
+fn redis_answers_through_the_region() {
+    let sandbox = carrying("redis");
+    let folder = Scratch::new("redis-carried");
+    fs::create_dir(&folder.0).expect("made");
+    let path = folder.text();
+    let [port, replica] = ["7471", "7472"];
+    let server = |port: &str, more: &[&str]| {
+        let socket = format!("{path}/{port}.sock");
+        let own = ["redis-server", "--port", port, "--dir", path, "--unixsocket", &socket];
+        let argv: Vec<&str> =
+            own.iter().chain(&["--save", "", "--dbfilename", port]).chain(more).copied().collect();
+        Running::start(Some(&sandbox), &argv)
+    };
+    let _server = server(port, &[]);
+    wait_for(&["redis-cli", "-p", port, "ping"]);
+    let script = "redis-cli -p 7471 set a 1; redis-cli -p 7471 incr a; \
+        printf 'multi\\nincr a\\nincr a\\nexec\\n' | redis-cli -p 7471; \
+        redis-cli -p 7471 eval 'return {KEYS[1], redis.call(\"get\", KEYS[1])}' 1 a; \
+        head -c 300000 /dev/zero | tr '\\0' x | redis-cli -p 7471 -x set large; \
+        redis-cli -p 7471 get large | md5sum; redis-cli -p 7471 bgsave; sleep 0.5; \
+        redis-cli -p 7471 lastsave | wc -c; redis-cli -p 7471 subscribe news > /dev/null & p=$!; \
+        sleep 0.3; redis-cli -p 7471 publish news hello; kill $p; \
+        redis-cli -p 7471 get missing; redis-cli -p 7471 nonsense";
+    // From outside it is a server like any other.
+    let argv = ["/bin/bash", "-c", script];
+    let native = outside(&argv);
+    assert!(native.stdout.contains("OK\n2\n"), "{native:?}");
+    wait_for(&["redis-cli", "-p", port, "flushall"]);
+    assert_eq!(sandbox.run(&argv), native);
+    let _replica = server(replica, &["--replicaof", "127.0.0.1 7471"]);
+    wait_for(&["redis-cli", "-p", replica, "ping"]);
+    let argv = [
+        "redis-benchmark",
+        "-p",
+        port,
+        "-q",
+        "-n",
+        "20000",
+        "-t",
+        "set,get,lpush,mset",
+        "-r",
+        "1000",
+    ];
+    assert_eq!(sandbox.run(&argv).status, 0);
+    let socket = format!("{path}/{port}.sock");
+    let argv = ["redis-benchmark", "-s", &socket, "-q", "-n", "20000", "-t", "get,set", "-P", "16"];
+    assert_eq!(sandbox.run(&argv).status, 0);
+    let sum = |port: &str| outside(&["redis-cli", "-p", port, "debug", "digest"]).stdout;
+    wait_for(&[
+        "/bin/bash",
+        "-c",
+        "[ \"$(redis-cli -p 7471 dbsize)\" = \"$(redis-cli -p 7472 dbsize)\" ]",
+    ]);
+    assert_eq!(sum(port), sum(replica));
+    let (share, bytes) = carried(&sandbox);
+    assert!(share > 0.95 && bytes > 1_000_000, "{share} of {bytes}");
+}
+
+const NGINX: &str = "
+worker_processes 2; daemon off; pid FOLDER/pid; error_log FOLDER/error;
+events { worker_connections 512; }
+http {
+  access_log off; sendfile on; tcp_nopush on; client_body_temp_path FOLDER/body; proxy_temp_path FOLDER/proxy;
+  fastcgi_temp_path FOLDER/f; uwsgi_temp_path FOLDER/u; scgi_temp_path FOLDER/s; client_max_body_size 100m;
+  upstream named { server unix:FOLDER/sock; }
+  server { listen 127.0.0.1:7473; listen unix:FOLDER/sock; root FOLDER;
+    location /reply { return 200 ok; }
+    location /again/ { proxy_pass http://named/; }
+    location /python/ { proxy_pass http://127.0.0.1:7474/; }
+    location /stranger/ { proxy_pass http://127.0.0.1:7475/; }
+  }
+}";
+
+#[test]
+fn nginx_serves_through_the_region() {
+    let sandbox = carrying("nginx");
+    let folder = Scratch::new("nginx-carried");
+    fs::create_dir(&folder.0).expect("made");
+    let path = folder.text();
+    fs::write(format!("{path}/conf"), NGINX.replace("FOLDER", path)).expect("written");
+    let large: Vec<u8> =
+        (0..20_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    fs::write(format!("{path}/large"), &large).expect("written");
+    fs::write(format!("{path}/small"), "a small file\n").expect("written");
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+    let conf = format!("{path}/conf");
+    let _nginx = Running::start(Some(&sandbox), &["nginx", "-c", &conf, "-p", path]);
+    let _python = Running::start(
+        Some(&sandbox),
+        &["/usr/bin/python3", "-m", "http.server", "-b", "127.0.0.1", "-d", path, "7474"],
+    );
+    let _stranger = Running::start(
+        None,
+        &["/usr/bin/python3", "-m", "http.server", "-b", "127.0.0.1", "-d", path, "7475"],
+    );
+    for port in ["7473", "7474", "7475"] {
+        wait_for(&["curl", "-sf", &format!("http://127.0.0.1:{port}/small")]);
+    }
+    let script = format!(
+        "u=http://127.0.0.1:7473; for p in large small reply again/large again/reply python/large python/small \
+         stranger/large stranger/small missing; do echo $p; curl -s -m 20 $u/$p | md5sum; done; \
+         curl -s --unix-socket {path}/sock http://x/large | md5sum; \
+         for i in 1 2 3 4 5 6 7 8; do curl -s $u/large | md5sum & done; wait; \
+         curl -s -Z -m 30 -o {path}/one $u/large -o {path}/two $u/large 2>/dev/null; cat {path}/one | md5sum; \
+         curl -s -m 20 -o /dev/null -w '%{{http_code}} %{{num_connects}}\\n' $u/small $u/reply; \
+         curl -s -m 20 -o /dev/null -w '%{{http_code}}\\n' --data-binary @{path}/large $u/reply"
+    );
+    let argv = ["/bin/bash", "-c", &script];
+    // Who is not in the sandbox notices nothing.
+    let native = outside(&argv);
+    assert!(native.stdout.contains("200 0\n"), "{native:?}");
+    assert_eq!(sandbox.run(&argv), native);
+    let pid = fs::read_to_string(format!("{path}/pid")).expect("nginx runs");
+    assert_eq!(outside(&["kill", "-HUP", pid.trim()]).status, 0);
+    let argv = ["wrk", "-t1", "-c20", "-d1", "http://127.0.0.1:7473/small"];
+    let ended = sandbox.run(&argv);
+    assert!(ended.status == 0 && !ended.stdout.contains("Non-2xx"), "{ended:?}");
+    assert_eq!(sandbox.run(&["/bin/bash", "-c", &script]), native);
+    let (share, bytes) = carried(&sandbox);
+    assert!(share > 0.95 && bytes > 100_000_000, "{share} of {bytes}");
+}
+
+#[test]
+fn node_and_go_serve_themselves() {
+    let sandbox = carrying("runtimes");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/web");
+    let binary = Scratch::new("web");
+    let web = binary.text();
+    let built = run(Command::new("go")
+        .args(["build", "-o", web, "."])
+        .current_dir(folder)
+        .env("CGO_ENABLED", "0")
+        .env("GOCACHE", std::env::temp_dir().join("sbx-go-cache"))
+        .env("GOFLAGS", "-mod=mod"));
+    assert_eq!(built.status, 0, "{}", built.stderr);
+    let node = program("web.js");
+    for argv in [vec!["/usr/bin/node", node.as_str()], vec![web]] {
+        let native = outside(&argv);
+        assert_eq!((native.status, native.stdout.as_str()), (0, "as sent\n"), "{}", native.stderr);
+        assert_eq!(sandbox.run(&argv), native);
+    }
+    let (_, bytes) = carried(&sandbox);
+    assert!(bytes > 10_000_000, "{bytes}");
+}
+
+#[test]
+fn a_side_that_is_killed_leaves_an_end_and_no_row() {
+    let sandbox = carrying("killed");
+    let script = "
+import os, random, signal, socket, sys, time
+random.seed(int(sys.argv[1]))
+server = socket.socket()
+server.bind(('127.0.0.1', 0))
+server.listen()
+child = os.fork()
+if child == 0:
+    one = socket.create_connection(server.getsockname())
+    server.close()
+    while True:
+        one.sendall(random.randbytes(random.randrange(1, 60000)))
+        one.recv(random.randrange(1, 5000))
+one, _ = server.accept()
+killed, end = False, time.monotonic() + random.random() * 0.05
+got = 0
+try:
+    while piece := one.recv(random.randrange(1, 70000)):
+        got += len(piece)
+        one.send(piece[:1000])
+        if not killed and time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed = True
+except (ConnectionResetError, BrokenPipeError):
+    pass
+assert killed and got
+print('an end')
+";
+    let rounds = if full() { 200 } else { 20 };
+    for seed in 0..rounds {
+        let ended = sandbox.run(&["/usr/bin/python3", "-c", script, &seed.to_string()]);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "an end\n"), "{ended:?}");
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    while sockets(&sandbox)["connections"].as_array().is_some_and(|rows| !rows.is_empty()) {
+        assert!(Instant::now() < until, "{}", sockets(&sandbox));
+        sleep(Duration::from_millis(20));
+    }
+    assert_eq!(number(&sockets(&sandbox), "carried"), rounds);
+}
+
+#[test]
+fn an_idle_pair_costs_nothing() {
+    let sandbox = carrying("idle");
+    let script = "
+import os, resource, select, socket, threading, time
+server = socket.socket()
+server.bind(('127.0.0.1', 0))
+server.listen()
+one = socket.create_connection(server.getsockname())
+two, _ = server.accept()
+for _ in range(100):
+    one.send(b'x'); two.recv(1); two.send(b'y'); one.recv(1)
+threading.Thread(target=two.recv, args=(1,), daemon=True).start()
+epoll = select.epoll()
+epoll.register(one, select.EPOLLIN)
+before = time.process_time()
+epoll.poll(2)
+print('idle' if time.process_time() - before < 0.02 else time.process_time() - before)
+";
+    let ended = sandbox.run(&["/usr/bin/python3", "-c", script]);
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "idle\n"), "{ended:?}");
+}
+
+#[test]
+fn a_region_that_is_too_small_for_the_rings_is_refused() {
+    let ended = integration::launcher(&["run", "--size", "600", "--sockets", "--", "/bin/true"]);
+    assert_eq!(ended.status, 125);
+    assert!(ended.stderr.contains("give a larger --size"), "{}", ended.stderr);
+}
