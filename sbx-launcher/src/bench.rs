@@ -23,14 +23,15 @@ mod report;
 mod rivals;
 mod round_trip;
 mod service;
+mod sockets;
 mod upcall;
 
 pub use inside::{serve, serve_calls};
 pub use report::{Goal, Report, Row};
 
 /// Names of the benchmarks.
-pub const NAMES: [&str; 8] =
-    ["upcall", "kv", "launch", "faults", "events", "delay", "service", "interpose"];
+pub const NAMES: [&str; 9] =
+    ["upcall", "kv", "launch", "faults", "events", "delay", "service", "interpose", "sockets"];
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +86,7 @@ pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
         "delay" => delay::run(options),
         "service" => service::run(options),
         "interpose" => interpose::run(options),
+        "sockets" => sockets::run(options),
         _ => Err(BenchError::Unknown(name.to_owned())),
     }
 }

@@ -171,9 +171,10 @@ Restore: sbx-launcher up web --restore web.snapshot")]
     /// Measure what things cost, beside what else there is.
     #[command(after_help = "Example: sbx-launcher bench upcall --json
 Benchmarks: upcall (a call), kv (a cache), launch (starting programs), faults (what goes wrong), \
-events (telling another process).")]
+events (telling another process), delay and service (beside hogs), interpose (system calls that \
+somebody looks at), sockets (servers and clients on one host).")]
     Bench {
-        /// upcall, kv, launch, faults or events.
+        /// upcall, kv, launch, faults, events, delay, service, interpose or sockets.
         name: String,
         /// Print JSON.
         #[arg(long)]

@@ -25,7 +25,6 @@ use libos::layout::{
 use libos::mailbox::{EVENT_WORDS, Taken};
 use libos::manifest::Hook;
 use libos::signals::{CallTable, HookTable, MUST_DECIDE};
-use libos::sockets::RINGS_LEN;
 
 use crate::filter::Armed;
 use crate::hooks::Happened;
@@ -33,6 +32,7 @@ use crate::memory;
 use crate::policy::syscalls::name_of;
 use crate::zones::{Zones, random};
 
+mod carry;
 pub mod extensions;
 mod snapshot;
 pub mod upgrade;
@@ -511,29 +511,6 @@ impl Sandbox {
         armed
     }
 
-    /// Carry the local sockets of programs that are started from now on.
-    ///
-    /// # Errors
-    /// The region is too small for the rings.
-    pub fn carry_sockets(&mut self) -> Result<(), SandboxError> {
-        if self.heaps_end() - ARENAS_OFFSET <= RINGS_LEN {
-            let least = (ARENAS_OFFSET + RINGS_LEN) >> 20;
-            return Err(SandboxError::Refused(format!(
-                "to carry sockets the region needs more than {least} MiB: give a larger --size"
-            )));
-        }
-        self.carries_sockets = true;
-        let at = self.zones.control.alias().wrapping_add(CALLS_OFFSET).cast::<CallTable>();
-        // SAFETY: the control zone has room for it there; all atomics.
-        unsafe { &*at }.sockets.store(1, Ordering::Release);
-        Ok(())
-    }
-
-    /// Where the heaps' part of the region ends.
-    fn heaps_end(&self) -> usize {
-        self.zones.place.len - if self.carries_sockets { RINGS_LEN } else { 0 }
-    }
-
     /// A policy has a handler decide the calls of `set`, in every program of the sandbox that is started
     /// from now on.
     ///
@@ -749,12 +726,7 @@ impl Sandbox {
                 self.ended.processes += 1;
             }
         }
-        if self.carries_sockets {
-            common.sockets().end_process(pid);
-            if common.rows().all(|row| common.process(row).claim.load().pid == 0) {
-                common.sockets().clear();
-            }
-        }
+        self.take_sockets_back(pid);
     }
 }
 
