@@ -330,6 +330,7 @@ const _: () = assert!(CONTEXTS_OFFSET + CONTEXTS_MAX * CONTEXT_LEN <= INBOXES_OF
 const _: () = assert!(INBOXES_OFFSET + PROCESSES_MAX * size_of::<Inbox>() <= POOL_OFFSET);
 const _: () = assert!(POOL_OFFSET + size_of::<Pool>() <= TIMERS_OFFSET);
 const _: () = assert!(TIMERS_OFFSET + size_of::<Timers>() <= SOCKETS_OFFSET);
+#[cfg(not(loom))]
 const _: () = assert!(SOCKETS_OFFSET + size_of::<Sockets>() <= COMMON_OFFSET + COMMON_LEN);
 const _: () = assert!(SLOTS_MAX <= 32, "tls_live is one 32-bit word");
 

@@ -21,8 +21,6 @@
 //! its socket as one that may be carried from then on; the side that accepts *takes the offer*, and both
 //! are *joined*. What they have sent until then has been counted. An offer that is not taken costs a row.
 
-use ext_api::limits::HUGE_PAGE_LEN;
-
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Rows of the table.
@@ -175,7 +173,7 @@ pub struct Side {
 }
 
 /// The bytes from one side to the other.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Direction {
     /// Bytes ever put into the ring.
@@ -203,7 +201,7 @@ pub struct Direction {
 }
 
 /// The part of a direction that readers write: a cache line of its own.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Reading {
     /// Bytes ever taken out of the ring.
@@ -652,5 +650,58 @@ const _: () = {
     assert!(size_of::<Connection>() == 448);
     assert!(WATCHED_MAX / 64 <= 64, "the summary is one word");
     assert!((WATCHERS_MAX + 1) * WATCHED_MAX < MANY as usize);
-    assert!(RINGS_LEN.is_multiple_of(HUGE_PAGE_LEN));
+    assert!(RINGS_LEN.is_multiple_of(ext_api::limits::HUGE_PAGE_LEN));
 };
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::Direction;
+    use crate::sync::Ordering::{AcqRel, Relaxed};
+    use loom::sync::Arc;
+
+    #[test]
+    fn loom_no_reader_sleeps_while_bytes_come_that_it_is_not_told_of() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            let other = direction.clone();
+            let writer = loom::thread::spawn(move || {
+                other.publish(1, || other.reading.parked.load(Relaxed) != 0)
+            });
+            let sleeps = direction.park();
+            let told = writer.join().expect("no panic");
+            assert!(!sleeps || told);
+        });
+    }
+
+    #[test]
+    fn loom_what_is_in_the_ring_is_seen_before_what_went_to_the_kernel_later() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            let other = direction.clone();
+            let writer = loom::thread::spawn(move || {
+                other.publish(1, || false);
+                other.kernel_sent.fetch_add(1, AcqRel);
+            });
+            if direction.is_in_kernel() {
+                assert!(direction.has_bytes());
+            }
+            writer.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn loom_of_two_readers_one_takes_the_bytes() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            direction.publish(1, || false);
+            let other = direction.clone();
+            let take = |direction: &Direction| {
+                let (head, len) = direction.filled();
+                len == 1 && direction.take(head, len)
+            };
+            let second = loom::thread::spawn(move || take(&other));
+            let first = take(&direction);
+            assert!(first != second.join().expect("no panic"));
+        });
+    }
+}

@@ -39,7 +39,7 @@ struct Servers {
     sandbox: String,
     folder: PathBuf,
     launcher: PathBuf,
-    running: Vec<Child>,
+    running: Vec<(Child, bool)>,
     pids: Vec<(&'static str, bool, u32)>,
 }
 
@@ -110,7 +110,7 @@ impl Servers {
             pid = child_of(pid).unwrap_or(pid);
         }
         self.pids.push((name, in_sandbox, pid));
-        self.running.push(child);
+        self.running.push((child, in_sandbox));
         Ok(())
     }
 
@@ -144,8 +144,8 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        for mut child in self.running.drain(..) {
-            let inner = child_of(child.id()).unwrap_or(child.id());
+        for (mut child, in_sandbox) in self.running.drain(..) {
+            let inner = child_of(child.id()).filter(|_| in_sandbox).unwrap_or(child.id());
             let _ = quiet(Command::new("kill").arg(inner.to_string())).status();
             let until = Instant::now() + Duration::from_secs(5);
             while child.try_wait().is_ok_and(|status| status.is_none()) {
