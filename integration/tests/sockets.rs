@@ -249,6 +249,76 @@ fn nginx_serves_through_the_region() {
     assert!(share > 0.95 && bytes > 100_000_000, "{share} of {bytes}");
 }
 
+const HAPROXY: &str = "
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 20s
+  timeout server 20s
+frontend all
+  bind 127.0.0.1:7476
+  default_backend one
+backend one
+  server one 127.0.0.1:7477
+";
+
+#[test]
+fn haproxy_memcached_and_iperf3_work_as_ever() {
+    let sandbox = carrying("others");
+    let folder = Scratch::new("others-carried");
+    fs::create_dir(&folder.0).expect("made");
+    let path = folder.text();
+    let conf = format!("{path}/conf");
+    fs::write(&conf, HAPROXY).expect("written");
+    let large: Vec<u8> =
+        (0..20_000_000u32).map(|at| (at.wrapping_mul(40_503) >> 7) as u8).collect();
+    fs::write(format!("{path}/large"), &large).expect("written");
+    let web = ["/usr/bin/python3", "-m", "http.server", "-b", "127.0.0.1", "-d", path, "7477"];
+    let _web = Running::start(Some(&sandbox), &web);
+    let _haproxy = Running::start(Some(&sandbox), &["haproxy", "-f", &conf]);
+    let memcached = ["memcached", "-u", "nobody", "-l", "127.0.0.1", "-p", "7478", "-t", "4"];
+    let _memcached = Running::start(Some(&sandbox), &memcached);
+    let iperf3 = ["iperf3", "-s", "-B", "127.0.0.1", "-p", "7479"];
+    let _iperf3 = Running::start(Some(&sandbox), &iperf3);
+    wait_for(&["curl", "-sf", "-o", "/dev/null", "http://127.0.0.1:7476/conf"]);
+    let script = format!(
+        "for i in 1 2 3; do curl -s -m 20 http://127.0.0.1:7476/large | md5sum; done; md5sum < {path}/large; \
+         for i in $(seq 20); do curl -s -m 20 http://127.0.0.1:7476/conf | md5sum; done"
+    );
+    let argv = ["/bin/bash", "-c", &script];
+    let native = outside(&argv);
+    assert_eq!(sandbox.run(&argv), native);
+    let script = "
+import socket, threading
+def ask(which):
+    one = socket.create_connection(('127.0.0.1', 7478))
+    file = one.makefile('rwb')
+    for i in range(500):
+        value = bytes([which]) * (i * 97 % 20000)
+        file.write(b'set k%d-%d 0 0 %d\\r\\n%s\\r\\n' % (which, i, len(value), value))
+        file.flush()
+        assert file.readline() == b'STORED\\r\\n'
+        file.write(b'get k%d-%d\\r\\n' % (which, i))
+        file.flush()
+        assert file.readline().split()[-1] == b'%d' % len(value)
+        assert file.read(len(value) + 2) == value + b'\\r\\n' and file.readline() == b'END\\r\\n'
+threads = [threading.Thread(target=ask, args=(which,)) for which in range(1, 9)]
+[one.start() for one in threads]; [one.join() for one in threads]
+print('as stored')
+";
+    let ended = sandbox.run(&["/usr/bin/python3", "-c", script]);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("as stored\n", ""));
+    for more in [&["-R"][..], &["-P", "3"], &[]] {
+        let fixed = ["iperf3", "-c", "127.0.0.1", "-p", "7479", "-t", "1", "-J"];
+        let ended = sandbox.run(&[&fixed[..], more].concat());
+        let report: Value = serde_json::from_str(&ended.stdout).expect("iperf3 prints JSON");
+        let bytes = &report["end"]["sum_received"]["bytes"];
+        assert!(ended.status == 0 && bytes.as_f64() > Some(1e7), "{more:?}: {report}");
+    }
+    let (_, bytes) = carried(&sandbox);
+    assert!(bytes > 100_000_000, "{bytes}");
+}
+
 #[test]
 fn node_and_go_serve_themselves() {
     let sandbox = carrying("runtimes");

@@ -13,6 +13,7 @@ pub(crate) type Errno = i32;
 pub(crate) const EPERM: Errno = 1;
 pub(crate) const ENOENT: Errno = 2;
 pub(crate) const ESRCH: Errno = 3;
+pub(crate) const EINTR: Errno = 4;
 pub(crate) const EBADF: Errno = 9;
 pub(crate) const EAGAIN: Errno = 11;
 pub(crate) const ENOMEM: Errno = 12;

@@ -326,7 +326,9 @@ pub(crate) fn adopt_after_exec() {
     for fd in 0..INHERITED_MAX {
         adopt(fd, pid);
         if let Some(end) = fds::end_of(fd) {
-            end.incoming().reading.watch.store(libos::sockets::MANY, Release);
+            // If others wait for it in a set of theirs, it stays there.
+            let watch = &end.incoming().reading.watch;
+            let _ = watch.compare_exchange(0, libos::sockets::MANY, AcqRel, Relaxed);
         }
     }
     if !had {

@@ -6,7 +6,7 @@ use super::stream::{
     Source, by_kernel, receive as receive_bytes, send as send_bytes,
 };
 use super::user::{self, Pieces};
-use super::{meet, native, options};
+use super::{ask, meet, native, options};
 use crate::sys::{EFAULT, nr};
 
 /// `struct msghdr`.
@@ -25,6 +25,10 @@ struct Message {
 const MESSAGE_LEN: usize = size_of::<Message>();
 /// `struct mmsghdr`: the bytes that were moved come behind the message.
 const LEN_AT: usize = MESSAGE_LEN;
+
+const SEEK_CUR: usize = 1;
+/// What the kernel moves at a time.
+const SENDFILE_MAX: usize = 0x7fff_f000;
 
 const TO_SEND: usize = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE;
 const TO_RECEIVE: usize =
@@ -46,10 +50,13 @@ pub(super) fn send(end: End, number: usize, args: [usize; 6]) -> isize {
         // An address is for the kernel to judge.
         nr::SENDTO if fifth != 0 => by_kernel(&end, number, args, third),
         nr::SENDTO => memory(Pieces::one(second, third), fourth),
+        // From what is no file, the kernel knows best.
+        nr::SENDFILE if ask(nr::LSEEK, [second, 0, SEEK_CUR]) < 0 => {
+            by_kernel(&end, number, args, fourth.min(SENDFILE_MAX))
+        }
         nr::SENDFILE => {
             let source = Source::File { fd: second, position: third };
-            // The kernel has this limit too.
-            send_bytes(end, number, args, source, fourth.min(0x7fff_f000))
+            send_bytes(end, number, args, source, fourth.min(SENDFILE_MAX))
         }
         nr::SENDMSG => send_message(end, number, args, second, third),
         nr::SENDMMSG if third == 0 => native(number, args),

@@ -9,7 +9,7 @@ use libos::sockets::{
 use super::fds::{self, End};
 use super::user::{self, Pieces};
 use super::{ask, base, native, sockets};
-use crate::sys::{self, EAGAIN, EFAULT, EINVAL, nr};
+use crate::sys::{self, EAGAIN, EFAULT, EINTR, EINVAL, nr};
 use crate::{context, time};
 
 pub(super) const MSG_PEEK: usize = 2;
@@ -158,6 +158,7 @@ pub(super) fn send(
                 error => error,
             };
         }
+        let before = source;
         let filled = match fill(&end, direction, &mut source, tail, room.min(left).min(STRETCH)) {
             Ok(filled) => filled,
             Err(_) if done > 0 => return done as isize,
@@ -168,7 +169,11 @@ pub(super) fn send(
         }
         if direction.tail.load(Relaxed) != tail {
             // A signal handler of the program wrote to it meanwhile, and over these bytes.
-            return if done > 0 { done as isize } else { -(EAGAIN as isize) };
+            if matches!(before, Source::Memory { .. }) {
+                source = before;
+                continue;
+            }
+            return if done > 0 { done as isize } else { -(EINTR as isize) };
         }
         done += filled;
         let asleep = direction.publish(tail + filled as u64, || {
