@@ -1,6 +1,6 @@
 //! How the two ends of a connection find each other, and how a process comes by ends of others.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use libos::sockets::{ACCEPTED, Name, UNIX};
 
