@@ -61,7 +61,7 @@ fn benchmarks_measure_every_goal() {
         ("delay", 32, 4),
         ("service", 2, 1),
         ("interpose", 15, 9),
-        ("sockets", 46, 13),
+        ("sockets", 50, 15),
     ] {
         let (found, rows) = goals_and_rows(bench);
         assert!(rows.len() >= rows_min, "{bench}: {} rows", rows.len());

@@ -45,6 +45,8 @@ struct Servers {
 
 const REDIS: [&str; 2] = ["7481", "7482"];
 const NGINX: [&str; 2] = ["7483", "7484"];
+const IPERF: [&str; 2] = ["7485", "7486"];
+const BULK: &str = "iperf3, writes of 16 KiB";
 
 impl Servers {
     fn start() -> io::Result<Self> {
@@ -69,6 +71,10 @@ impl Servers {
             servers.serve("redis", in_sandbox, &redis)?;
             let conf = path(&format!("conf{which}"));
             std::fs::write(&conf, nginx_conf(&folder, NGINX[which], which))?;
+            if has_iperf() {
+                let iperf = ["iperf3", "-s", "-B", "127.0.0.1", "-p", IPERF[which]];
+                servers.serve("iperf3", in_sandbox, &iperf)?;
+            }
             let prefix = path("");
             servers.serve("nginx", in_sandbox, &["nginx", "-c", &conf, "-p", &prefix])?;
             for (db, len) in [("0", "64"), ("1", "16384")] {
@@ -158,6 +164,21 @@ impl Drop for Servers {
         let _ = Command::new(&self.launcher).args(["down", &self.sandbox]).status();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+fn has_iperf() -> bool {
+    quiet(Command::new("iperf3").arg("--version")).status().is_ok()
+}
+
+/// Gigabytes per second of one connection, and CPU seconds per million writes.
+fn bulk(servers: &Servers, way: Way) -> io::Result<(f64, f64)> {
+    let which = usize::from(way == Way::Region);
+    let fixed = ["iperf3", "-c", "127.0.0.1", "-l", "16K", "-t", "1", "-J", "-p", IPERF[which]];
+    servers.rate("iperf3", way, CLIENT_CPU, &fixed, |text| {
+        let report: serde_json::Value = serde_json::from_str(text).ok()?;
+        let sum = &report["end"]["sum_received"];
+        Some((sum["bits_per_second"].as_f64()? / 8e9, sum["bytes"].as_f64()? / 16384.0))
+    })
 }
 
 fn quiet(command: &mut Command) -> &mut Command {
@@ -295,6 +316,17 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
             rows.push((format!("{name}: CPU"), "s/M", Box::new(move || Ok(cpu.get()))));
         }
     }
+    for way in BOTH.iter().copied().filter(|_| has_iperf()) {
+        let (servers, cpu) = (&servers, &cpu);
+        let name = format!("{BULK}, {}", way.name());
+        let rate = move || {
+            let (rate, seconds) = bulk(servers, way).map_err(doing)?;
+            cpu.set(seconds);
+            Ok(rate)
+        };
+        rows.push((name.clone(), "GB/s", Box::new(rate)));
+        rows.push((format!("{name}: CPU"), "s/M", Box::new(move || Ok(cpu.get()))));
+    }
     let mut report = Report::new("sockets", options.rounds, measure(options.rounds, rows)?);
     let goals = [
         (0, Way::Tcp, 15.0),
@@ -318,5 +350,10 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         let ratio = |[ours, theirs]: [f64; 2]| ours / theirs;
         report.goal(&named, [&rows[0], &rows[1]], ratio, (">=", goal));
     }
+    let (ours, theirs) = (format!("{BULK}, region"), format!("{BULK}, TCP"));
+    report.goal("iperf3, region, GB/s", [&ours], |[rate]| rate, (">=", 10.0));
+    let ratio = |[ours, theirs]: [f64; 2]| ours / theirs;
+    report.goal("iperf3: region / TCP", [&ours, &theirs], ratio, (">=", 1.0));
+    report.explain(BULK, "iperf3 is not installed (package iperf3)");
     Ok(report)
 }
