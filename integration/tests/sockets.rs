@@ -124,6 +124,9 @@ fn python_talks_to_itself_in_every_way() {
     assert_eq!(sandbox.run(&argv), native);
     let (share, _) = carried(&sandbox);
     assert!(share > 0.95, "{share}");
+    // The same with a handler on every call.
+    sandbox.load(&built("libthrough.so"));
+    assert_eq!(sandbox.run(&argv), native);
 }
 
 #[test]

@@ -272,17 +272,21 @@ pub(crate) extern "C" fn sbx_patched(
         // What it would unblock or block is looked at there.
         return TRAP;
     }
-    if before.is_none() && after.is_none() {
-        if sockets::may_carry(number) {
-            call.rax = sockets::call(number, args.map(|arg| arg as usize)) as u64;
-            return DONE;
+    let carries = sockets::may_carry(number);
+    let mut pass = || {
+        if !carries {
+            return PASS;
         }
-        return PASS;
+        call.rax = sockets::call(number, args.map(|arg| arg as usize)) as u64;
+        DONE
+    };
+    if before.is_none() && after.is_none() {
+        return pass();
     }
     let Some(context) = known() else { return TRAP };
     if !context.sequence.load(Relaxed).is_multiple_of(2) {
         // A signal handler of the program on top of an upcall: nobody can be asked.
-        return PASS;
+        return pass();
     }
     if context.call_stack.load(Relaxed) != 0 {
         // A signal handler within a call that may have paths in the scratch room.
@@ -304,7 +308,7 @@ pub(crate) extern "C" fn sbx_patched(
         return DONE;
     }
     if after.is_none() && block.args == args {
-        return PASS;
+        return pass();
     }
     let began = time::now_ns();
     let result = make(&block);
