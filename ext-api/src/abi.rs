@@ -14,7 +14,7 @@ use core::ffi::c_void;
 use crate::limits::{HANDLER_NAME_LEN_MAX, SIGNATURE_LEN_MAX};
 
 /// Raised whenever anything in this file changes meaning. Both sides must agree exactly.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// First eight bytes of every control zone.
 pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"SBXsuper");
@@ -344,6 +344,8 @@ pub struct Superblock {
     pub wait_on: u64,
     /// Address of libos's [`WakeOnFn`].
     pub wake_on: u64,
+    /// Address of the [`crate::pool::Pool`]; 0 until an extension is hooked to the network.
+    pub pool: core::sync::atomic::AtomicU64,
 }
 
 /// One row of the handler table. Written by the supervisor alone.
@@ -526,6 +528,97 @@ pub const HOOK_CALLS: u64 = 7;
 /// [`HandlerDecl::hook`]: the same, once the kernel has carried them out.
 pub const HOOK_CALLS_AFTER: u64 = 8;
 
+/// [`HandlerDecl::hook`]: what comes to the UDP port `hook_value`, in the worker that serves the
+/// network; port 0 stands for what other handlers pass. Argument: address of a [`PacketBlock`].
+pub const HOOK_UDP: u64 = 9;
+/// [`HandlerDecl::hook`]: the same for connections to a TCP port.
+pub const HOOK_TCP: u64 = 10;
+/// [`HandlerDecl::hook`]: the same for all frames of the interface whose name `hook_set` holds.
+pub const HOOK_PACKET: u64 = 11;
+
+/// Longest name of an interface.
+pub const INTERFACE_LEN_MAX: usize = 15;
+
+/// An interface's name where a set of calls would be.
+///
+/// # Panics
+/// It is none: the extension does not build.
+#[must_use]
+pub const fn interface_set(name: &str) -> [u64; 8] {
+    let name = name.as_bytes();
+    assert!(!name.is_empty() && name.len() <= INTERFACE_LEN_MAX, "no name of an interface");
+    let mut set = [0; 8];
+    let mut at = 0;
+    while at < name.len() {
+        set[at / 8] |= (name[at] as u64) << (at % 8 * 8);
+        at += 1;
+    }
+    set
+}
+
+/// An address of the network: 4 or 6 as `version`, the port as a number, 4 or 16 bytes of `ip`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NetAddress {
+    /// 4, 6, or 0: there is none.
+    pub version: u16,
+    /// Port.
+    pub port: u16,
+    /// Of a link-local address of version 6: which link.
+    pub scope: u32,
+    /// The bytes, in their usual order.
+    pub ip: [u8; 16],
+}
+
+/// [`PacketBlock::flags`], of a connection: it has just been accepted.
+pub const NET_BEGINS: u64 = 1;
+/// [`PacketBlock::flags`], of a connection: no more bytes will come than these.
+pub const NET_ENDED: u64 = 2;
+/// [`PacketBlock::flags`], set by the handler: close it once all is sent.
+pub const NET_CLOSE: u64 = 4;
+
+/// [`PacketBlock::verdict`]: ask the handler of what others pass; a connection goes on.
+pub const NET_PASS: u64 = 0;
+/// [`PacketBlock::verdict`]: what the reply holds goes back.
+pub const NET_REPLY: u64 = 1;
+/// [`PacketBlock::verdict`]: the first `in_place` bytes of `data` go back.
+pub const NET_REPLY_IN_PLACE: u64 = 2;
+/// [`PacketBlock::verdict`]: to the address `next`.
+pub const NET_FORWARD: u64 = 3;
+/// [`PacketBlock::verdict`]: nothing goes anywhere; a connection is cut.
+pub const NET_DROP: u64 = 4;
+/// [`PacketBlock::verdict`]: another process answers it, as the event `hand`.
+pub const NET_HAND: u64 = 5;
+
+/// What has come from the network, for a handler. The reply's buffer is the room behind it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct PacketBlock {
+    /// First byte.
+    pub data: *mut u8,
+    /// Bytes.
+    pub len: usize,
+    /// Bytes, from the first, that the handler is through with: of a connection, what is left comes
+    /// again with what comes next.
+    pub used: usize,
+    /// Bytes for [`NET_REPLY_IN_PLACE`].
+    pub in_place: usize,
+    /// Who has sent it.
+    pub from: NetAddress,
+    /// To whom.
+    pub to: NetAddress,
+    /// For [`NET_FORWARD`].
+    pub next: NetAddress,
+    /// `NET_BEGINS`, `NET_ENDED`, `NET_CLOSE`.
+    pub flags: u64,
+    /// A word of the handler's own that stays with a connection; 0 at first.
+    pub word: u64,
+    /// What becomes of it.
+    pub verdict: u64,
+    /// For [`NET_HAND`]: how, to whom, which handler.
+    pub hand: [u64; 3],
+}
+
 /// The next hook is asked, or the kernel.
 pub const CALL_PASS: u64 = 0;
 /// The call returns the block's `value`.
@@ -647,6 +740,10 @@ pub struct Runtime {
     pub mask: extern "C" fn(on: u32),
     /// 1 if what `peer` has named still takes part.
     pub is_live: extern "C" fn(peer: u64) -> u32,
+    /// What names the calling process, as `peer` does.
+    pub own: extern "C" fn() -> u64,
+    /// Address of the [`crate::pool::Pool`], or 0.
+    pub pool: extern "C" fn() -> u64,
 }
 
 const _: () = assert!(size_of::<Superblock>() <= 4096);

@@ -83,6 +83,11 @@ impl<'a> Out<'a> {
         Self { reply }
     }
 
+    /// Go on behind the first `len` bytes, which are there already.
+    pub(crate) const fn go_on(&mut self, len: usize) {
+        self.reply.len = len;
+    }
+
     /// Append bytes. If the heap has no room for a result that is larger than the caller's
     /// buffer, the handler panics, which the caller sees.
     pub fn write(&mut self, bytes: &[u8]) {

@@ -54,13 +54,15 @@ pub mod limits;
 #[cfg(all(feature = "std", loom))]
 #[path = "shared/lock.rs"]
 mod lock;
+#[cfg(all(feature = "std", not(loom)))]
+pub mod net;
+pub mod pool;
 #[cfg(feature = "std")]
 pub mod post;
 #[cfg(feature = "std")]
 mod runtime;
 #[cfg(all(feature = "std", not(loom)))]
 pub mod shared;
-#[cfg(feature = "std")]
 mod sync;
 #[cfg(feature = "std")]
 pub mod timer;

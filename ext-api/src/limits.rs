@@ -84,6 +84,23 @@ pub const INBOX_EVENTS_MAX: usize = 64;
 /// Events that wait for any process at a time.
 pub const POOL_EVENTS_MAX: usize = 1024;
 
+/// Buffers for what comes from the network and what goes there: as many packets and pieces of
+/// connections can be under way at one time.
+pub const BUFFERS_MAX: usize = 1024;
+
+/// One of them. The longest datagram, and the longest request that a handler gets in one piece, is
+/// [`PACKET_LEN_MAX`].
+pub const BUFFER_LEN: usize = 32 << 10;
+
+/// Front of a buffer that the kernel writes addresses into.
+pub const BUFFER_FRONT_LEN: usize = 64;
+
+/// Longest datagram or piece of a connection that a handler gets.
+pub const PACKET_LEN_MAX: usize = BUFFER_LEN - BUFFER_FRONT_LEN;
+
+/// Ports and interfaces that handlers of one sandbox are hooked to.
+pub const PORTS_MAX: usize = 64;
+
 /// Longest text that a fault leaves for its caller.
 pub const FAULT_TEXT_LEN_MAX: usize = 240;
 
@@ -96,3 +113,5 @@ const _: () =
 const _: () = assert!(HANDLER_NAME_LEN_MAX >= NAME_LEN_MAX + 1 + NAME_LEN_MAX);
 const _: () = assert!(SLOTS_MAX <= 64, "slot sets are one 64-bit word");
 const _: () = assert!(LOG_LEN.is_power_of_two());
+const _: () = assert!(BUFFERS_MAX <= 1 << 10, "a buffer's name has ten bits for its number");
+const _: () = assert!(BUFFER_LEN.is_power_of_two() && BUFFER_FRONT_LEN < BUFFER_LEN);

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use ext_api::abi::{
-    ABI_VERSION, HOOK_CALLS, HOOK_CALLS_AFTER, HOOK_EXEC, HOOK_EXIT, HOOK_FORK, HOOK_SIGNAL,
-    HOOK_START, HOOK_TIMER, HOOKABLE_SIGNALS, KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX,
-    Manifest,
+    ABI_VERSION, HOOK_CALLS, HOOK_CALLS_AFTER, HOOK_EXEC, HOOK_EXIT, HOOK_FORK, HOOK_PACKET,
+    HOOK_SIGNAL, HOOK_START, HOOK_TCP, HOOK_TIMER, HOOK_UDP, HOOKABLE_SIGNALS, INTERFACE_LEN_MAX,
+    KILL_SAFE, MANIFEST_MAGIC, MANIFEST_SYMBOL_PREFIX, Manifest,
 };
 use ext_api::limits::{
     BUDGET_NS_DEFAULT, HANDLER_NAME_LEN_MAX, HANDLERS_MAX, HEAP_LEN_DEFAULT, HUGE_PAGE_LEN,
@@ -44,6 +44,45 @@ pub enum Hook {
         /// Once the kernel has carried it out?
         after: bool,
     },
+    /// Something has come from the network.
+    Network(Port),
+}
+
+/// Where something comes from the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Port {
+    /// Datagrams to a UDP port; those that other handlers pass if it is 0.
+    Udp(u16),
+    /// Connections to a TCP port.
+    Tcp(u16),
+    /// Frames of an interface: its name, padded with zeros.
+    Interface([u8; INTERFACE_LEN_MAX]),
+}
+
+impl Port {
+    /// The interface in the words of a set.
+    fn interface(set: [u64; 8]) -> Option<Self> {
+        let mut name = [0; INTERFACE_LEN_MAX];
+        let bytes = set.iter().flat_map(|word| word.to_le_bytes());
+        name.iter_mut().zip(bytes.clone()).for_each(|(to, byte)| *to = byte);
+        let legal = |byte: &u8| byte.is_ascii_graphic() && *byte != b'/';
+        let len = name.iter().take_while(|byte| **byte != 0).count();
+        let rest = bytes.skip(len).all(|byte| byte == 0);
+        (len > 0 && rest && name[..len].iter().all(legal)).then_some(Self::Interface(name))
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Udp(0) => to.write_str("udp *"),
+            Self::Udp(port) => write!(to, "udp {port}"),
+            Self::Tcp(port) => write!(to, "tcp {port}"),
+            Self::Interface(name) => {
+                write!(to, "packet {}", String::from_utf8_lossy(name).trim_end_matches('\0'))
+            }
+        }
+    }
 }
 
 impl Hook {
@@ -64,6 +103,9 @@ impl Hook {
                 let asked = set != [0; 8] || !after;
                 return (!unknown && asked).then_some(Self::Calls { set, after });
             }
+            HOOK_UDP => Self::Network(Port::Udp(u16::try_from(value).ok()?)),
+            HOOK_TCP if value != 0 => Self::Network(Port::Tcp(u16::try_from(value).ok()?)),
+            HOOK_PACKET => Self::Network(Port::interface(set)?),
             HOOK_SIGNAL if signal_name(value).is_some() => Self::Signal { number: value },
             _ => return None,
         })
@@ -77,7 +119,7 @@ impl Hook {
             Self::Fork => 2,
             Self::Exit => 3,
             Self::Signal { .. } => 4,
-            Self::Calls { .. } => 1,
+            Self::Calls { .. } | Self::Network(_) => 1,
         }
     }
 }
@@ -103,6 +145,7 @@ impl fmt::Display for Hook {
                 let when = if *after { "after" } else { "before" };
                 write!(to, "{when} the system calls {}", names.join(" "))
             }
+            Self::Network(port) => write!(to, "on {port}"),
             Self::Signal { number } => write!(to, "on {}", signal_name(*number).unwrap_or("?")),
         }
     }

@@ -1,9 +1,14 @@
 //! The network path of a sandbox.
 //!
-//! What is here: the question which io_uring this kernel grants. The engine, devices and endpoints
-//! are not built yet.
+//! The worker that serves the network receives into buffers of the region, asks the handlers that are
+//! hooked to a port, and sends what they say, or has another process answer.
 //!
-//! 1. All io_uring of the project is in this crate.
-//! 2. Nothing here decides policy: a capability is reported, what to make of it is the caller's.
+//! 1. All io_uring of the project is in `engine/uring.rs` and `probe.rs`.
+//! 2. Nothing here decides policy: what becomes of a packet is its handler's to say.
+//! 3. The engine knows neither the region nor the clock but by what it is given, so that it runs in a test.
 
+pub mod address;
+pub mod buffers;
+pub mod engine;
+pub mod listen;
 pub mod probe;

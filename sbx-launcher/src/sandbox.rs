@@ -328,6 +328,7 @@ impl Sandbox {
             wait: self.wait,
             wait_on: self.wait_on[0],
             wake_on: self.wait_on[1],
+            pool: 0.into(),
         };
         // SAFETY: the control zone begins with the superblock, and nobody else has it yet.
         unsafe { self.zones.control.alias().cast::<Superblock>().write(superblock) };

@@ -107,7 +107,18 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
     };
     attribute.parse_nested_meta(|meta| {
         let rule = "expected timer = \"...\", process = \"start\", \"fork\", \"exec\" or \"exit\", \
-                    signal = \"SIG...\", or syscall or syscall_exit = \"openat ...\"";
+                    signal = \"SIG...\", syscall or syscall_exit = \"openat ...\", udp or tcp = \
+                    PORT or \"*\", or packet = \"INTERFACE\"";
+        if let Some(kind) =
+            [("udp", UDP), ("tcp", TCP)].iter().find(|(it, _)| meta.path.is_ident(it))
+        {
+            let (at, port) = (meta.path.clone(), port(meta.value()?)?);
+            if port == 0 && kind.0 == "tcp" {
+                return Err(Error::new_spanned(at, "a connection has one handler: give its port"));
+            }
+            hook = (kind.1, quote!(#port));
+            return Ok(());
+        }
         let value: LitStr = meta.value()?.parse()?;
         let process =
             |text: &str| ["start", "exec", "exit"].iter().position(|known| *known == text);
@@ -121,6 +132,8 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
         } else if meta.path.is_ident("syscall") || meta.path.is_ident("syscall_exit") {
             let hook = if meta.path.is_ident("syscall") { CALLS } else { CALLS_AFTER };
             (hook, quote!(const { ::ext_api::calls::set(#value) }))
+        } else if meta.path.is_ident("packet") {
+            (PACKET, quote!(const { ::ext_api::abi::interface_set(#value) }))
         } else if fork {
             (6, quote!(0))
         } else if meta.path.is_ident("signal") {
@@ -139,6 +152,22 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
         Ok(())
     })?;
     Ok(hook)
+}
+
+/// A port, or 0 for `"*"`.
+fn port(input: ParseStream<'_>) -> Result<u64> {
+    if input.peek(LitStr) {
+        let text: LitStr = input.parse()?;
+        return match text.value().as_str() {
+            "*" => Ok(0),
+            _ => Err(Error::new(text.span(), "expected a port, or \"*\" for what others pass")),
+        };
+    }
+    let number: syn::LitInt = input.parse()?;
+    match number.base10_parse::<u16>()? {
+        0 => Err(Error::new(number.span(), "there is no port 0")),
+        port => Ok(u64::from(port)),
+    }
 }
 
 /// `#[save(version = 2)]`: 1 if it does not say.
@@ -211,8 +240,14 @@ fn expand(args: &Args, mut module: ItemMod) -> Result<Tokens> {
         let hook = hook_of(function)?;
         if take_attribute(function, "handler") | take_attribute(function, "on") {
             let handler = Handler { budget_ns, hook, ..handler_of(function)? };
-            if handler.is_on_calls() && !(handler.out && handler.parameters.is_empty()) {
-                let rule = "expected fn(state: &State, call: &mut Call) -> Verdict";
+            if handler.takes_block() && !(handler.out && handler.parameters.is_empty()) {
+                let rule = match handler.hook.0 {
+                    TCP => "expected fn(state: &State, stream: &mut Stream<'_>) -> Verdict",
+                    UDP | PACKET => {
+                        "expected fn(state: &State, packet: &mut Packet<'_>) -> Verdict"
+                    }
+                    _ => "expected fn(state: &State, call: &mut Call) -> Verdict",
+                };
                 return Err(Error::new(function.sig.ident.span(), rule));
             }
             handlers.push(handler);
@@ -362,19 +397,39 @@ fn return_word(kind: &Type, out: bool) -> String {
     }
 }
 
-/// `HOOK_CALLS` and `HOOK_CALLS_AFTER`.
+/// `HOOK_CALLS` and its like.
 const CALLS: u64 = 7;
 const CALLS_AFTER: u64 = 8;
+const UDP: u64 = 9;
+const TCP: u64 = 10;
+const PACKET: u64 = 11;
 
 impl Handler {
     fn is_on_calls(&self) -> bool {
         matches!(self.hook.0, CALLS | CALLS_AFTER)
+    }
+
+    fn is_on_network(&self) -> bool {
+        matches!(self.hook.0, UDP | TCP | PACKET)
+    }
+
+    /// Is it given a block of libos's or the worker's, which others cannot call it with?
+    fn takes_block(&self) -> bool {
+        self.is_on_calls() || self.is_on_network()
+    }
+
+    /// Has its hook a set beside the value?
+    fn has_set(&self) -> bool {
+        self.is_on_calls() || self.hook.0 == PACKET
     }
 }
 
 fn signature(handler: &Handler) -> String {
     if handler.is_on_calls() {
         return "(call: call) -> verdict".to_owned();
+    }
+    if handler.is_on_network() {
+        return "(packet: packet) -> verdict".to_owned();
     }
     let parameters: Vec<String> = handler
         .parameters
@@ -397,6 +452,27 @@ fn wrapper(handler: &Handler) -> Tokens {
         quote! { __SBX_STATE.get().ok_or(::ext_api::abi::Status::Stale)?, }
     });
     let out = handler.out.then(|| quote! { &mut ::ext_api::extension::Out::new(__reply) });
+    if handler.is_on_network() {
+        let state_first = state.map(|state| quote! { let (__state,) = (#state); });
+        let pass = handler.state.then(|| quote! { __state, });
+        let view = format_ident!("{}", if handler.hook.0 == TCP { "Stream" } else { "Packet" });
+        return quote! {
+            #[doc(hidden)]
+            unsafe extern "C" fn #wrapper(
+                __args: *const u64,
+                __reply: *mut ::ext_api::abi::Reply,
+            ) -> u32 {
+                // SAFETY: the network's worker hands on a block that it has made for this upcall.
+                unsafe {
+                    ::ext_api::extension::run(__reply, |__reply| {
+                        #state_first
+                        let __handler = |__view: &mut ::ext_api::net::#view<'_>| #name(#pass __view);
+                        Ok(::ext_api::net::#view::with(__args.read(), __reply, __handler))
+                    })
+                }
+            }
+        };
+    }
     if handler.is_on_calls() {
         return quote! {
             #[doc(hidden)]
@@ -526,10 +602,9 @@ fn manifest(
         let (name, code) = (handler.name.to_string(), wrapper_name(handler));
         let signature = signature(handler);
         let (budget, (hook, hook_value)) = (handler.budget_ns, &handler.hook);
-        let set =
-            handler.is_on_calls().then(|| quote!({ static SET: [u64; 8] = #hook_value; &SET }));
+        let set = handler.has_set().then(|| quote!({ static SET: [u64; 8] = #hook_value; &SET }));
         let set = set.unwrap_or_else(|| quote!(::core::ptr::null()));
-        let hook_value = if handler.is_on_calls() { &quote!(0) } else { hook_value };
+        let hook_value = if handler.has_set() { &quote!(0) } else { hook_value };
         quote! {
             ::ext_api::abi::HandlerDecl {
                 name: ::ext_api::abi::Text::new(#name),
@@ -566,9 +641,9 @@ fn manifest(
 }
 
 fn client(args: &Args, handlers: &[Handler]) -> Tokens {
-    // Those on system calls are libos's alone to call.
+    // Those that are given a block are libos's and the worker's alone to call.
     let handlers: Vec<&Handler> =
-        handlers.iter().filter(|handler| !handler.is_on_calls()).collect();
+        handlers.iter().filter(|handler| !handler.takes_block()).collect();
     let count = handlers.len();
     let names = handlers.iter().map(|handler| {
         LitStr::new(&format!("{}.{}", args.name.value(), handler.name), Span::call_site())

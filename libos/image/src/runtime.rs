@@ -1,13 +1,13 @@
 //! What libos offers to extensions beyond the region libc: [`ext_api::abi::Runtime`].
 
 use core::ffi::c_void;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use ext_api::abi::{Handle, HandlerFn, Reply, Runtime, UpgradeFn};
+use ext_api::abi::{Handle, HandlerFn, Reply, Runtime, Superblock, UpgradeFn};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX};
 use libos::data::Context;
 
-use crate::{context, events, fault, heap, sys, time, timers};
+use crate::{boot, context, events, fault, heap, start, sys, time, timers};
 
 /// Handed to every extension's `init`.
 #[unsafe(no_mangle)]
@@ -29,7 +29,21 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     cancel: timers::cancel,
     mask: events::mask,
     is_live: events::is_live,
+    own,
+    pool,
 };
+
+/// [`Runtime::own`].
+extern "C" fn own() -> u64 {
+    start::this_process().map_or(0, |own| events::peer_of(own.row, own.generation))
+}
+
+/// [`Runtime::pool`].
+extern "C" fn pool() -> u64 {
+    let superblock = boot::place().base as *const Superblock;
+    // SAFETY: the control zone begins with it, and stays mapped.
+    unsafe { &*superblock }.pool.load(Acquire)
+}
 
 /// Names the upcall that the calling thread is in; 0 outside of one.
 extern "C" fn owner() -> u64 {

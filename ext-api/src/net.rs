@@ -1,0 +1,415 @@
+//! Packets and connections, as handlers see them.
+//!
+//! ```
+//! # mod example {
+//! use ext_api::prelude::*;
+//!
+//! #[extension(name = "echo")]
+//! pub mod echo {
+//!     use ext_api::prelude::*;
+//!     use ext_api::net::{Packet, Stream, Verdict};
+//!
+//!     #[on(udp = 9000)]
+//!     fn datagram(packet: &mut Packet<'_>) -> Verdict {
+//!         packet.reply_in_place(packet.bytes().len())
+//!     }
+//!
+//!     #[on(tcp = 9000)]
+//!     fn stream(stream: &mut Stream<'_>) -> Verdict {
+//!         stream.reply_in_place(stream.bytes().len())
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! They run in the worker that serves the network, on the bytes as the kernel has put them into the
+//! region. [`Verdict::Hand`] has another process answer: there, [`Held`] is the same packet.
+#![expect(unsafe_code, reason = "the other side of the worker's raw pointers")]
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use crate::abi::{
+    Handle, NET_BEGINS, NET_CLOSE, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_PASS, NET_REPLY,
+    NET_REPLY_IN_PLACE, NetAddress, PacketBlock, Reply, Status,
+};
+use crate::error::CallError;
+use crate::extension::{Out, runtime};
+use crate::limits::BUFFER_LEN;
+use crate::pool::{Buffer, Holder, Name, Outcome, Pool, bytes_of};
+use crate::post::To;
+
+/// What becomes of a packet, or of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A packet is shown to the handler of `"*"`, if there is one. A connection goes on; what was
+    /// written is sent.
+    Pass,
+    /// What was written goes back to who has sent it.
+    Reply,
+    /// As many of its own first bytes go back, without a copy; see `reply_in_place`.
+    ReplyInPlace,
+    /// It goes on to this address, and what comes from there goes back. A connection is joined to a new
+    /// one, and its handler is not asked again.
+    Forward(SocketAddr),
+    /// It is dropped. A connection is cut at once.
+    Drop,
+    /// A process is to answer it: this handler, which takes one number, gets the packet's name as an
+    /// event. See [`Held::take`].
+    Hand(To, Handle),
+}
+
+impl NetAddress {
+    /// From the standard library's form.
+    #[must_use]
+    pub fn of(address: SocketAddr) -> Self {
+        let (mut ip, mut scope) = ([0; 16], 0);
+        let version = match address {
+            SocketAddr::V4(v4) => {
+                ip[..4].copy_from_slice(&v4.ip().octets());
+                4
+            }
+            SocketAddr::V6(v6) => {
+                ip = v6.ip().octets();
+                scope = v6.scope_id();
+                6
+            }
+        };
+        Self { version, port: address.port(), scope, ip }
+    }
+
+    /// As the standard library has it; None if there is no address.
+    #[must_use]
+    pub fn socket(&self) -> Option<SocketAddr> {
+        let [a, b, c, d, ..] = self.ip;
+        match self.version {
+            4 => Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), self.port)),
+            6 => {
+                let ip = Ipv6Addr::from(self.ip);
+                Some(SocketAddr::V6(SocketAddrV6::new(ip, self.port, 0, self.scope)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a packet and a piece of a connection have in common.
+struct Piece<'a> {
+    block: &'a mut PacketBlock,
+    out: Out<'a>,
+}
+
+impl<'a> Piece<'a> {
+    /// # Safety
+    /// As [`Packet::with`].
+    unsafe fn new(word: u64, reply: &'a mut Reply) -> Self {
+        // SAFETY: by contract a block that is this upcall's alone.
+        let block = unsafe { &mut *(word as *mut PacketBlock) };
+        Self { block, out: Out::new(reply) }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the worker gives the upcall this many bytes, and nobody else has them meanwhile.
+        unsafe { std::slice::from_raw_parts(self.block.data, self.block.len) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `self` is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.block.data, self.block.len) }
+    }
+
+    const fn in_place(&mut self, len: usize) -> Verdict {
+        self.block.in_place = if len < self.block.len { len } else { self.block.len };
+        Verdict::ReplyInPlace
+    }
+
+    fn decide(&mut self, verdict: Verdict) -> Status {
+        self.block.verdict = match verdict {
+            Verdict::Pass => NET_PASS,
+            Verdict::Reply => NET_REPLY,
+            Verdict::ReplyInPlace => NET_REPLY_IN_PLACE,
+            Verdict::Drop => NET_DROP,
+            Verdict::Forward(address) => {
+                self.block.next = NetAddress::of(address);
+                NET_FORWARD
+            }
+            Verdict::Hand(to, handler) => {
+                self.block.hand = [to.how, to.target, handler];
+                NET_HAND
+            }
+        };
+        Status::Ok
+    }
+}
+
+/// A datagram, or a frame of an interface.
+pub struct Packet<'a>(Piece<'a>);
+
+impl fmt::Debug for Packet<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Packet({} bytes from {:?})", self.bytes().len(), self.from())
+    }
+}
+
+impl<'a> Packet<'a> {
+    /// Run a handler on the packet that the worker has put at `word`.
+    ///
+    /// # Safety
+    /// A wrapper's: the block is there, and this upcall's alone.
+    #[doc(hidden)]
+    pub unsafe fn with(
+        word: u64,
+        reply: &'a mut Reply,
+        handler: impl FnOnce(&mut Self) -> Verdict,
+    ) -> Status {
+        // SAFETY: by contract.
+        let mut packet = Self(unsafe { Piece::new(word, reply) });
+        let verdict = handler(&mut packet);
+        packet.0.decide(verdict)
+    }
+
+    /// Its bytes, where the kernel has put them.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+
+    /// The same, to be changed before it is sent back or on.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.0.bytes_mut()
+    }
+
+    /// Who has sent it; None for a frame.
+    #[must_use]
+    pub fn from(&self) -> Option<SocketAddr> {
+        self.0.block.from.socket()
+    }
+
+    /// The address that it came to; None for a frame.
+    #[must_use]
+    pub fn to(&self) -> Option<SocketAddr> {
+        self.0.block.to.socket()
+    }
+
+    /// Append to the answer, which [`Verdict::Reply`] sends.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.0.out.write(bytes);
+    }
+
+    /// Answer with these bytes.
+    #[must_use = "the verdict sends them"]
+    pub fn reply(&mut self, bytes: &[u8]) -> Verdict {
+        self.write(bytes);
+        Verdict::Reply
+    }
+
+    /// Answer with its own first `len` bytes, as they are now.
+    #[must_use = "the verdict sends them"]
+    pub const fn reply_in_place(&mut self, len: usize) -> Verdict {
+        self.0.in_place(len)
+    }
+}
+
+/// A connection, and those of its bytes that the handler has not used up yet.
+pub struct Stream<'a>(Piece<'a>);
+
+impl fmt::Debug for Stream<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({} bytes from {:?})", self.bytes().len(), self.from())
+    }
+}
+
+impl<'a> Stream<'a> {
+    /// As [`Packet::with`].
+    ///
+    /// # Safety
+    /// As [`Packet::with`].
+    #[doc(hidden)]
+    pub unsafe fn with(
+        word: u64,
+        reply: &'a mut Reply,
+        handler: impl FnOnce(&mut Self) -> Verdict,
+    ) -> Status {
+        // SAFETY: by contract.
+        let mut stream = Self(unsafe { Piece::new(word, reply) });
+        let verdict = handler(&mut stream);
+        stream.0.decide(verdict)
+    }
+
+    /// The bytes that have come and are not used up.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.0.bytes().get(self.0.block.used..).unwrap_or(&[])
+    }
+
+    /// Be through with the first `len` of them. What is left comes again once more has come: at most
+    /// [`crate::limits::PACKET_LEN_MAX`] bytes, or the connection is cut.
+    pub fn consume(&mut self, len: usize) {
+        self.0.block.used += len.min(self.0.block.len - self.0.block.used);
+    }
+
+    /// Append to what is sent, of any length.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.0.out.write(bytes);
+    }
+
+    /// Be through with the first `len` bytes by sending them back, without a copy. Only where nothing
+    /// else is consumed or written in the same upcall.
+    #[must_use = "the verdict sends them"]
+    pub const fn reply_in_place(&mut self, len: usize) -> Verdict {
+        self.0.in_place(len)
+    }
+
+    /// Close it when all that was written is sent.
+    pub const fn close(&mut self) {
+        self.0.block.flags |= NET_CLOSE;
+    }
+
+    /// It has just been accepted; no bytes have come yet.
+    #[must_use]
+    pub const fn begins(&self) -> bool {
+        self.0.block.flags & NET_BEGINS != 0
+    }
+
+    /// The other side will send no more than these bytes. It is the last upcall of the connection.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        self.0.block.flags & NET_ENDED != 0
+    }
+
+    /// A word that stays with the connection; 0 at first.
+    #[must_use]
+    pub const fn word(&self) -> u64 {
+        self.0.block.word
+    }
+
+    /// See [`Stream::word`].
+    pub const fn set_word(&mut self, word: u64) {
+        self.0.block.word = word;
+    }
+
+    /// The other side.
+    #[must_use]
+    pub fn from(&self) -> Option<SocketAddr> {
+        self.0.block.from.socket()
+    }
+
+    /// This side.
+    #[must_use]
+    pub fn to(&self) -> Option<SocketAddr> {
+        self.0.block.to.socket()
+    }
+}
+
+/// A packet that this process was handed, or a piece of a connection. When it goes out of scope its
+/// answer is sent; it is lost with the upcall that has taken it, if that ends in a fault.
+pub struct Held {
+    pool: &'static Pool,
+    name: Name,
+    holder: Holder,
+    used: usize,
+    flags: u16,
+    reply: Reply,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Held({} bytes from {:?})", self.bytes().len(), self.from())
+    }
+}
+
+impl Held {
+    /// Take the packet whose name a handler was given by [`Verdict::Hand`].
+    ///
+    /// # Errors
+    /// [`Status::Gone`]: another has taken it, or it was given up. [`CallError::NotAttached`] outside of
+    /// a region.
+    pub fn take(packet: u64) -> Result<Self, CallError> {
+        let runtime = runtime().ok_or(CallError::NotAttached)?;
+        // SAFETY: 0, or the pool's front, which stays mapped for good; all atomics.
+        let pool = unsafe { ((runtime.pool)() as *const Pool).as_ref() };
+        let pool = pool.ok_or(CallError::Refused(Status::Gone))?;
+        let (name, holder) = (Name::from_raw(packet), Holder::of_peer((runtime.own)()));
+        let take = |it: &Buffer| it.take(name.turn, holder, (runtime.owner)());
+        let taken = pool.buffers.get(name.index).is_some_and(take);
+        if !taken {
+            return Err(CallError::Refused(Status::Gone));
+        }
+        let mut held = Self { pool, name, holder, used: 0, flags: 0, reply: Reply::empty() };
+        let [start, len] = held.extent();
+        held.used = len;
+        held.reply.cap = BUFFER_LEN - start - len;
+        held.reply.buf = held.at(start + len);
+        Ok(held)
+    }
+
+    fn extent(&self) -> [usize; 2] {
+        self.pool.buffers[self.name.index].extent()
+    }
+
+    fn at(&self, offset: usize) -> *mut u8 {
+        let pool = std::ptr::from_ref(self.pool).cast::<u8>().cast_mut();
+        pool.with_addr(bytes_of(pool.addr(), self.name.index) + offset)
+    }
+
+    /// Its bytes, where the kernel has put them.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        let [start, len] = self.extent();
+        // SAFETY: the extent lies within the buffer, which this process alone holds.
+        unsafe { std::slice::from_raw_parts(self.at(start), len) }
+    }
+
+    /// Who has sent it.
+    #[must_use]
+    pub fn from(&self) -> Option<SocketAddr> {
+        self.pool.buffers[self.name.index].from().socket()
+    }
+
+    /// Append to the answer.
+    pub fn write(&mut self, bytes: &[u8]) {
+        let len = self.reply.len;
+        let mut out = Out::new(&mut self.reply);
+        out.go_on(len);
+        out.write(bytes);
+    }
+
+    /// Of a connection: only the first `len` bytes are used up. All are if nobody says so.
+    pub fn consume(&mut self, len: usize) {
+        self.used = len.min(self.extent()[1]);
+    }
+
+    /// Close the connection when the answer is sent.
+    pub const fn close(&mut self) {
+        self.flags |= Outcome::CLOSE;
+    }
+
+    /// Send no answer. A connection is cut.
+    pub fn drop_it(mut self) {
+        self.flags |= Outcome::DROP;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.flags |= Outcome::DROP;
+        }
+        let outcome = Outcome {
+            used: self.used as u16,
+            answer: self.reply.len as u32,
+            spill: self.reply.spill as u64,
+            flags: self.flags,
+        };
+        let pool = self.pool;
+        let finished = pool.buffers[self.name.index].finish(self.name.turn, self.holder, outcome);
+        if finished
+            && pool.done.push(&pool.buffers, self.name.index)
+            && let Some(runtime) = runtime()
+        {
+            let word = std::ptr::from_ref(&pool.done.word).cast();
+            // SAFETY: a word of the pool.
+            unsafe { (runtime.futex_wake)(word, 1) };
+        }
+    }
+}

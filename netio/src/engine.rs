@@ -1,0 +1,680 @@
+//! The engine: receives into buffers of the region, asks handlers, and does what they say.
+//!
+//! ```text
+//!  kernel ──► driver ──► buffer ──► upcall ──┬─► answer, from the same buffer ──► driver ──► kernel
+//!                                            ├─► on to another address
+//!                                            └─► another process, which gives it back with an answer
+//! ```
+//!
+//! The driver is io_uring, or epoll where that is refused; the engine is the same. A packet's bytes are
+//! never copied here, and a connection's only where a handler leaves some until more have come (counted
+//! as `joined`). Every buffer is counted for the port that it came by: one that has its share out
+//! receives no more until some come back.
+#![expect(unsafe_code, reason = "shows buffers to handlers and hands them to the driver")]
+
+mod datagrams;
+pub mod driver;
+pub mod epoll;
+mod streams;
+pub mod uring;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use ext_api::abi::{NET_PASS, NetAddress, PacketBlock, Reply, Status};
+use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX, PORTS_MAX};
+use ext_api::pool::{Holder, Outcome, Tally};
+use slab::Slab;
+
+use crate::address::Address;
+use crate::buffers::{Buffers, Lease, Returned};
+use datagrams::{FlowKey, Socket};
+use driver::{Doorbell, Driver, Event, Source};
+use streams::Connection;
+
+/// Buffers that wait for what comes next.
+const LENT: usize = 128;
+/// Buffers that a port may have out in handlers, other processes and answers at one time.
+const SHARE: usize = BUFFERS_MAX / 2;
+/// Answers under way at one time; each is of a buffer or of a handler's own memory.
+const SENDS_MAX: usize = 4 * BUFFERS_MAX;
+/// Connections at one time, forwarded ones counted twice.
+const CONNECTIONS_MAX: usize = 16 << 10;
+/// How long a packet may wait for a process to take it.
+const PATIENCE_NS: u64 = 5_000_000_000;
+/// How often is looked for what the dead held, while anything is elsewhere.
+const SWEEP_NS: u64 = 5_000_000;
+/// How often is looked for what has waited for too long.
+const EXPIRE_NS: u64 = 1_000_000_000;
+/// How often a packet that no process had room for is offered again.
+const AGAIN_NS: u64 = 200_000;
+
+/// What the engine asks of the sandbox that it is in.
+pub trait Sandbox: fmt::Debug {
+    /// Run `handler` on `block`: a [`Status`].
+    fn upcall(&mut self, handler: u64, block: &mut PacketBlock, reply: &mut Reply) -> u32;
+    /// Give a reply's spill back.
+    fn release(&mut self, spill: *mut u8);
+    /// The bytes of a spill that another process names; None if it cannot be one.
+    fn spilled(&self, spill: u64, len: usize) -> Option<*const u8>;
+    /// Post an event: how, to whom, which handler; its one word.
+    fn post(&mut self, hand: [u64; 3], word: u64) -> Status;
+    /// Is that process gone, or the upcall over, if it is not 0?
+    fn is_over(&self, holder: Holder, upcall: u64) -> bool;
+    /// Monotonic time.
+    fn now_ns(&self) -> u64;
+}
+
+/// What a port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A UDP socket.
+    Udp,
+    /// A listening TCP socket.
+    Tcp,
+    /// A packet socket of an interface.
+    Interface,
+    /// What handlers of UDP ports pass: no socket.
+    AnyUdp,
+}
+
+/// A port that a handler is hooked to. Its number is its row of the tallies.
+#[derive(Debug)]
+struct Port {
+    kind: Kind,
+    handler: u64,
+    fd: Option<OwnedFd>,
+    /// The address that it is bound to.
+    local: NetAddress,
+    tally: &'static Tally,
+    /// Number of its socket among those that receive datagrams.
+    socket: Option<u32>,
+    /// Buffers that are out for it.
+    out: usize,
+    /// It has its share out and does not receive.
+    is_paused: bool,
+    /// It is being taken away.
+    is_closing: bool,
+}
+
+/// What is being sent.
+#[derive(Debug)]
+struct Sending {
+    bytes: Bytes,
+    start: usize,
+    len: usize,
+    port: u32,
+    /// The connection that it is of; none: a datagram's.
+    connection: Option<u32>,
+    to: Option<Address>,
+}
+
+/// Where bytes to be sent lie.
+#[derive(Debug)]
+enum Bytes {
+    /// In a buffer.
+    Buffer(Lease),
+    /// In an extension's heap, which gets them back.
+    Spill(*mut u8),
+}
+
+/// A packet that another process is to be given.
+#[derive(Debug, Clone, Copy)]
+struct Handed {
+    port: u32,
+    /// Of this connection; none: a datagram.
+    connection: Option<u32>,
+    from: Address,
+    start: usize,
+    len: usize,
+}
+
+/// A packet for which no process had room.
+#[derive(Debug)]
+struct Waiting {
+    lease: Lease,
+    handed: Handed,
+    hand: [u64; 3],
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Engine<D, S> {
+    driver: D,
+    sandbox: S,
+    buffers: Buffers,
+    ports: Vec<Option<Port>>,
+    sockets: Slab<Socket>,
+    flows: HashMap<FlowKey, u32>,
+    connections: Slab<Connection>,
+    /// Answers under way, by place. They do not move: the kernel has their addresses.
+    sends: Slab<Box<Sending>>,
+    /// By number of the buffer.
+    handed: Vec<Option<Handed>>,
+    waiting: Vec<Waiting>,
+    /// Sources that had no buffer.
+    starved: Vec<Source>,
+    /// Connections that could not be shown.
+    retries: Vec<u32>,
+    /// Connections that may be over.
+    over: Vec<u32>,
+    events: Vec<Event>,
+    returned: Vec<Returned>,
+    swept_ns: u64,
+    expired_ns: u64,
+}
+
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(more), Relaxed);
+}
+
+impl<D: Driver, S: Sandbox> Engine<D, S> {
+    /// An engine with nothing to do.
+    pub fn new(driver: D, sandbox: S, buffers: Buffers) -> Self {
+        let swept_ns = sandbox.now_ns();
+        Self {
+            driver,
+            sandbox,
+            buffers,
+            ports: (0..PORTS_MAX).map(|_| None).collect(),
+            sockets: Slab::new(),
+            flows: HashMap::new(),
+            connections: Slab::new(),
+            sends: Slab::with_capacity(SENDS_MAX),
+            handed: vec![None; BUFFERS_MAX],
+            waiting: Vec::new(),
+            starved: Vec::new(),
+            retries: Vec::new(),
+            over: Vec::new(),
+            events: Vec::new(),
+            returned: Vec::new(),
+            swept_ns,
+            expired_ns: swept_ns,
+        }
+    }
+
+    /// Serve `fd` by `handler` as port `number`.
+    ///
+    /// # Errors
+    /// There is no such number, it is in use, or the kind does not fit the descriptor.
+    pub fn open(
+        &mut self,
+        number: usize,
+        kind: Kind,
+        handler: u64,
+        fd: Option<OwnedFd>,
+    ) -> io::Result<()> {
+        let needs_fd = kind != Kind::AnyUdp;
+        let is_free = self.ports.get(number).is_some_and(Option::is_none);
+        if !is_free || fd.is_some() != needs_fd {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let tally = self.buffers.tally(number);
+        let local = fd
+            .as_ref()
+            .map_or(NetAddress::default(), |fd| Address::of_socket(fd.as_raw_fd(), false).net());
+        self.ports[number] = Some(Port {
+            kind,
+            handler,
+            fd,
+            local,
+            tally,
+            socket: None,
+            out: 0,
+            is_paused: false,
+            is_closing: false,
+        });
+        self.begin(number as u32);
+        Ok(())
+    }
+
+    fn begin(&mut self, number: u32) {
+        let Some(port) = &mut self.ports[number as usize] else { return };
+        let Some(fd) = &port.fd else { return };
+        if port.kind == Kind::Tcp {
+            self.driver.accept(number, fd.as_fd());
+        } else {
+            let socket = self.sockets.insert(Socket::of_port(number)) as u32;
+            port.socket = Some(socket);
+            self.driver.receive_from(socket, fd.as_fd());
+        }
+    }
+
+    /// Serve port `number` no longer. Connections are cut; what other processes have of it is dropped
+    /// when it comes back.
+    pub fn close(&mut self, number: usize) {
+        let Some(Some(port)) = self.ports.get_mut(number) else { return };
+        port.is_closing = true;
+        let source = match (port.kind, port.socket) {
+            (Kind::Tcp, _) => Some(Source::Listener(number as u32)),
+            (_, Some(socket)) => Some(Source::Datagrams(socket)),
+            _ => None,
+        };
+        let running = source.filter(|source| !self.starved.contains(source));
+        self.starved.retain(|starved| Some(*starved) != source);
+        match running {
+            Some(source) if self.is_receiving(number) => self.driver.stop(source),
+            _ => self.forget_port(number as u32),
+        }
+        self.cut_connections_of(number as u32);
+        self.close_flows_of(number as u32);
+        self.forget_those_over();
+    }
+
+    fn is_receiving(&self, number: usize) -> bool {
+        self.ports[number].as_ref().is_some_and(|port| !port.is_paused && port.fd.is_some())
+    }
+
+    /// Nothing of it is with the kernel any more.
+    fn forget_port(&mut self, number: u32) {
+        let Some(port) = &mut self.ports[number as usize] else { return };
+        if let Some(socket) = port.socket.take() {
+            self.sockets.try_remove(socket as usize);
+        }
+        port.fd = None;
+        if port.out == 0 && !self.connections.iter().any(|(_, one)| one.port == number) {
+            self.ports[number as usize] = None;
+        }
+    }
+
+    /// Is port `number` served, or still being taken away?
+    #[must_use]
+    pub fn is_open(&self, number: usize) -> bool {
+        self.ports.get(number).is_some_and(Option::is_some)
+    }
+
+    /// Buffers that nobody uses: those that are free, and those that wait for what comes next.
+    #[must_use]
+    pub fn idle_buffers(&self) -> usize {
+        self.buffers.free() + self.driver.lent()
+    }
+
+    /// Wait for something to do, at most `timeout`, and do it.
+    ///
+    /// # Errors
+    /// The kernel's: the engine cannot go on.
+    pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.lend_buffers();
+        let (timeout, doorbell) = self.how_to_wait(timeout);
+        let mut events = std::mem::take(&mut self.events);
+        let waited = self.driver.wait(timeout, doorbell, &mut events);
+        if doorbell.is_some() {
+            self.buffers.done().get_up();
+        }
+        for event in events.drain(..) {
+            self.handle(event);
+            self.forget_those_over();
+        }
+        self.events = events;
+        self.take_returned();
+        self.offer_again();
+        self.retry();
+        self.resume();
+        self.expire();
+        self.forget_those_over();
+        waited
+    }
+
+    /// For how long to wait, and for what besides the kernel.
+    fn how_to_wait(&self, timeout: Option<Duration>) -> (Option<Duration>, Option<Doorbell>) {
+        let is_idle = self.flows.is_empty() && self.connections.is_empty();
+        let most = if is_idle { u64::MAX } else { EXPIRE_NS };
+        let has_to_try = !self.waiting.is_empty() || !self.retries.is_empty();
+        let most = if has_to_try { AGAIN_NS } else { most };
+        let most = Duration::from_nanos(if self.buffers.elsewhere() == 0 {
+            most
+        } else {
+            most.min(SWEEP_NS)
+        });
+        let timeout = timeout.map_or(most, |timeout| timeout.min(most));
+        if self.buffers.elsewhere() == 0 {
+            return (Some(timeout), None);
+        }
+        let done = self.buffers.done();
+        match done.lie_down() {
+            None => (Some(Duration::ZERO), None),
+            Some(seen) => (Some(timeout), Some(Doorbell { word: &done.word, seen })),
+        }
+    }
+
+    fn lend_buffers(&mut self) {
+        while self.driver.lent() < LENT {
+            let Some(lease) = self.buffers.take() else { return };
+            let at = self.buffers.at(&lease);
+            // SAFETY: the lease's own address.
+            unsafe { self.driver.lend(lease, at) };
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Datagram { socket, lease, start, len, whole, from } => {
+                self.datagram(socket, lease, [start, len], whole, from);
+            }
+            Event::Piece { connection, lease, start, len } => {
+                self.piece(connection, lease, start, len);
+            }
+            Event::Accepted(port, fd) => self.accepted(port, fd),
+            Event::Connected(connection, result) => self.connected(connection, result),
+            Event::Sent(place, result) => self.sent(place, result),
+            Event::Stopped(source, result) => self.stopped(source, result),
+        }
+    }
+
+    fn stopped(&mut self, source: Source, result: i32) {
+        let number = match source {
+            Source::Stream(connection) => return self.stream_stopped(connection, result),
+            Source::Listener(number) => number,
+            Source::Datagrams(socket) => match self.sockets.get(socket as usize) {
+                Some(known) if known.is_flow() => return self.flow_stopped(socket),
+                Some(known) => known.port,
+                None => return,
+            },
+        };
+        match self.ports[number as usize].as_ref().map(|port| (port.is_closing, port.is_paused)) {
+            Some((true, _)) => self.forget_port(number),
+            // It goes on when buffers have come back.
+            Some((false, true)) | None => {}
+            Some((false, false)) => self.starved.push(source),
+        }
+    }
+
+    /// Have those receive again that had no buffer, or were paused.
+    fn resume(&mut self) {
+        if !self.starved.is_empty() && self.buffers.free() + self.driver.lent() > 0 {
+            for source in std::mem::take(&mut self.starved) {
+                self.receive_again(source);
+            }
+        }
+        for number in 0..PORTS_MAX as u32 {
+            let Some(port) = &mut self.ports[number as usize] else { continue };
+            if port.is_paused && port.out < SHARE / 2 && !port.is_closing {
+                port.is_paused = false;
+                if let (Some(socket), Some(fd)) = (port.socket, &port.fd) {
+                    self.driver.receive_from(socket, fd.as_fd());
+                }
+            }
+        }
+    }
+
+    /// End what has waited for too long.
+    fn expire(&mut self) {
+        if self.flows.is_empty() && self.connections.is_empty() {
+            return;
+        }
+        let now_ns = self.sandbox.now_ns();
+        if now_ns.saturating_sub(self.expired_ns) >= EXPIRE_NS {
+            self.expired_ns = now_ns;
+            self.expire_flows(now_ns);
+            self.expire_connections(now_ns);
+        }
+    }
+
+    fn receive_again(&mut self, source: Source) {
+        match source {
+            Source::Stream(connection) => self.receive_stream(connection),
+            Source::Listener(number) => {
+                if let Some(Port { fd: Some(fd), .. }) = &self.ports[number as usize] {
+                    self.driver.accept(number, fd.as_fd());
+                }
+            }
+            Source::Datagrams(socket) => self.receive_datagrams(socket),
+        }
+    }
+
+    /// A buffer of `port`'s is out.
+    fn go_out(&mut self, number: u32) {
+        let Some(port) = &mut self.ports[number as usize] else { return };
+        port.out += 1;
+        port.tally.buffers.store(port.out as u64, Relaxed);
+        if port.out >= SHARE && !port.is_paused && port.kind != Kind::Tcp {
+            port.is_paused = true;
+            add(&port.tally.paused, 1);
+            if let Some(socket) = port.socket {
+                self.driver.stop(Source::Datagrams(socket));
+            }
+        }
+    }
+
+    /// It is back.
+    fn come_in(&mut self, number: u32) {
+        let Some(port) = &mut self.ports[number as usize] else { return };
+        port.out -= 1;
+        port.tally.buffers.store(port.out as u64, Relaxed);
+        if port.is_closing && port.fd.is_none() {
+            self.forget_port(number);
+        }
+    }
+
+    /// Has the port its share out?
+    fn is_at_its_share(&self, number: u32) -> bool {
+        self.ports[number as usize].as_ref().is_none_or(|port| port.out >= SHARE)
+    }
+
+    fn tally(&self, number: u32) -> &'static Tally {
+        self.buffers.tally(number as usize)
+    }
+
+    /// Ask the handlers about what lies at `start` of `lease`: what the last of them said.
+    fn ask(&mut self, number: u32, piece: &Asked<'_>) -> Option<Answer> {
+        let port = self.ports[number as usize].as_ref()?;
+        let (handler, kind, tally) = (port.handler, port.kind, port.tally);
+        let answer = self.ask_one(handler, tally, piece)?;
+        let passed = answer.block.verdict == NET_PASS && !answer.is_again;
+        if kind != Kind::Udp || !passed {
+            return Some(answer);
+        }
+        let others = self.ports.iter().flatten().find(|port| port.kind == Kind::AnyUdp);
+        let Some((handler, tally)) = others.map(|port| (port.handler, port.tally)) else {
+            return Some(answer);
+        };
+        self.sandbox.release(answer.reply.spill);
+        self.ask_one(handler, tally, piece)
+    }
+
+    fn ask_one(&mut self, handler: u64, tally: &Tally, piece: &Asked<'_>) -> Option<Answer> {
+        let [start, len] = piece.extent;
+        let at = self.buffers.at(piece.lease);
+        let mut block = PacketBlock {
+            data: at.wrapping_add(start),
+            len,
+            used: 0,
+            in_place: 0,
+            from: piece.from,
+            to: piece.to,
+            next: NetAddress::default(),
+            flags: piece.flags,
+            word: piece.word,
+            verdict: NET_PASS,
+            hand: [0; 3],
+        };
+        let room = BUFFER_LEN - start - len;
+        let buf = at.wrapping_add(start + len);
+        let mut reply = Reply { buf, cap: room, ..Reply::empty() };
+        add(&tally.upcalls, 1);
+        let status = self.sandbox.upcall(handler, &mut block, &mut reply);
+        if status != Status::Ok as u32 {
+            add(&tally.failed, 1);
+            let again =
+                matches!(Status::from_raw(status), Some(Status::Restarting | Status::NoContext));
+            return again.then_some(Answer { block, reply, is_again: true });
+        }
+        // The handler's process is this one, but its extension's memory is not only its own.
+        block.used = block.used.min(len);
+        block.in_place = block.in_place.min(len);
+        reply.len = if reply.spill.is_null() { reply.len.min(room) } else { reply.len };
+        Some(Answer { block, reply, is_again: false })
+    }
+
+    /// Send bytes; what they lie in comes back when they are sent.
+    fn send(&mut self, sending: Sending) -> Option<u32> {
+        if self.sends.len() >= SENDS_MAX {
+            add(&self.tally(sending.port).unsent, 1);
+            self.put_away(sending);
+            return None;
+        }
+        if matches!(sending.bytes, Bytes::Buffer(_)) {
+            self.go_out(sending.port);
+        }
+        let place = self.sends.insert(Box::new(sending)) as u32;
+        Some(place)
+    }
+
+    /// Where the bytes of what is being sent lie.
+    fn bytes_at(&self, sending: &Sending) -> *const [u8] {
+        let first = match &sending.bytes {
+            Bytes::Buffer(lease) => self.buffers.at(lease).cast_const(),
+            Bytes::Spill(spill) => spill.cast_const(),
+        };
+        std::ptr::slice_from_raw_parts(first.wrapping_add(sending.start), sending.len)
+    }
+
+    /// It is over, or not to be.
+    fn put_away(&mut self, sending: Sending) {
+        match sending.bytes {
+            Bytes::Buffer(lease) => self.buffers.put(lease),
+            Bytes::Spill(spill) => self.sandbox.release(spill),
+        }
+    }
+
+    fn sent(&mut self, place: u32, result: i32) {
+        let Some(sending) = self.sends.get(place as usize) else { return };
+        match sending.connection {
+            Some(connection) => self.stream_sent(place, connection, result),
+            None => {
+                let (tally, whole) = (self.tally(sending.port), sending.len);
+                if result < 0 {
+                    add(&tally.unsent, 1);
+                } else {
+                    add(&tally.bytes_out, whole as u64);
+                }
+                self.finish_send(place);
+            }
+        }
+    }
+
+    fn finish_send(&mut self, place: u32) {
+        let sending = *self.sends.remove(place as usize);
+        let (port, is_buffer) = (sending.port, matches!(sending.bytes, Bytes::Buffer(_)));
+        self.put_away(sending);
+        if is_buffer {
+            self.come_in(port);
+        }
+    }
+
+    /// Give a packet to another process.
+    fn hand(&mut self, lease: Lease, handed: Handed, hand: [u64; 3]) {
+        let extent = [handed.start as u16, handed.len as u16];
+        let (index, now_ns) = (lease.index(), self.sandbox.now_ns());
+        let name = self.buffers.hand(lease, extent, handed.from.net(), now_ns);
+        self.handed[index] = Some(handed);
+        self.go_out(handed.port);
+        let status = self.sandbox.post(hand, name.to_raw());
+        if status == Status::Ok {
+            add(&self.tally(handed.port).handed, 1);
+            return;
+        }
+        let Some(lease) = self.buffers.take_back(name) else { return };
+        self.handed[index] = None;
+        self.come_in(handed.port);
+        if matches!(status, Status::Full | Status::Restarting) {
+            self.waiting.push(Waiting { lease, handed, hand });
+        } else {
+            add(&self.tally(handed.port).failed, 1);
+            self.lose(lease, &handed);
+        }
+    }
+
+    fn offer_again(&mut self) {
+        for Waiting { lease, handed, hand } in std::mem::take(&mut self.waiting) {
+            self.hand(lease, handed, hand);
+        }
+    }
+
+    /// What other processes are through with, and what the dead held.
+    fn take_returned(&mut self) {
+        if self.buffers.elsewhere() == 0 {
+            return;
+        }
+        let mut returned = std::mem::take(&mut self.returned);
+        self.buffers.returned(&mut returned);
+        let now_ns = self.sandbox.now_ns();
+        if now_ns.saturating_sub(self.swept_ns) >= SWEEP_NS {
+            self.swept_ns = now_ns;
+            let sandbox = &self.sandbox;
+            let is_over = |holder, upcall| sandbox.is_over(holder, upcall);
+            self.buffers.sweep(now_ns, PATIENCE_NS, is_over, &mut returned);
+        }
+        for Returned { lease, outcome } in returned.drain(..) {
+            match self.handed[lease.index()].take() {
+                Some(handed) => self.answered(lease, handed, outcome),
+                // A former owner's.
+                None => self.buffers.put(lease),
+            }
+        }
+        self.returned = returned;
+    }
+
+    fn answered(&mut self, lease: Lease, handed: Handed, outcome: Option<Outcome>) {
+        self.come_in(handed.port);
+        let outcome = outcome.filter(|it| it.flags & Outcome::DROP == 0);
+        let Some(outcome) = outcome else {
+            add(&self.tally(handed.port).lost, 1);
+            return self.lose(lease, &handed);
+        };
+        match handed.connection {
+            Some(connection) => self.stream_answered(connection, lease, &handed, outcome),
+            None => self.datagram_answered(lease, &handed, outcome),
+        }
+    }
+
+    /// There is no answer.
+    fn lose(&mut self, lease: Lease, handed: &Handed) {
+        self.buffers.put(lease);
+        if let Some(connection) = handed.connection {
+            self.is_no_longer_handed(connection);
+            self.cut(connection);
+        }
+    }
+
+    /// The bytes of another process's answer, and the buffer if they do not lie in it.
+    fn answer_bytes(
+        &self,
+        lease: Lease,
+        handed: &Handed,
+        outcome: Outcome,
+    ) -> Result<(Bytes, [usize; 2], Option<Lease>), Lease> {
+        let len = outcome.answer as usize;
+        let behind = handed.start + handed.len;
+        if outcome.spill == 0 {
+            let fits = len <= BUFFER_LEN - behind;
+            return if fits { Ok((Bytes::Buffer(lease), [behind, len], None)) } else { Err(lease) };
+        }
+        match self.sandbox.spilled(outcome.spill, len) {
+            Some(at) => Ok((Bytes::Spill(at.cast_mut()), [0, len], Some(lease))),
+            None => Err(lease),
+        }
+    }
+}
+
+/// What handlers are asked about.
+struct Asked<'a> {
+    lease: &'a Lease,
+    extent: [usize; 2],
+    from: NetAddress,
+    to: NetAddress,
+    flags: u64,
+    word: u64,
+}
+
+/// What a handler said.
+struct Answer {
+    block: PacketBlock,
+    reply: Reply,
+    /// It could not be asked now.
+    is_again: bool,
+}

@@ -1,0 +1,284 @@
+//! Datagrams and frames: each is asked about once, and answered, sent on, handed over or dropped.
+//!
+//! One that is sent on goes by a *flow*, a socket of its own for its sender, so that what comes back
+//! finds the way: flows end when nothing has used them for a while.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use ext_api::abi::{NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE, NetAddress};
+use ext_api::pool::Outcome;
+
+use super::driver::{Driver, Source};
+use super::{Answer, Asked, Bytes, Engine, Handed, Kind, Sandbox, Sending, add};
+use crate::address::Address;
+use crate::buffers::Lease;
+use crate::listen;
+
+/// Flows of one port at one time; the one that was used longest ago makes room.
+const FLOWS_MAX: usize = 1024;
+/// One that nothing has used for so long ends.
+const FLOW_NS: u64 = 60_000_000_000;
+
+/// A socket that receives datagrams.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) port: u32,
+    flow: Option<Flow>,
+}
+
+/// Whose datagrams go where.
+#[derive(Debug)]
+struct Flow {
+    fd: OwnedFd,
+    client: Address,
+    used_ns: u64,
+    is_closing: bool,
+}
+
+/// Whose flow, of which port, to where.
+pub(super) type FlowKey = (u32, Address, SocketAddr);
+
+impl Socket {
+    pub(super) const fn of_port(port: u32) -> Self {
+        Self { port, flow: None }
+    }
+
+    pub(super) const fn is_flow(&self) -> bool {
+        self.flow.is_some()
+    }
+}
+
+impl<D: Driver, S: Sandbox> Engine<D, S> {
+    pub(super) fn datagram(
+        &mut self,
+        socket: u32,
+        lease: Lease,
+        extent: [usize; 2],
+        whole: bool,
+        from: Address,
+    ) {
+        let Some(known) = self.sockets.get(socket as usize) else {
+            return self.buffers.put(lease);
+        };
+        let (number, is_flow) = (known.port, known.is_flow());
+        let tally = self.tally(number);
+        add(&tally.received, 1);
+        add(&tally.bytes_in, extent[1] as u64);
+        if !whole {
+            add(&tally.too_long, 1);
+            return self.buffers.put(lease);
+        }
+        if is_flow {
+            return self.datagram_back(socket, lease, extent);
+        }
+        let port = self.ports[number as usize].as_ref();
+        let to = port.map_or(NetAddress::default(), |port| port.local);
+        let asked = Asked { lease: &lease, extent, from: from.net(), to, flags: 0, word: 0 };
+        let answer = self.ask(number, &asked);
+        self.decide_datagram(number, lease, extent, from, answer);
+    }
+
+    fn decide_datagram(
+        &mut self,
+        number: u32,
+        lease: Lease,
+        [start, len]: [usize; 2],
+        from: Address,
+        answer: Option<Answer>,
+    ) {
+        let tally = self.tally(number);
+        let Some(Answer { block, reply, is_again: false }) = answer else {
+            return self.buffers.put(lease);
+        };
+        if block.verdict != NET_REPLY && !reply.spill.is_null() {
+            self.sandbox.release(reply.spill);
+        }
+        match block.verdict {
+            NET_REPLY if reply.spill.is_null() => {
+                self.reply(number, Bytes::Buffer(lease), [start + len, reply.len], from);
+            }
+            NET_REPLY => {
+                self.buffers.put(lease);
+                self.reply(number, Bytes::Spill(reply.spill), [0, reply.len], from);
+            }
+            NET_REPLY_IN_PLACE => {
+                self.reply(number, Bytes::Buffer(lease), [start, block.in_place], from);
+            }
+            NET_FORWARD => match block.next.socket() {
+                Some(server) => self.forward(number, lease, [start, len], from, server),
+                None => self.buffers.put(lease),
+            },
+            NET_HAND => {
+                let handed = Handed { port: number, connection: None, from, start, len };
+                self.hand(lease, handed, block.hand);
+            }
+            _ => {
+                add(&tally.dropped, 1);
+                self.buffers.put(lease);
+            }
+        }
+    }
+
+    /// Answer a datagram, or a frame.
+    fn reply(&mut self, number: u32, bytes: Bytes, [start, len]: [usize; 2], to: Address) {
+        let is_frame =
+            self.ports[number as usize].as_ref().is_some_and(|port| port.kind == Kind::Interface);
+        let to = (!is_frame).then_some(to);
+        let sending = Sending { bytes, start, len, port: number, connection: None, to };
+        add(&self.tally(number).replied, 1);
+        self.send_by(None, sending);
+    }
+
+    /// Send by a flow's socket, or by the port's own.
+    fn send_by(&mut self, flow: Option<u32>, sending: Sending) {
+        let number = sending.port;
+        let Some(place) = self.send(sending) else { return };
+        let sending = &self.sends[place as usize];
+        let bytes = self.bytes_at(sending);
+        let to = sending.to.as_ref().map(|to| {
+            let to = std::ptr::from_ref(to);
+            // SAFETY: what is being sent does not move, and stays until the driver says that it is sent.
+            unsafe { &*to }
+        });
+        let own = self.ports[number as usize].as_ref().and_then(|port| port.fd.as_ref());
+        let other = flow.and_then(|flow| self.sockets.get(flow as usize)?.flow.as_ref());
+        let fd = if flow.is_some() { other.map(|flow| &flow.fd) } else { own };
+        match fd {
+            // SAFETY: the bytes are in a buffer, or a spill, that is put away when the driver has told of
+            // this place; so is the address.
+            Some(fd) => unsafe { self.driver.send(place, fd.as_fd(), bytes, to) },
+            None => self.finish_send(place),
+        }
+    }
+
+    /// Another process has answered.
+    pub(super) fn datagram_answered(&mut self, lease: Lease, handed: &Handed, outcome: Outcome) {
+        match self.answer_bytes(lease, handed, outcome) {
+            Err(lease) => {
+                add(&self.tally(handed.port).failed, 1);
+                self.buffers.put(lease);
+            }
+            Ok((bytes, extent, rest)) => {
+                rest.into_iter().for_each(|lease| self.buffers.put(lease));
+                self.reply(handed.port, bytes, extent, handed.from);
+            }
+        }
+    }
+
+    pub(super) fn receive_datagrams(&mut self, socket: u32) {
+        let Some(known) = self.sockets.get(socket as usize) else { return };
+        let port = self.ports[known.port as usize].as_ref();
+        let own = port.and_then(|port| port.fd.as_ref());
+        let fd = known.flow.as_ref().map(|flow| &flow.fd).or(own);
+        if let Some(fd) = fd {
+            self.driver.receive_from(socket, fd.as_fd());
+        }
+    }
+
+    /// Send a datagram on.
+    fn forward(
+        &mut self,
+        number: u32,
+        lease: Lease,
+        [start, len]: [usize; 2],
+        from: Address,
+        server: SocketAddr,
+    ) {
+        let tally = self.tally(number);
+        let Some(flow) = self.flow_for(number, from, server) else {
+            add(&tally.unsent, 1);
+            return self.buffers.put(lease);
+        };
+        add(&tally.forwarded, 1);
+        let bytes = Bytes::Buffer(lease);
+        let sending = Sending { bytes, start, len, port: number, connection: None, to: None };
+        self.send_by(Some(flow), sending);
+    }
+
+    /// What has come back by a flow goes to its client.
+    fn datagram_back(&mut self, socket: u32, lease: Lease, extent: [usize; 2]) {
+        let now_ns = self.sandbox.now_ns();
+        let known = &mut self.sockets[socket as usize];
+        let number = known.port;
+        let Some(flow) = &mut known.flow else { return self.buffers.put(lease) };
+        flow.used_ns = now_ns;
+        let client = flow.client;
+        self.reply(number, Bytes::Buffer(lease), extent, client);
+    }
+
+    fn flow_for(&mut self, number: u32, client: Address, server: SocketAddr) -> Option<u32> {
+        let now_ns = self.sandbox.now_ns();
+        let flows = &mut self.flows;
+        if let Some(&socket) = flows.get(&(number, client, server)) {
+            self.sockets[socket as usize].flow.as_mut()?.used_ns = now_ns;
+            return Some(socket);
+        }
+        if flows.len() >= FLOWS_MAX {
+            self.end_oldest_flow();
+        }
+        let fd = listen::connected_udp(server).ok()?;
+        let flow = Flow { fd, client, used_ns: now_ns, is_closing: false };
+        let socket = self.sockets.insert(Socket { port: number, flow: Some(flow) }) as u32;
+        self.flows.insert((number, client, server), socket);
+        self.receive_datagrams(socket);
+        Some(socket)
+    }
+
+    fn end_oldest_flow(&mut self) {
+        let used = |socket: u32| self.sockets[socket as usize].flow.as_ref().map(|it| it.used_ns);
+        let oldest = self.flows.iter().min_by_key(|(_, socket)| used(**socket));
+        if let Some((key, socket)) = oldest.map(|(key, socket)| (*key, *socket)) {
+            self.end_flow(key, socket);
+        }
+    }
+
+    /// End the flows that nothing has used lately.
+    pub(super) fn expire_flows(&mut self, now_ns: u64) {
+        let sockets = &self.sockets;
+        let is_old = |_, socket: u32| {
+            let flow = sockets[socket as usize].flow.as_ref();
+            flow.is_none_or(|flow| now_ns.saturating_sub(flow.used_ns) > FLOW_NS)
+        };
+        let old = chosen(&self.flows, is_old);
+        old.into_iter().for_each(|(key, socket)| self.end_flow(key, socket));
+    }
+
+    pub(super) fn close_flows_of(&mut self, number: u32) {
+        let its = chosen(&self.flows, |key: FlowKey, _| key.0 == number);
+        its.into_iter().for_each(|(key, socket)| self.end_flow(key, socket));
+    }
+
+    fn end_flow(&mut self, key: FlowKey, socket: u32) {
+        self.flows.remove(&key);
+        let source = Source::Datagrams(socket);
+        if let Some(flow) = &mut self.sockets[socket as usize].flow {
+            flow.is_closing = true;
+        }
+        if self.starved.contains(&source) {
+            self.starved.retain(|starved| *starved != source);
+            self.sockets.remove(socket as usize);
+        } else {
+            self.driver.stop(source);
+        }
+    }
+
+    /// A flow receives no more. A server that is not there says so by an error, which is read once.
+    pub(super) fn flow_stopped(&mut self, socket: u32) {
+        let flow = self.sockets[socket as usize].flow.as_ref();
+        if flow.is_none_or(|flow| flow.is_closing) {
+            self.sockets.remove(socket as usize);
+        } else {
+            self.starved.push(Source::Datagrams(socket));
+        }
+    }
+}
+
+fn chosen(
+    flows: &HashMap<FlowKey, u32>,
+    which: impl Fn(FlowKey, u32) -> bool,
+) -> Vec<(FlowKey, u32)> {
+    let all = flows.iter().map(|(key, socket)| (*key, *socket));
+    all.filter(|(key, socket)| which(*key, *socket)).collect()
+}

@@ -1,0 +1,132 @@
+//! What the engine asks of the kernel, so that there can be two ways of asking.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use crate::address::Address;
+use crate::buffers::Lease;
+
+/// Something that receives until it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Connections of a listening socket.
+    Listener(u32),
+    /// Datagrams or frames.
+    Datagrams(u32),
+    /// Bytes of a connection.
+    Stream(u32),
+}
+
+/// Something that has happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A connection has been accepted.
+    Accepted(u32, OwnedFd),
+    /// A datagram has come: `len` bytes from `start`, `whole` if the buffer had room for it.
+    Datagram {
+        /// Of this source.
+        socket: u32,
+        /// Its buffer.
+        lease: Lease,
+        /// Where in the buffer it begins.
+        start: usize,
+        /// Bytes of it.
+        len: usize,
+        /// It was not cut short.
+        whole: bool,
+        /// Who has sent it.
+        from: Address,
+    },
+    /// Bytes of a connection have come, from the buffer's start.
+    Piece {
+        /// The connection.
+        connection: u32,
+        /// Their buffer.
+        lease: Lease,
+        /// Where in the buffer they begin.
+        start: usize,
+        /// How many.
+        len: usize,
+    },
+    /// A source receives no longer: end of a connection (0), or a negated errno. `ENOBUFS`: it had no
+    /// buffer; `ECANCELED`: it was stopped.
+    Stopped(Source, i32),
+    /// What was sent from this place is: how many bytes, or a negated errno.
+    Sent(u32, i32),
+    /// A connection is made, or not.
+    Connected(u32, i32),
+}
+
+/// A word that another process changes and wakes, and what it was.
+#[derive(Debug, Clone, Copy)]
+pub struct Doorbell {
+    /// The word.
+    pub word: &'static AtomicU32,
+    /// The engine sleeps only while it is this.
+    pub seen: u32,
+}
+
+/// A way of asking the kernel. What is asked for is under way after the next [`Driver::wait`] at the
+/// latest; what comes of it is told by that. A descriptor must stay open until its sources have stopped
+/// and what is sent on it has been told.
+pub trait Driver: fmt::Debug {
+    /// For people.
+    fn name(&self) -> &'static str;
+
+    /// Accept connections.
+    fn accept(&mut self, listener: u32, fd: BorrowedFd<'_>);
+
+    /// Receive datagrams.
+    fn receive_from(&mut self, socket: u32, fd: BorrowedFd<'_>);
+
+    /// Receive the bytes of a connection.
+    fn receive(&mut self, connection: u32, fd: BorrowedFd<'_>);
+
+    /// Receive no more; [`Event::Stopped`] follows.
+    fn stop(&mut self, source: Source);
+
+    /// Send all of `bytes`.
+    ///
+    /// # Safety
+    /// The bytes and the address stay as they are until [`Event::Sent`] tells of `place`.
+    #[expect(unsafe_code, reason = "the kernel reads the bytes later")]
+    unsafe fn send(
+        &mut self,
+        place: u32,
+        fd: BorrowedFd<'_>,
+        bytes: *const [u8],
+        to: Option<&'static Address>,
+    );
+
+    /// Connect.
+    ///
+    /// # Safety
+    /// The address stays as it is until [`Event::Connected`] tells of `connection`.
+    #[expect(unsafe_code, reason = "the kernel reads the address later")]
+    unsafe fn connect(&mut self, connection: u32, fd: BorrowedFd<'_>, to: &'static Address);
+
+    /// A buffer to receive into, and where it lies.
+    ///
+    /// # Safety
+    /// `at` is the lease's.
+    #[expect(unsafe_code, reason = "the kernel writes there later")]
+    unsafe fn lend(&mut self, lease: Lease, at: *mut u8);
+
+    /// How many it has.
+    fn lent(&self) -> usize;
+
+    /// Wait until something happens, or the doorbell is rung, at most `timeout`; all of it goes into
+    /// `events`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        doorbell: Option<Doorbell>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()>;
+}

@@ -1,0 +1,325 @@
+//! The engine's way to the kernel where io_uring is refused: each call is made when epoll says that it
+//! will not wait. The same buffers, the same events; a call each instead of one for many. It cannot wait
+//! for another process's word as well, so it looks at that every millisecond while there is reason to.
+#![expect(unsafe_code, reason = "makes the kernel's calls on buffers of the region")]
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN};
+
+use super::driver::{Doorbell, Driver, Event, Source};
+use crate::address::{ADDRESS_LEN, Address};
+use crate::buffers::Lease;
+
+/// What one source may receive before others are looked at.
+const BATCH: usize = 16;
+/// Descriptors that one wait tells of.
+const READY: usize = 256;
+/// How often the doorbell is looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Something to be sent when there is room.
+struct Send {
+    place: u32,
+    bytes: *const [u8],
+    to: Option<&'static Address>,
+}
+
+/// What is under way on a descriptor; there is one entry for each on which anything is.
+#[derive(Default)]
+struct Watch {
+    source: Option<Source>,
+    sends: VecDeque<Send>,
+    connecting: Option<u32>,
+    /// What epoll knows.
+    interest: u32,
+}
+
+impl Watch {
+    fn wanted(&self) -> u32 {
+        let reads = if self.source.is_some() { libc::EPOLLIN as u32 } else { 0 };
+        let writes = !self.sends.is_empty() || self.connecting.is_some();
+        reads | if writes { libc::EPOLLOUT as u32 } else { 0 }
+    }
+}
+
+/// An epoll instance.
+pub struct Epoll {
+    fd: OwnedFd,
+    lent: Vec<(Lease, *mut u8)>,
+    watches: HashMap<RawFd, Watch>,
+    /// What is told by the next wait.
+    told: Vec<Event>,
+}
+
+impl fmt::Debug for Epoll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Epoll").field("lent", &self.lent.len()).finish_non_exhaustive()
+    }
+}
+
+/// What a call returned, or the negated errno.
+fn outcome(result: isize) -> i32 {
+    if result >= 0 {
+        return i32::try_from(result).unwrap_or(i32::MAX);
+    }
+    -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
+
+fn must_wait(outcome: i32) -> bool {
+    matches!(-outcome, libc::EAGAIN | libc::EINTR)
+}
+
+impl Epoll {
+    /// An instance of this process's.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: takes a number.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made it for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd, lent: Vec::new(), watches: HashMap::new(), told: Vec::new() })
+    }
+
+    /// Tell epoll what is wanted of `fd` now.
+    fn settle(&mut self, fd: RawFd) {
+        let Some(watch) = self.watches.get_mut(&fd) else { return };
+        let wanted = watch.wanted();
+        let operation = match (watch.interest, wanted) {
+            (seen, wanted) if seen == wanted && wanted != 0 => return,
+            (0, 0) => {
+                self.watches.remove(&fd);
+                return;
+            }
+            (0, _) => libc::EPOLL_CTL_ADD,
+            (_, 0) => libc::EPOLL_CTL_DEL,
+            _ => libc::EPOLL_CTL_MOD,
+        };
+        watch.interest = wanted;
+        let mut event = libc::epoll_event { events: wanted, u64: fd as u64 };
+        // SAFETY: an event of ours.
+        let done = unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), operation, fd, &raw mut event) };
+        if done != 0 && operation == libc::EPOLL_CTL_ADD {
+            // It cannot be watched: what was to happen on it does not.
+            let errno = outcome(-1);
+            let watch = self.watches.remove(&fd).unwrap_or_default();
+            self.told.extend(watch.source.map(|source| Event::Stopped(source, errno)));
+            self.told.extend(watch.sends.iter().map(|send| Event::Sent(send.place, errno)));
+            self.told.extend(watch.connecting.map(|index| Event::Connected(index, errno)));
+        } else if wanted == 0 {
+            self.watches.remove(&fd);
+        }
+    }
+
+    fn watch(&mut self, source: Source, fd: BorrowedFd<'_>) {
+        self.watches.entry(fd.as_raw_fd()).or_default().source = Some(source);
+        self.settle(fd.as_raw_fd());
+    }
+
+    /// Receive what there is.
+    fn receive_on(&mut self, fd: RawFd) {
+        for _ in 0..BATCH {
+            let Some(source) = self.watches.get(&fd).and_then(|watch| watch.source) else { return };
+            let got = match source {
+                Source::Listener(index) => self.accept_one(index, fd),
+                Source::Datagrams(_) | Source::Stream(_) => self.receive_one(source, fd),
+            };
+            if must_wait(got) {
+                return;
+            }
+            let ends = got == 0 && matches!(source, Source::Stream(_));
+            if got < 0 || ends {
+                self.told.push(Event::Stopped(source, got));
+                if let Some(watch) = self.watches.get_mut(&fd) {
+                    watch.source = None;
+                }
+                return;
+            }
+        }
+    }
+
+    fn accept_one(&mut self, index: u32, fd: RawFd) -> i32 {
+        let none = std::ptr::null_mut();
+        // SAFETY: no address is asked for.
+        let got = unsafe { libc::accept4(fd, none, none.cast(), libc::SOCK_CLOEXEC) };
+        if got < 0 {
+            return outcome(-1);
+        }
+        // SAFETY: the kernel just made it for us.
+        self.told.push(Event::Accepted(index, unsafe { OwnedFd::from_raw_fd(got) }));
+        1
+    }
+
+    fn receive_one(&mut self, source: Source, fd: RawFd) -> i32 {
+        let Some((lease, at)) = self.lent.pop() else { return -libc::ENOBUFS };
+        let is_stream = matches!(source, Source::Stream(_));
+        let start = if is_stream { 0 } else { BUFFER_FRONT_LEN };
+        let room = BUFFER_LEN - start;
+        let mut name = [0u8; ADDRESS_LEN];
+        let mut name_len = ADDRESS_LEN as u32;
+        let flags = libc::MSG_DONTWAIT | if is_stream { 0 } else { libc::MSG_TRUNC };
+        let to = at.wrapping_add(start).cast();
+        // SAFETY: room for as many bytes in a buffer that is ours, and for an address.
+        let got = outcome(unsafe {
+            libc::recvfrom(fd, to, room, flags, name.as_mut_ptr().cast(), &raw mut name_len)
+        });
+        if got < 0 || (got == 0 && is_stream) {
+            self.lent.push((lease, at));
+            return got;
+        }
+        let len = (got as usize).min(room);
+        self.told.push(match source {
+            Source::Datagrams(socket) => {
+                let from = Address::new(name.get(..name_len as usize).unwrap_or(&[]));
+                Event::Datagram { socket, lease, start, len, whole: got as usize <= room, from }
+            }
+            Source::Stream(index) | Source::Listener(index) => {
+                Event::Piece { connection: index, lease, start, len }
+            }
+        });
+        1
+    }
+
+    /// Send what waits, as far as there is room.
+    fn send_on(&mut self, fd: RawFd) {
+        let Some(watch) = self.watches.get_mut(&fd) else { return };
+        if let Some(index) = watch.connecting.take() {
+            self.told.push(Event::Connected(index, -error_of(fd)));
+        }
+        while let Some(send) = watch.sends.front() {
+            let (at, len) = (send.bytes.cast(), send.bytes.len());
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            let to = send.to.map_or((std::ptr::null(), 0), |to| (to.as_ptr(), to.len() as u32));
+            // SAFETY: bytes and address stay until it is told that they are sent.
+            let sent = outcome(unsafe { libc::sendto(fd, at, len, flags, to.0, to.1) });
+            if must_wait(sent) {
+                return;
+            }
+            self.told.push(Event::Sent(send.place, sent));
+            watch.sends.pop_front();
+        }
+    }
+}
+
+/// What has gone wrong on a socket; 0 if nothing has.
+fn error_of(fd: RawFd) -> i32 {
+    let (mut error, mut len) = (0i32, size_of::<i32>() as u32);
+    let at = (&raw mut error).cast();
+    // SAFETY: an integer and its length.
+    unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, at, &raw mut len) };
+    error
+}
+
+fn never_wait(fd: BorrowedFd<'_>) {
+    // SAFETY: takes numbers only.
+    unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+}
+
+impl Driver for Epoll {
+    fn name(&self) -> &'static str {
+        "epoll"
+    }
+
+    fn accept(&mut self, listener: u32, fd: BorrowedFd<'_>) {
+        never_wait(fd);
+        self.watch(Source::Listener(listener), fd);
+    }
+
+    fn receive_from(&mut self, socket: u32, fd: BorrowedFd<'_>) {
+        self.watch(Source::Datagrams(socket), fd);
+    }
+
+    fn receive(&mut self, connection: u32, fd: BorrowedFd<'_>) {
+        self.watch(Source::Stream(connection), fd);
+    }
+
+    fn stop(&mut self, source: Source) {
+        let is_it = |(fd, watch): (&RawFd, &Watch)| (watch.source == Some(source)).then_some(*fd);
+        let Some(fd) = self.watches.iter().find_map(is_it) else { return };
+        if let Some(watch) = self.watches.get_mut(&fd) {
+            watch.source = None;
+        }
+        self.settle(fd);
+        self.told.push(Event::Stopped(source, -libc::ECANCELED));
+    }
+
+    unsafe fn send(
+        &mut self,
+        place: u32,
+        fd: BorrowedFd<'_>,
+        bytes: *const [u8],
+        to: Option<&'static Address>,
+    ) {
+        let fd = fd.as_raw_fd();
+        self.watches.entry(fd).or_default().sends.push_back(Send { place, bytes, to });
+        self.send_on(fd);
+        self.settle(fd);
+    }
+
+    unsafe fn connect(&mut self, connection: u32, fd: BorrowedFd<'_>, to: &'static Address) {
+        never_wait(fd);
+        let fd = fd.as_raw_fd();
+        // SAFETY: an address of this length.
+        let got = outcome(unsafe { libc::connect(fd, to.as_ptr(), to.len() as u32) } as isize);
+        if got == -libc::EINPROGRESS {
+            self.watches.entry(fd).or_default().connecting = Some(connection);
+            self.settle(fd);
+        } else {
+            self.told.push(Event::Connected(connection, got));
+        }
+    }
+
+    unsafe fn lend(&mut self, lease: Lease, at: *mut u8) {
+        self.lent.push((lease, at));
+    }
+
+    fn lent(&self) -> usize {
+        self.lent.len()
+    }
+
+    fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        doorbell: Option<Doorbell>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        let most = doorbell.map(|_| LOOK);
+        let timeout = [timeout, most].into_iter().flatten().min();
+        let timeout = if self.told.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let ms = timeout.map_or(-1, |time| time.as_nanos().div_ceil(1_000_000) as i32);
+        let mut ready = [libc::epoll_event { events: 0, u64: 0 }; READY];
+        // SAFETY: room for as many events.
+        let count =
+            unsafe { libc::epoll_wait(self.fd.as_raw_fd(), ready.as_mut_ptr(), READY as i32, ms) };
+        let count = match outcome(count as isize) {
+            count if count >= 0 => count as usize,
+            errno if must_wait(errno) => 0,
+            errno => return Err(io::Error::from_raw_os_error(-errno)),
+        };
+        for event in &ready[..count] {
+            let (fd, what) = (event.u64 as RawFd, event.events);
+            let failed = what & (libc::EPOLLERR | libc::EPOLLHUP) as u32 != 0;
+            if failed || what & libc::EPOLLOUT as u32 != 0 {
+                self.send_on(fd);
+            }
+            if failed || what & libc::EPOLLIN as u32 != 0 {
+                self.receive_on(fd);
+            }
+            self.settle(fd);
+        }
+        events.append(&mut self.told);
+        Ok(())
+    }
+}

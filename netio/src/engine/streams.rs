@@ -1,0 +1,703 @@
+//! Connections: their bytes are shown to the handler in the buffers that they came in, and what it writes
+//! is sent in order.
+//!
+//! ```text
+//!  pieces ──► input (what the handler left) ──► upcall ──► output ──► driver
+//!     │                                            │          ▲
+//!     │ joined to another connection               │ handed   │ answer of another process
+//!     └──────────────► output of that one          └──────────┘
+//! ```
+//!
+//! While a piece is with another process, or more waits to be sent than [`OUTPUT_MAX`], nothing more is
+//! shown, and soon nothing more received: the kernel holds the sender back. A connection is forgotten
+//! when it neither receives, sends, connects nor waits for a process.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
+
+use ext_api::abi::{
+    NET_BEGINS, NET_CLOSE, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_REPLY_IN_PLACE,
+    NetAddress,
+};
+use ext_api::limits::BUFFER_LEN;
+use ext_api::pool::Outcome;
+
+use super::driver::{Driver, Source};
+use super::{Answer, Asked, Bytes, CONNECTIONS_MAX, Engine, Handed, Sandbox, Sending, add};
+use crate::address::Address;
+use crate::buffers::Lease;
+use crate::listen;
+
+/// Answers of one connection that wait to be sent; more are not asked for.
+const OUTPUT_MAX: usize = 16;
+/// Pieces of one connection that wait to be shown; then no more are received.
+const PIECES_MAX: usize = 8;
+/// How long a connection that we have ended may still send, before it is cut.
+const LINGER_NS: u64 = 2_000_000_000;
+
+/// Bytes that have come.
+#[derive(Debug)]
+struct Piece {
+    lease: Lease,
+    start: usize,
+    len: usize,
+}
+
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// It is being made.
+    Connecting,
+    /// Bytes go both ways.
+    Open,
+    /// What waits is sent, then our end of it is closed.
+    Closing,
+    /// Our end is closed; what comes is dropped until the other's is too, or this time has come.
+    Lingering(u64),
+    /// Nothing goes on but what the kernel has under way.
+    Cut,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    fd: OwnedFd,
+    pub(super) port: u32,
+    life: Life,
+    from: NetAddress,
+    to: NetAddress,
+    word: u64,
+    /// It has not been shown yet.
+    is_new: bool,
+    pieces: VecDeque<Piece>,
+    output: VecDeque<u32>,
+    is_sending: bool,
+    is_receiving: bool,
+    is_stopping: bool,
+    has_ended: bool,
+    is_handed: bool,
+    is_connecting: bool,
+    /// It came by a listening socket.
+    is_accepted: bool,
+    /// It is one of two whose bytes go to each other.
+    is_joined: bool,
+    /// The other one, while there is one.
+    partner: Option<u32>,
+    /// What the other one has sent is all there is.
+    end_wanted: bool,
+    /// Our end is closed.
+    end_sent: bool,
+    /// Where it connects to. It does not move: the kernel has its address.
+    target: Option<Box<Address>>,
+}
+
+impl Connection {
+    fn new(fd: OwnedFd, port: u32, life: Life) -> Self {
+        Self {
+            fd,
+            port,
+            life,
+            from: NetAddress::default(),
+            to: NetAddress::default(),
+            word: 0,
+            is_new: true,
+            pieces: VecDeque::new(),
+            output: VecDeque::new(),
+            is_sending: false,
+            is_receiving: false,
+            is_stopping: false,
+            has_ended: false,
+            is_handed: false,
+            is_connecting: life == Life::Connecting,
+            is_accepted: life == Life::Open,
+            is_joined: false,
+            partner: None,
+            end_wanted: false,
+            end_sent: false,
+            target: None,
+        }
+    }
+
+    /// Nobody has anything of it.
+    const fn is_over(&self) -> bool {
+        let is_ended = matches!(self.life, Life::Cut | Life::Lingering(_));
+        is_ended && !self.is_receiving && !self.is_sending && !self.is_handed && !self.is_connecting
+    }
+
+    fn has_room(&self) -> bool {
+        self.output.len() < OUTPUT_MAX
+    }
+}
+
+impl<D: Driver, S: Sandbox> Engine<D, S> {
+    pub(super) fn accepted(&mut self, number: u32, fd: OwnedFd) {
+        let is_served = self.ports[number as usize].as_ref().is_some_and(|port| !port.is_closing);
+        let tally = self.tally(number);
+        if !is_served || self.connections.len() >= CONNECTIONS_MAX {
+            add(&tally.dropped, 1);
+            return;
+        }
+        listen::send_at_once(&fd);
+        let mut connection = Connection::new(fd, number, Life::Open);
+        connection.from = Address::of_socket(connection.fd.as_raw_fd(), true).net();
+        connection.to = Address::of_socket(connection.fd.as_raw_fd(), false).net();
+        let index = self.connections.insert(connection) as u32;
+        add(&tally.received, 1);
+        tally.open.store(tally.open.load(Relaxed) + 1, Relaxed);
+        self.show(index);
+        self.receive_stream(index);
+    }
+
+    /// Receive, unless it does, or has no use for more.
+    pub(super) fn receive_stream(&mut self, index: u32) {
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        let wanted = matches!(known.life, Life::Open | Life::Closing | Life::Lingering(_));
+        if wanted && !known.is_receiving && !known.has_ended && known.pieces.len() < PIECES_MAX {
+            known.is_receiving = true;
+            known.is_stopping = false;
+            self.driver.receive(index, known.fd.as_fd());
+        } else {
+            self.forget_if_over(index);
+        }
+    }
+
+    pub(super) fn piece(&mut self, index: u32, lease: Lease, start: usize, len: usize) {
+        let Some(known) = self.connections.get_mut(index as usize) else {
+            return self.buffers.put(lease);
+        };
+        if !matches!(known.life, Life::Open) {
+            return self.buffers.put(lease);
+        }
+        known.pieces.push_back(Piece { lease, start, len });
+        let (number, is_full) = (known.port, known.pieces.len() >= PIECES_MAX);
+        if is_full && !known.is_stopping {
+            known.is_stopping = true;
+            self.driver.stop(Source::Stream(index));
+            add(&self.tally(number).paused, 1);
+        }
+        add(&self.tally(number).bytes_in, len as u64);
+        self.go_on(index);
+    }
+
+    pub(super) fn stream_stopped(&mut self, index: u32, result: i32) {
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        known.is_receiving = false;
+        match -result {
+            0 => {
+                known.has_ended = true;
+                self.go_on(index);
+            }
+            libc::ENOBUFS => self.starved.push(Source::Stream(index)),
+            // It was stopped, and goes on when there is room.
+            libc::ECANCELED => self.go_on(index),
+            _ => {
+                known.has_ended = true;
+                self.cut(index);
+            }
+        }
+        self.forget_if_over(index);
+    }
+
+    /// Do what can be done for it now.
+    fn go_on(&mut self, index: u32) {
+        let Some(known) = self.connections.get(index as usize) else { return };
+        if known.life != Life::Open {
+            return self.close_when_sent(index);
+        }
+        match known.partner {
+            Some(partner) => self.pass_on(index, partner),
+            None if known.is_joined => {}
+            None => self.show(index),
+        }
+        self.take_up(index);
+    }
+
+    /// Receive again, if it was stopped for want of room and there is some.
+    fn take_up(&mut self, index: u32) {
+        let starved = self.starved.contains(&Source::Stream(index));
+        let idle = self.connections.get(index as usize).is_some_and(|known| {
+            known.life == Life::Open && !known.is_receiving && known.pieces.len() < PIECES_MAX / 2
+        });
+        if idle && !starved {
+            self.receive_stream(index);
+        }
+    }
+
+    /// Show the handler what has come, for as long as it uses it up.
+    fn show(&mut self, index: u32) {
+        loop {
+            let Some(known) = self.connections.get_mut(index as usize) else { return };
+            let ready = known.life == Life::Open
+                && !known.is_handed
+                && !known.is_joined
+                && known.has_room();
+            let (number, is_last) = (known.port, known.has_ended && known.pieces.len() <= 1);
+            if !ready {
+                return;
+            }
+            if self.is_at_its_share(number) {
+                self.retries.push(index);
+                return;
+            }
+            let Some(known) = self.connections.get_mut(index as usize) else { return };
+            let piece = known.pieces.pop_front();
+            if piece.is_none() && !known.is_new && !is_last {
+                return;
+            }
+            let Some(piece) = piece.or_else(|| self.empty_piece()) else {
+                self.retries.push(index);
+                return;
+            };
+            if !self.show_piece(index, piece, is_last) {
+                return;
+            }
+        }
+    }
+
+    /// Something to show when nothing has come: that it begins, or has ended.
+    fn empty_piece(&mut self) -> Option<Piece> {
+        self.buffers.take().map(|lease| Piece { lease, start: 0, len: 0 })
+    }
+
+    /// False: it does not go on now.
+    fn show_piece(&mut self, index: u32, piece: Piece, is_last: bool) -> bool {
+        let known = &mut self.connections[index as usize];
+        let number = known.port;
+        let mut flags = if known.is_new { NET_BEGINS } else { 0 };
+        flags |= if is_last { NET_ENDED } else { 0 };
+        let (from, to, word) = (known.from, known.to, known.word);
+        let extent = [piece.start, piece.len];
+        let asked = Asked { lease: &piece.lease, extent, from, to, flags, word };
+        let Some(answer) = self.ask(number, &asked) else {
+            self.buffers.put(piece.lease);
+            self.cut(index);
+            return false;
+        };
+        let known = &mut self.connections[index as usize];
+        if answer.is_again {
+            self.keep(index, Some(piece));
+            self.retries.push(index);
+            return false;
+        }
+        known.is_new = false;
+        known.word = answer.block.word;
+        self.decide(index, piece, answer, is_last)
+    }
+
+    fn decide(&mut self, index: u32, piece: Piece, answer: Answer, is_last: bool) -> bool {
+        let number = self.connections[index as usize].port;
+        let Answer { block, reply, .. } = answer;
+        if matches!(block.verdict, NET_DROP | NET_HAND | NET_FORWARD) {
+            self.sandbox.release(reply.spill);
+            match block.verdict {
+                NET_FORWARD => self.join(index, piece, block.next),
+                NET_HAND if piece.len > 0 => self.hand_piece(index, piece, block.hand),
+                _ => {
+                    self.buffers.put(piece.lease);
+                    add(&self.tally(number).dropped, 1);
+                    self.cut(index);
+                }
+            }
+            return false;
+        }
+        let (used, left) = if block.verdict == NET_REPLY_IN_PLACE {
+            self.answer_in_place(index, piece, block.in_place)
+        } else {
+            let spill = (!reply.spill.is_null()).then_some(reply.spill);
+            self.answer_written(index, piece, block.used, spill, reply.len)
+        };
+        let closes = block.flags & NET_CLOSE != 0 || (is_last && (used == 0 || left == 0));
+        if closes {
+            self.close_stream(index);
+        }
+        // What is left is shown again at once if the handler goes piece by piece, and else with more.
+        !closes && (left == 0 || used > 0 || self.join_pieces(index))
+    }
+
+    fn hand_piece(&mut self, index: u32, piece: Piece, hand: [u64; 3]) {
+        let known = &mut self.connections[index as usize];
+        known.is_handed = true;
+        let (port, connection, from) = (known.port, Some(index), Address::new(&[]));
+        let Piece { lease, start, len } = piece;
+        self.hand(lease, Handed { port, connection, from, start, len }, hand);
+    }
+
+    /// Send the first bytes of a piece back; how many, and how many are left.
+    fn answer_in_place(&mut self, index: u32, piece: Piece, used: usize) -> (usize, usize) {
+        let Piece { lease, start, len } = piece;
+        let rest = self.put_apart(index, &lease, start + used, len - used);
+        self.answer(index, Bytes::Buffer(lease), [start, used]);
+        self.keep(index, rest);
+        (used, len - used)
+    }
+
+    /// Send what was written behind a piece, or in a spill, and keep what is not used up of it.
+    fn answer_written(
+        &mut self,
+        index: u32,
+        piece: Piece,
+        used: usize,
+        spill: Option<*mut u8>,
+        written: usize,
+    ) -> (usize, usize) {
+        let Piece { lease, start, len } = piece;
+        let left = len - used;
+        match spill {
+            None if written > 0 => {
+                let rest = self.put_apart(index, &lease, start + used, left);
+                self.answer(index, Bytes::Buffer(lease), [start + len, written]);
+                self.keep(index, rest);
+            }
+            _ => {
+                if let Some(spill) = spill {
+                    self.answer(index, Bytes::Spill(spill), [0, written]);
+                }
+                self.keep(index, Some(Piece { lease, start: start + used, len: left }));
+            }
+        }
+        (used, left)
+    }
+
+    /// Copy what is left of a piece whose buffer is about to be sent from into one of its own.
+    fn put_apart(&mut self, index: u32, from: &Lease, start: usize, len: usize) -> Option<Piece> {
+        if len == 0 {
+            return None;
+        }
+        let Some(lease) = self.buffers.take() else {
+            self.cut(index);
+            return None;
+        };
+        self.buffers.copy(from, [start, len], &lease, 0);
+        add(&self.tally(self.connections[index as usize].port).joined, len as u64);
+        Some(Piece { lease, start: 0, len })
+    }
+
+    /// It is to be shown again.
+    fn keep(&mut self, index: u32, piece: Option<Piece>) {
+        let Some(piece) = piece else { return };
+        let known = &mut self.connections[index as usize];
+        if piece.len == 0 || known.life != Life::Open {
+            return self.buffers.put(piece.lease);
+        }
+        known.pieces.push_front(piece);
+    }
+
+    /// The handler has left all of the first piece: put it and the next into one buffer. False: the next
+    /// has not come.
+    fn join_pieces(&mut self, index: u32) -> bool {
+        let known = &mut self.connections[index as usize];
+        let tally = self.buffers.tally(known.port as usize);
+        if known.pieces.len() < 2 {
+            if known.pieces.front().is_some_and(|piece| piece.len == BUFFER_LEN) {
+                add(&tally.too_long, 1);
+                self.cut(index);
+            }
+            return false;
+        }
+        let first = known.pieces.pop_front();
+        let Some((mut first, mut next)) = first.zip(known.pieces.pop_front()) else { return false };
+        let taken = next.len.min(BUFFER_LEN - first.len);
+        if first.start + first.len + taken > BUFFER_LEN {
+            self.buffers.copy(&first.lease, [first.start, first.len], &first.lease, 0);
+            first.start = 0;
+        }
+        let end = first.start + first.len;
+        self.buffers.copy(&next.lease, [next.start, taken], &first.lease, end);
+        add(&tally.joined, taken as u64);
+        (first.len, next.start, next.len) =
+            (first.len + taken, next.start + taken, next.len - taken);
+        let is_full = taken == 0;
+        self.keep(index, Some(next));
+        self.keep(index, Some(first));
+        if is_full {
+            add(&tally.too_long, 1);
+            self.cut(index);
+        }
+        !is_full
+    }
+
+    /// Send, behind what waits already.
+    fn answer(&mut self, index: u32, bytes: Bytes, [start, len]: [usize; 2]) {
+        let known = &self.connections[index as usize];
+        let (port, connection) = (known.port, Some(index));
+        let sending = Sending { bytes, start, len, port, connection, to: None };
+        if len == 0 || matches!(known.life, Life::Cut) {
+            return self.put_away(sending);
+        }
+        add(&self.tally(port).replied, 1);
+        self.queue(index, sending);
+    }
+
+    fn queue(&mut self, index: u32, sending: Sending) {
+        match self.send(sending) {
+            None => self.cut(index),
+            Some(place) => {
+                self.connections[index as usize].output.push_back(place);
+                self.send_next(index);
+            }
+        }
+    }
+
+    fn send_next(&mut self, index: u32) {
+        let known = &self.connections[index as usize];
+        let ready = !known.is_sending && !matches!(known.life, Life::Cut | Life::Connecting);
+        let Some(&place) = known.output.front().filter(|_| ready) else { return };
+        let bytes = self.bytes_at(&self.sends[place as usize]);
+        let known = &mut self.connections[index as usize];
+        known.is_sending = true;
+        // SAFETY: the bytes are in a buffer, or a spill, that is put away when the driver has told of this
+        // place.
+        unsafe { self.driver.send(place, known.fd.as_fd(), bytes, None) };
+    }
+
+    pub(super) fn stream_sent(&mut self, place: u32, index: u32, result: i32) {
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        known.is_sending = false;
+        let sending = &mut self.sends[place as usize];
+        let sent = usize::try_from(result).unwrap_or(0).min(sending.len);
+        (sending.start, sending.len) = (sending.start + sent, sending.len - sent);
+        let is_whole = sending.len == 0;
+        let tally = self.buffers.tally(known.port as usize);
+        add(&tally.bytes_out, sent as u64);
+        if is_whole || result <= 0 || known.life == Life::Cut {
+            known.output.pop_front();
+            self.finish_send(place);
+        }
+        if result <= 0 {
+            add(&tally.unsent, 1);
+            self.cut(index);
+        }
+        if self.connections.contains(index as usize) {
+            self.send_next(index);
+            self.after_sending(index);
+        }
+    }
+
+    /// There may be room for more, or nothing left to send.
+    fn after_sending(&mut self, index: u32) {
+        let known = &self.connections[index as usize];
+        let source = if known.is_joined { known.partner } else { Some(index) };
+        if let Some(source) = source.filter(|_| known.has_room()) {
+            self.go_on(source);
+        }
+        self.close_when_sent(index);
+    }
+
+    /// Another process has answered a piece.
+    pub(super) fn stream_answered(
+        &mut self,
+        index: u32,
+        lease: Lease,
+        handed: &Handed,
+        outcome: Outcome,
+    ) {
+        self.is_no_longer_handed(index);
+        let used = usize::from(outcome.used).min(handed.len);
+        let (start, left) = (handed.start + used, handed.len - used);
+        if left > 0 && outcome.spill == 0 {
+            let rest = self.put_apart(index, &lease, start, left);
+            self.keep(index, rest);
+        }
+        match self.answer_bytes(lease, handed, outcome) {
+            Err(lease) => {
+                add(&self.tally(handed.port).failed, 1);
+                self.buffers.put(lease);
+                self.cut(index);
+            }
+            Ok((bytes, extent, rest)) => {
+                self.answer(index, bytes, extent);
+                if let Some(lease) = rest {
+                    self.keep(index, Some(Piece { lease, start, len: left }));
+                }
+                if outcome.flags & Outcome::CLOSE != 0 {
+                    self.close_stream(index);
+                }
+            }
+        }
+        self.go_on(index);
+        self.forget_if_over(index);
+    }
+
+    pub(super) fn is_no_longer_handed(&mut self, index: u32) {
+        if let Some(known) = self.connections.get_mut(index as usize) {
+            known.is_handed = false;
+        }
+    }
+
+    /// Join it to a new connection to `next`.
+    fn join(&mut self, index: u32, piece: Piece, next: NetAddress) {
+        self.keep(index, Some(piece));
+        let number = self.connections[index as usize].port;
+        let made = next.socket().and_then(|server| {
+            let fd = listen::connecting_tcp(server).ok()?;
+            Some((fd, Box::new(Address::of(server))))
+        });
+        let Some((fd, target)) = made.filter(|_| self.connections.len() < CONNECTIONS_MAX) else {
+            add(&self.tally(number).unsent, 1);
+            return self.cut(index);
+        };
+        let mut other = Connection::new(fd, number, Life::Connecting);
+        (other.partner, other.is_joined) = (Some(index), true);
+        let address = std::ptr::from_ref(&*target);
+        other.target = Some(target);
+        let made = self.connections.insert(other) as u32;
+        let known = &mut self.connections[index as usize];
+        (known.partner, known.is_joined) = (Some(made), true);
+        let fd = self.connections[made as usize].fd.as_fd();
+        // SAFETY: boxed, and kept by the connection, which is not forgotten while it connects.
+        unsafe { self.driver.connect(made, fd, &*address) };
+    }
+
+    pub(super) fn connected(&mut self, index: u32, result: i32) {
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        known.is_connecting = false;
+        if known.life != Life::Connecting {
+            return self.forget_if_over(index);
+        }
+        if result < 0 {
+            add(&self.buffers.tally(known.port as usize).unsent, 1);
+            return self.cut(index);
+        }
+        known.life = Life::Open;
+        listen::send_at_once(&known.fd);
+        let partner = known.partner;
+        self.receive_stream(index);
+        partner.into_iter().for_each(|partner| self.go_on(partner));
+    }
+
+    /// What has come of `index` goes out by `partner`.
+    fn pass_on(&mut self, index: u32, partner: u32) {
+        while self
+            .connections
+            .get(partner as usize)
+            .is_some_and(|other| other.life == Life::Open && other.has_room())
+        {
+            let known = &mut self.connections[index as usize];
+            let Some(Piece { lease, start, len }) = known.pieces.pop_front() else { break };
+            let port = known.port;
+            add(&self.tally(port).forwarded, 1);
+            let bytes = Bytes::Buffer(lease);
+            let connection = Some(partner);
+            self.queue(partner, Sending { bytes, start, len, port, connection, to: None });
+        }
+        let Some(known) = self.connections.get(index as usize) else { return };
+        if known.has_ended && known.pieces.is_empty() {
+            if let Some(other) = self.connections.get_mut(partner as usize) {
+                other.end_wanted = true;
+            }
+            self.close_when_sent(partner);
+        }
+    }
+
+    /// Close our end once all that was written is sent.
+    fn close_stream(&mut self, index: u32) {
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        if known.life != Life::Open {
+            return;
+        }
+        known.life = Life::Closing;
+        let pieces = std::mem::take(&mut known.pieces);
+        pieces.into_iter().for_each(|piece| self.buffers.put(piece.lease));
+        self.close_when_sent(index);
+    }
+
+    fn close_when_sent(&mut self, index: u32) {
+        let now_ns = self.sandbox.now_ns();
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        if !known.output.is_empty() {
+            return;
+        }
+        if known.life == Life::Closing {
+            listen::end_sending(&known.fd);
+            known.life = Life::Lingering(now_ns + LINGER_NS);
+            let is_last = known.has_ended;
+            if !is_last {
+                self.receive_stream(index);
+            }
+        } else if known.life == Life::Open && known.end_wanted && !known.end_sent {
+            listen::end_sending(&known.fd);
+            known.end_sent = true;
+        }
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        if known.end_sent && known.has_ended && known.pieces.is_empty() {
+            known.life = Life::Cut;
+        }
+        self.forget_if_over(index);
+    }
+
+    /// End it at once, and the one that it is joined to.
+    pub(super) fn cut(&mut self, index: u32) {
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        if known.life == Life::Cut {
+            return;
+        }
+        known.life = Life::Cut;
+        listen::reset_on_close(&known.fd);
+        // Wakes what is under way.
+        listen::end_both(&known.fd);
+        let pieces = std::mem::take(&mut known.pieces);
+        let under_way = usize::from(known.is_sending);
+        let output = known.output.split_off(under_way.min(known.output.len()));
+        let partner = known.partner;
+        pieces.into_iter().for_each(|piece| self.buffers.put(piece.lease));
+        output.into_iter().for_each(|place| self.finish_send(place));
+        partner.into_iter().for_each(|partner| self.cut(partner));
+        self.forget_if_over(index);
+    }
+
+    pub(super) fn cut_connections_of(&mut self, number: u32) {
+        let of = |(index, one): (usize, &Connection)| (one.port == number).then_some(index as u32);
+        let all: Vec<u32> = self.connections.iter().filter_map(of).collect();
+        all.into_iter().for_each(|index| self.cut(index));
+    }
+
+    /// Cut those that linger for too long.
+    pub(super) fn expire_connections(&mut self, now_ns: u64) {
+        let of = |(index, one): (usize, &Connection)| match one.life {
+            Life::Lingering(until) if until < now_ns => Some(index as u32),
+            _ => None,
+        };
+        let late: Vec<u32> = self.connections.iter().filter_map(of).collect();
+        late.into_iter().for_each(|index| self.cut(index));
+    }
+
+    /// Try those again that could not be shown.
+    pub(super) fn retry(&mut self) {
+        for index in std::mem::take(&mut self.retries) {
+            self.go_on(index);
+        }
+    }
+
+    /// It may be over: looked at when the event that is being handled is through.
+    fn forget_if_over(&mut self, index: u32) {
+        self.over.push(index);
+    }
+
+    pub(super) fn forget_those_over(&mut self) {
+        while let Some(index) = self.over.pop() {
+            self.forget(index);
+        }
+    }
+
+    fn forget(&mut self, index: u32) {
+        if !self.connections.get(index as usize).is_some_and(Connection::is_over) {
+            return;
+        }
+        let known = self.connections.remove(index as usize);
+        known.pieces.into_iter().for_each(|piece| self.buffers.put(piece.lease));
+        known.output.into_iter().for_each(|place| self.finish_send(place));
+        if let Some(other) = known.partner.and_then(|it| self.connections.get_mut(it as usize)) {
+            other.partner = None;
+        }
+        if known.is_accepted {
+            let open = &self.tally(known.port).open;
+            open.store(open.load(Relaxed).saturating_sub(1), Relaxed);
+        }
+        // Its port may have waited for it.
+        let number = known.port;
+        if self.ports[number as usize].as_ref().is_some_and(|port| port.fd.is_none()) {
+            self.forget_port(number);
+        }
+    }
+}

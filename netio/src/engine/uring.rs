@@ -1,0 +1,341 @@
+//! The engine's way to the kernel by io_uring: one request receives until it is stopped, and the kernel
+//! picks the buffers, which lie in the region.
+#![expect(unsafe_code, reason = "hands buffers and requests to the kernel")]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN, BUFFERS_MAX};
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use super::driver::{Doorbell, Driver, Event, Source};
+use crate::address::{ADDRESS_LEN, Address};
+use crate::buffers::Lease;
+
+/// Requests that can wait to be submitted together.
+const ENTRIES: u32 = 1024;
+/// Results that can wait for us: every buffer and every connection at once.
+const RESULTS: u32 = 8192;
+/// The group that our buffers are.
+const GROUP: u16 = 1;
+/// Entries of the ring of buffers: room for all.
+const BUFFER_ENTRIES: u16 = BUFFERS_MAX as u16;
+/// What the kernel puts before a datagram: a header and an address.
+const FRONT: usize = 16 + NAME_LEN;
+const NAME_LEN: usize = 32;
+const _: () = assert!(FRONT <= BUFFER_FRONT_LEN && ADDRESS_LEN <= NAME_LEN);
+
+/// Kinds of requests, in the highest byte of what names them.
+const ACCEPT: u64 = 1;
+const DATAGRAMS: u64 = 2;
+const STREAM: u64 = 3;
+const SEND: u64 = 4;
+const CONNECT: u64 = 5;
+const DOORBELL: u64 = 6;
+/// Of which nobody wants to hear.
+const NOTHING: u64 = 7;
+
+const fn name(kind: u64, index: u32) -> u64 {
+    kind << 56 | index as u64
+}
+
+const fn name_of(source: Source) -> u64 {
+    match source {
+        Source::Listener(index) => name(ACCEPT, index),
+        Source::Datagrams(index) => name(DATAGRAMS, index),
+        Source::Stream(index) => name(STREAM, index),
+    }
+}
+
+/// The ring.
+pub struct Uring {
+    ring: IoUring,
+    buffers: BufferRing,
+    lent: Vec<Option<Lease>>,
+    lent_count: usize,
+    /// What is asked of the kernel for datagrams: room for an address.
+    message: Box<libc::msghdr>,
+    /// The kernel waits for the doorbell.
+    is_listening: bool,
+}
+
+impl fmt::Debug for Uring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Uring").field("lent", &self.lent_count).finish_non_exhaustive()
+    }
+}
+
+impl Uring {
+    /// A ring of this thread's.
+    ///
+    /// # Errors
+    /// The kernel refuses io_uring, or is too old for what is needed here (Linux 6.7).
+    pub fn new() -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_cqsize(RESULTS)
+            .build(ENTRIES)?;
+        let mut probe = io_uring::Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        if !probe.is_supported(opcode::FutexWait::CODE) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this kernel's io_uring cannot wait for a futex (Linux 6.7)",
+            ));
+        }
+        let buffers = BufferRing::register(&ring)?;
+        // SAFETY: plain numbers and null pointers.
+        let mut message: Box<libc::msghdr> = unsafe { Box::new(std::mem::zeroed()) };
+        message.msg_namelen = NAME_LEN as u32;
+        let lent = (0..BUFFERS_MAX).map(|_| None).collect();
+        Ok(Self { ring, buffers, lent, lent_count: 0, message, is_listening: false })
+    }
+
+    fn push(&mut self, entry: squeue::Entry, name: u64) {
+        let entry = entry.user_data(name);
+        // SAFETY: what the requests name stays until they are through: the callers of `Driver` see to
+        // the descriptors, bytes and addresses, this value keeps the message.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            // It is full: what is in it goes to the kernel first.
+            if self.ring.submit().is_err() {
+                return;
+            }
+        }
+    }
+
+    fn listen(&mut self, doorbell: Doorbell) {
+        const SIZE_U32: u32 = 2;
+        const ANY: u64 = u32::MAX as u64;
+        let seen = u64::from(doorbell.seen);
+        let entry = opcode::FutexWait::new(doorbell.word.as_ptr(), seen, ANY, SIZE_U32).build();
+        self.push(entry, name(DOORBELL, 0));
+        self.is_listening = true;
+    }
+
+    /// The lease of the buffer that a result says it has filled.
+    fn filled(&mut self, flags: u32) -> Option<Lease> {
+        let lease = self.lent.get_mut(usize::from(cqueue::buffer_select(flags)?))?.take()?;
+        self.lent_count -= 1;
+        Some(lease)
+    }
+
+    fn tell(&mut self, entry: &cqueue::Entry, events: &mut Vec<Event>) {
+        let (kind, index) = (entry.user_data() >> 56, entry.user_data() as u32);
+        let (result, flags) = (entry.result(), entry.flags());
+        let source = match kind {
+            ACCEPT => Source::Listener(index),
+            DATAGRAMS => Source::Datagrams(index),
+            STREAM => Source::Stream(index),
+            SEND => return events.push(Event::Sent(index, result)),
+            CONNECT => return events.push(Event::Connected(index, result)),
+            DOORBELL => {
+                self.is_listening = false;
+                return;
+            }
+            _ => return,
+        };
+        if let Some(event) = self.received(source, result, flags) {
+            events.push(event);
+        }
+        if !cqueue::more(flags) {
+            events.push(Event::Stopped(source, result.min(0)));
+        }
+    }
+
+    fn received(&mut self, source: Source, result: i32, flags: u32) -> Option<Event> {
+        if let Source::Listener(listener) = source {
+            // SAFETY: the kernel just made it for us.
+            let fd = (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) });
+            return fd.map(|fd| Event::Accepted(listener, fd));
+        }
+        let lease = self.filled(flags)?;
+        let len = usize::try_from(result).unwrap_or(0).min(BUFFER_LEN);
+        match source {
+            Source::Stream(connection) if len > 0 => {
+                Some(Event::Piece { connection, lease, start: 0, len })
+            }
+            Source::Datagrams(socket) if len >= FRONT => {
+                let at = self.buffers.address(lease.index());
+                // SAFETY: the kernel has written `len` bytes there, and the buffer is ours again.
+                let bytes = unsafe { std::slice::from_raw_parts(at, len) };
+                let message = RecvMsgOut::parse(bytes, &self.message).ok()?;
+                let (len, whole) = (message.payload_data().len(), !message.is_payload_truncated());
+                let from = Address::new(message.name_data());
+                Some(Event::Datagram { socket, lease, start: FRONT, len, whole, from })
+            }
+            _ => {
+                // Nothing is in it: the next one gets it.
+                let at = self.buffers.address(lease.index());
+                // SAFETY: the address that it was lent with.
+                unsafe { self.lend_at(lease, at) };
+                None
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Driver::lend`].
+    unsafe fn lend_at(&mut self, lease: Lease, at: *mut u8) {
+        let index = lease.index();
+        self.lent[index] = Some(lease);
+        self.lent_count += 1;
+        self.buffers.put(index, at);
+    }
+}
+
+impl Driver for Uring {
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+
+    fn accept(&mut self, listener: u32, fd: BorrowedFd<'_>) {
+        let entry = opcode::AcceptMulti::new(Fd(fd.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
+        self.push(entry, name(ACCEPT, listener));
+    }
+
+    fn receive_from(&mut self, socket: u32, fd: BorrowedFd<'_>) {
+        let message = &raw const *self.message;
+        let entry = opcode::RecvMsgMulti::new(Fd(fd.as_raw_fd()), message, GROUP).build();
+        self.push(entry, name(DATAGRAMS, socket));
+    }
+
+    fn receive(&mut self, connection: u32, fd: BorrowedFd<'_>) {
+        let entry = opcode::RecvMulti::new(Fd(fd.as_raw_fd()), GROUP).build();
+        self.push(entry, name(STREAM, connection));
+    }
+
+    fn stop(&mut self, source: Source) {
+        let which = CancelBuilder::user_data(name_of(source));
+        self.push(opcode::AsyncCancel2::new(which).build(), name(NOTHING, 0));
+    }
+
+    unsafe fn send(
+        &mut self,
+        place: u32,
+        fd: BorrowedFd<'_>,
+        bytes: *const [u8],
+        to: Option<&'static Address>,
+    ) {
+        let fd = Fd(fd.as_raw_fd());
+        let request = opcode::Send::new(fd, bytes.cast(), bytes.len() as u32);
+        let entry = match to {
+            Some(to) => request
+                .flags(libc::MSG_NOSIGNAL)
+                .dest_addr(to.as_ptr())
+                .dest_addr_len(to.len() as u32)
+                .build(),
+            None => request.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build(),
+        };
+        self.push(entry, name(SEND, place));
+    }
+
+    unsafe fn connect(&mut self, connection: u32, fd: BorrowedFd<'_>, to: &'static Address) {
+        let fd = Fd(fd.as_raw_fd());
+        let entry = opcode::Connect::new(fd, to.as_ptr(), to.len() as u32).build();
+        self.push(entry, name(CONNECT, connection));
+    }
+
+    unsafe fn lend(&mut self, lease: Lease, at: *mut u8) {
+        // SAFETY: the same contract.
+        unsafe { self.lend_at(lease, at) };
+    }
+
+    fn lent(&self) -> usize {
+        self.lent_count
+    }
+
+    fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        doorbell: Option<Doorbell>,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        if let Some(doorbell) = doorbell.filter(|_| !self.is_listening) {
+            self.listen(doorbell);
+        }
+        self.buffers.publish();
+        let time = timeout.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(time) = &time {
+            args = args.timespec(time);
+        }
+        let want = usize::from(timeout.is_none_or(|timeout| !timeout.is_zero()));
+        let waited = self.ring.submitter().submit_with_args(want, &args);
+        match waited.map_err(|error| error.raw_os_error().unwrap_or(0)) {
+            Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
+            Err(errno) => return Err(io::Error::from_raw_os_error(errno)),
+        }
+        while let Some(entry) = { self.ring.completion().next() } {
+            self.tell(&entry, events);
+        }
+        Ok(())
+    }
+}
+
+/// The ring by which the kernel gets buffers. Its memory is ours alone.
+struct BufferRing {
+    entries: *mut BufRingEntry,
+    tail: u16,
+    addresses: Vec<*mut u8>,
+}
+
+impl BufferRing {
+    const LAYOUT: Layout =
+        match Layout::from_size_align(BUFFER_ENTRIES as usize * size_of::<BufRingEntry>(), 4096) {
+            Ok(layout) => layout,
+            Err(_) => panic!("a page is a valid alignment"),
+        };
+
+    fn register(ring: &IoUring) -> io::Result<Self> {
+        // SAFETY: the layout is not empty.
+        let entries = unsafe { alloc_zeroed(Self::LAYOUT) }.cast::<BufRingEntry>();
+        if entries.is_null() {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let made = Self { entries, tail: 0, addresses: vec![std::ptr::null_mut(); BUFFERS_MAX] };
+        let at = entries.addr() as u64;
+        // SAFETY: as many entries lie there, and they stay until the value is dropped, which is after
+        // the ring: fields are dropped in the order of their declaration.
+        unsafe { ring.submitter().register_buf_ring_with_flags(at, BUFFER_ENTRIES, GROUP, 0) }?;
+        Ok(made)
+    }
+
+    fn address(&self, index: usize) -> *mut u8 {
+        self.addresses[index]
+    }
+
+    /// Buffer `index` lies at `at`; the kernel knows when it is published.
+    fn put(&mut self, index: usize, at: *mut u8) {
+        self.addresses[index] = at;
+        let place = usize::from(self.tail % BUFFER_ENTRIES);
+        let entry = self.entries.wrapping_add(place);
+        // SAFETY: within the ring; the kernel reads it once the tail is beyond it. The tail of the ring
+        // lies in a field of the first entry that is not written here.
+        let entry = unsafe { &mut *entry };
+        entry.set_addr(at.addr() as u64);
+        entry.set_len(BUFFER_LEN as u32);
+        entry.set_bid(index as u16);
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    fn publish(&self) {
+        // SAFETY: the first entry is there.
+        let tail = unsafe { BufRingEntry::tail(self.entries) };
+        // SAFETY: the kernel only reads it; aligned to two bytes.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for BufferRing {
+    fn drop(&mut self) {
+        // SAFETY: made with the same layout; the kernel's ring is gone.
+        unsafe { dealloc(self.entries.cast(), Self::LAYOUT) };
+    }
+}

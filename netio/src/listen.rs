@@ -1,0 +1,142 @@
+//! Sockets, made ready to be served.
+#![expect(unsafe_code, reason = "makes sockets that the standard library has no words for")]
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use crate::address::Address;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+/// Receive buffer of a datagram socket: what comes while the worker is busy.
+const RECEIVE_LEN: i32 = 4 << 20;
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let fd = check(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) })?;
+    // SAFETY: the kernel just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+    let len = size_of::<i32>() as u32;
+    // SAFETY: an integer and its length.
+    let done =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), len) };
+    check(done).map(drop)
+}
+
+fn family_of(address: SocketAddr) -> i32 {
+    if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
+}
+
+fn bind(fd: &OwnedFd, address: &Address) -> io::Result<()> {
+    // SAFETY: an address of this length.
+    check(unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr(), address.len() as u32) }).map(drop)
+}
+
+/// A socket that gets the datagrams to `address`.
+///
+/// # Errors
+/// The kernel's.
+pub fn udp(address: SocketAddr) -> io::Result<OwnedFd> {
+    let fd = socket(family_of(address), libc::SOCK_DGRAM, 0)?;
+    // As much as the administrator allows.
+    let forced = set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_LEN);
+    forced.or_else(|_| set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_LEN))?;
+    bind(&fd, &Address::of(address))?;
+    Ok(fd)
+}
+
+/// A socket that listens for connections to `address`.
+///
+/// # Errors
+/// The kernel's.
+pub fn tcp(address: SocketAddr) -> io::Result<OwnedFd> {
+    let fd = socket(family_of(address), libc::SOCK_STREAM, 0)?;
+    set(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    bind(&fd, &Address::of(address))?;
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) })?;
+    Ok(fd)
+}
+
+/// A socket that gets all frames of the interface `name`.
+///
+/// # Errors
+/// The kernel's: there is no such interface, or the right to its frames is missing (CAP_NET_RAW).
+pub fn interface(name: &str) -> io::Result<OwnedFd> {
+    let text = std::ffi::CString::new(name).map_err(io::Error::other)?;
+    // SAFETY: a text that ends in a zero.
+    let index = unsafe { libc::if_nametoindex(text.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let all = (libc::ETH_P_ALL as u16).to_be();
+    // Of no protocol until it is bound: it must not see other interfaces' frames meanwhile.
+    let fd = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    // SAFETY: plain numbers.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = all;
+    address.sll_ifindex = index as i32;
+    let len = size_of::<libc::sockaddr_ll>() as u32;
+    // SAFETY: an address of this length.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) })?;
+    Ok(fd)
+}
+
+/// A socket whose datagrams go to `server`, and that gets what comes from there.
+///
+/// # Errors
+/// The kernel's.
+pub fn connected_udp(server: SocketAddr) -> io::Result<OwnedFd> {
+    let any: SocketAddr = if server.is_ipv4() {
+        (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(server)?;
+    Ok(socket.into())
+}
+
+/// A socket that is about to connect to `server`.
+///
+/// # Errors
+/// The kernel's.
+pub fn connecting_tcp(server: SocketAddr) -> io::Result<OwnedFd> {
+    socket(family_of(server), libc::SOCK_STREAM, 0)
+}
+
+/// Small answers go at once.
+pub fn send_at_once(fd: &OwnedFd) {
+    // A connection that has gone already says so when it is used.
+    let _ = set(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+}
+
+/// Send no more; what comes is still received.
+pub fn end_sending(fd: &OwnedFd) {
+    // SAFETY: takes numbers only. A connection that has gone needs no end.
+    unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
+}
+
+/// End both directions now: whoever receives is told.
+pub fn end_both(fd: &OwnedFd) {
+    // SAFETY: takes numbers only. A connection that has gone needs no end.
+    unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
+/// The other side is told by a reset when it is closed.
+pub fn reset_on_close(fd: &OwnedFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let len = size_of::<libc::linger>() as u32;
+    let at = (&raw const linger).cast();
+    // SAFETY: a linger and its length. A connection that has gone needs none.
+    unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, at, len) };
+}
