@@ -368,6 +368,36 @@ pub struct Tally {
     pub joined: AtomicU64,
 }
 
+impl Tally {
+    /// What is counted, by name.
+    #[must_use]
+    pub fn counts(&self) -> [(&'static str, &AtomicU64); 16] {
+        [
+            ("received", &self.received),
+            ("bytes_in", &self.bytes_in),
+            ("upcalls", &self.upcalls),
+            ("replied", &self.replied),
+            ("bytes_out", &self.bytes_out),
+            ("forwarded", &self.forwarded),
+            ("handed", &self.handed),
+            ("dropped", &self.dropped),
+            ("failed", &self.failed),
+            ("too_long", &self.too_long),
+            ("lost", &self.lost),
+            ("unsent", &self.unsent),
+            ("open", &self.open),
+            ("buffers", &self.buffers),
+            ("paused", &self.paused),
+            ("joined", &self.joined),
+        ]
+    }
+
+    /// Begin anew.
+    pub fn reset(&self) {
+        self.counts().iter().for_each(|(_, count)| count.store(0, Ordering::Relaxed));
+    }
+}
+
 /// The front of the pool. All zeros is a pool whose buffers are all owned.
 #[derive(Debug)]
 #[repr(C, align(4096))]

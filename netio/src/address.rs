@@ -100,14 +100,9 @@ impl Address {
         let mut bytes = [0u8; ADDRESS_LEN];
         let mut len = ADDRESS_LEN as u32;
         let at = bytes.as_mut_ptr().cast();
+        let ask = if peer { libc::getpeername } else { libc::getsockname };
         // SAFETY: room for `len` bytes; what is longer is cut short.
-        let done = unsafe {
-            if peer {
-                libc::getpeername(fd, at, &raw mut len)
-            } else {
-                libc::getsockname(fd, at, &raw mut len)
-            }
-        };
+        let done = unsafe { ask(fd, at, &raw mut len) };
         if done != 0 { Self::new(&[]) } else { Self::new(bytes.get(..len as usize).unwrap_or(&[])) }
     }
 }

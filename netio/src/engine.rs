@@ -21,13 +21,14 @@ pub mod uring;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use ext_api::abi::{NET_PASS, NetAddress, PacketBlock, Reply, Status};
 use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX, PORTS_MAX};
 use ext_api::pool::{Holder, Outcome, Tally};
+use serde::{Deserialize, Serialize};
 use slab::Slab;
 
 use crate::address::Address;
@@ -70,7 +71,8 @@ pub trait Sandbox: fmt::Debug {
 }
 
 /// What a port is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A UDP socket.
     Udp,
@@ -166,6 +168,8 @@ pub struct Engine<D, S> {
     returned: Vec<Returned>,
     swept_ns: u64,
     expired_ns: u64,
+    /// What is watched can be read.
+    is_readable: bool,
 }
 
 fn add(counter: &AtomicU64, more: u64) {
@@ -194,6 +198,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             returned: Vec::new(),
             swept_ns,
             expired_ns: swept_ns,
+            is_readable: false,
         }
     }
 
@@ -293,11 +298,22 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.buffers.free() + self.driver.lent()
     }
 
-    /// Wait for something to do, at most `timeout`, and do it.
+    /// Have [`Engine::turn`] say when `fd` can be read, once.
+    pub fn watch(&mut self, fd: BorrowedFd<'_>) {
+        self.driver.watch(fd);
+    }
+
+    /// How the kernel is asked, for people.
+    #[must_use]
+    pub fn way(&self) -> &'static str {
+        self.driver.name()
+    }
+
+    /// Wait for something to do, at most `timeout`, and do it. True: what is watched can be read.
     ///
     /// # Errors
     /// The kernel's: the engine cannot go on.
-    pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         self.lend_buffers();
         let (timeout, doorbell) = self.how_to_wait(timeout);
         let mut events = std::mem::take(&mut self.events);
@@ -316,7 +332,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.resume();
         self.expire();
         self.forget_those_over();
-        waited
+        waited.map(|()| std::mem::take(&mut self.is_readable))
     }
 
     /// For how long to wait, and for what besides the kernel.
@@ -362,6 +378,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             Event::Connected(connection, result) => self.connected(connection, result),
             Event::Sent(place, result) => self.sent(place, result),
             Event::Stopped(source, result) => self.stopped(source, result),
+            Event::Readable => self.is_readable = true,
         }
     }
 

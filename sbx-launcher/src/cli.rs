@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::control::{self, Request};
 use crate::policy::Policy;
+use crate::sandbox::ports::Listen;
 use crate::{bench, doctor, policy, run, trace};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
@@ -44,6 +45,9 @@ enum Command {
         /// Have its local connections go through the region.
         #[arg(long, conflicts_with = "sandbox")]
         sockets: bool,
+        /// Listen elsewhere than at PORT of 127.0.0.1 for a handler that is hooked to PORT (repeatable).
+        #[arg(long, value_name = "PORT=ADDRESS:PORT", conflicts_with = "sandbox")]
+        listen: Vec<Listen>,
         /// The command and its arguments.
         #[arg(last = true, required = true)]
         argv: Vec<OsString>,
@@ -136,6 +140,18 @@ Restore: sbx-launcher up web --restore web.snapshot")]
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Say which ports handlers are hooked to, and what has come there.
+    #[command(after_help = "Example: sbx-launcher net web --top")]
+    Net {
+        /// Sandbox.
+        name: String,
+        /// Print JSON.
+        #[arg(long, conflicts_with = "top")]
+        json: bool,
+        /// Print the table anew every second, with rates, until it is interrupted.
+        #[arg(long)]
+        top: bool,
     },
     /// Say how the system calls that extensions are hooked to come from programs.
     #[command(after_help = "Example: sbx-launcher stats web --json")]
@@ -253,6 +269,9 @@ enum Ext {
         /// Configuration: key=value,key=value.
         #[arg(long, default_value = "")]
         config: String,
+        /// Listen elsewhere than at PORT of 127.0.0.1 for a handler that is hooked to PORT (repeatable).
+        #[arg(long, value_name = "PORT=ADDRESS:PORT")]
+        listen: Vec<Listen>,
     },
     /// Put another version in the place of a loaded extension: it takes the state over, and calls
     /// that arrive meanwhile wait. If it cannot, the loaded one stays.
@@ -306,10 +325,11 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Run { sandbox: Some(name), argv, policy, .. } => {
             run::in_named_sandbox(&name, argv, Policy::in_force(policy.as_deref())?)
         }
-        Command::Run { ext, config, size, argv, policy, sockets, .. } => {
+        Command::Run { ext, config, size, argv, policy, sockets, listen, .. } => {
             let len = size.saturating_mul(1 << 20);
             let policy = Policy::in_force(policy.as_deref())?;
-            let command = run::Command { argv, extensions: ext, config, len, policy, sockets };
+            let command =
+                run::Command { argv, extensions: ext, config, len, policy, sockets, listen };
             run::in_own_sandbox(command, |_| ())
         }
         Command::Up { name, size, restore, sockets } => {
@@ -339,6 +359,7 @@ fn carry_out(command: Command) -> Result<i32> {
         }
         Command::Ps { name, json, sockets: true } => connections(&name, json),
         Command::Ps { name, json, .. } => participants(&name, json),
+        Command::Net { name, json, top } => network(&name, json, top),
         Command::Stats { name, json } => stats(&name, json),
         Command::Trace { calls, count, out, json, argv } => {
             trace::run(trace::Trace { calls, count, json, out, argv })
@@ -425,14 +446,17 @@ fn list(json: bool) -> Result<i32> {
 
 fn extension(ext: Ext) -> Result<i32> {
     match ext {
-        Ext::Load { name, file, config } => {
+        Ext::Load { name, file, config, listen } => {
             let file = std::path::absolute(file)?;
-            let loaded = ask(&name, Request::Load { file, config })?;
+            let loaded = ask(&name, Request::Load { file, config, listen })?;
             println!(
                 "loaded {} into slot {}",
                 loaded["name"].as_str().unwrap_or(""),
                 loaded["slot"]
             );
+            for port in loaded["ports"].as_array().into_iter().flatten() {
+                println!("  listens on {}", port.as_str().unwrap_or(""));
+            }
             let missing = loaded["missing"].as_array().map_or(0, Vec::len);
             if missing > 0 {
                 eprintln!(
@@ -496,6 +520,24 @@ fn call(name: &str, handler: String, args: Vec<String>, json: bool) -> Result<i3
             Value::Null => {}
             other => println!("{other}"),
         }
+    }
+    Ok(0)
+}
+
+/// The ports of a sandbox; with `top` again and again, beside what has come since the last time.
+fn network(name: &str, json: bool, top: bool) -> Result<i32> {
+    let mut former = ask(name, Request::Net)?;
+    if json {
+        println!("{former}");
+        return Ok(0);
+    }
+    print!("{}", crate::net::text(&former, None));
+    while top {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let now = ask(name, Request::Net)?;
+        // Clears the screen, and begins at its top.
+        print!("\x1b[2J\x1b[H{}", crate::net::text(&now, Some(&former)));
+        former = now;
     }
     Ok(0)
 }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::filter::Armed;
 use crate::follow::Listener;
 use crate::sandbox::extensions::{Life, Loaded};
+use crate::sandbox::ports::Listen;
 use crate::sandbox::{event_words, status_text};
 use crate::supervisor::{End, Supervisor};
 use crate::worker::{Job, Outcome};
@@ -58,6 +59,8 @@ pub enum Request {
         file: PathBuf,
         /// Configuration text.
         config: String,
+        /// Where its ports are listened to, if not where they say.
+        listen: Vec<Listen>,
     },
     /// Put another version in the place of a loaded extension.
     Upgrade {
@@ -82,6 +85,8 @@ pub enum Request {
     Stats,
     /// Which connections are carried.
     Sockets,
+    /// Which ports handlers are hooked to, and what they have seen.
+    Net,
     /// Which file's code lies where.
     Symbols,
     /// Run a handler in the worker.
@@ -272,13 +277,15 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
         Ok(_) if changes && supervisor.is_participant(received.pid) => {
             Err("a participant cannot change its own sandbox".to_owned())
         }
-        Ok(Request::Load { file, config }) => match supervisor.sandbox.begin_load(file, config) {
-            Ok((job, loading)) => {
-                supervisor.start_load(job, loading, Some(received.connection));
-                return None;
+        Ok(Request::Load { file, config, listen }) => {
+            match supervisor.sandbox.begin_load(file, config, listen) {
+                Ok((job, loading)) => {
+                    supervisor.start_load(job, loading, Some(received.connection));
+                    return None;
+                }
+                Err(error) => Err(error.to_string()),
             }
-            Err(error) => Err(error.to_string()),
-        },
+        }
         Ok(Request::Upgrade { file, config }) => {
             match supervisor.sandbox.begin_upgrade(file, config.clone()) {
                 Ok(()) => {
@@ -357,7 +364,9 @@ impl Answer {
 #[must_use]
 pub fn load_answer(loaded: &Loaded) -> Value {
     let slot = loaded.room.map(|room| room.slot);
-    json!({ "name": loaded.name, "slot": slot, "missing": loaded.missing })
+    let at = loaded.ports.iter().filter_map(|port| Some(format!("{} at {}", port.port, port.at?)));
+    let at: Vec<String> = at.collect();
+    json!({ "name": loaded.name, "slot": slot, "missing": loaded.missing, "ports": at })
 }
 
 fn carry_out(
@@ -401,6 +410,7 @@ fn carry_out(
         }
         Request::Extensions => Ok(extensions(supervisor)),
         Request::Stats => Ok(stats(supervisor)),
+        Request::Net => Ok(crate::net::table(&supervisor.sandbox, supervisor.net())),
         Request::Sockets => Ok(crate::sockets::table(supervisor.sandbox.common().sockets())),
         Request::Symbols => symbols(supervisor),
         Request::Load { .. }

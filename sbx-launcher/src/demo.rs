@@ -63,6 +63,7 @@ pub fn run() -> Result<i32, Box<dyn std::error::Error>> {
             config: String::new(),
             policy: Policy::base()?,
             sockets: false,
+            listen: Vec::new(),
             len: libos::layout::LEN_DEFAULT,
         },
         |_| (),

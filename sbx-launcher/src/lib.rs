@@ -17,6 +17,7 @@ pub mod hand;
 pub mod hooks;
 pub mod keeper;
 pub mod memory;
+pub mod net;
 pub mod policy;
 pub mod run;
 pub mod sandbox;

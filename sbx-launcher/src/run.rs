@@ -13,6 +13,7 @@ use crate::filter::{self, Armed};
 use crate::follow::{Listener, pidfd};
 use crate::policy::Policy;
 use crate::sandbox::Sandbox;
+use crate::sandbox::ports::Listen;
 use crate::supervisor::{End, Supervisor};
 use crate::worker;
 use crate::zones::random;
@@ -35,6 +36,8 @@ pub struct Command {
     pub policy: Policy,
     /// Carry the local sockets of what runs.
     pub sockets: bool,
+    /// Where ports of the extensions are listened to, if not where they say.
+    pub listen: Vec<Listen>,
 }
 
 /// Run a command in a sandbox of its own, and then `finish`; its exit status.
@@ -50,7 +53,7 @@ pub fn in_own_sandbox(
         supervisor.sandbox.carry_sockets()?;
     }
     for file in &command.extensions {
-        supervisor.load(file, &command.config)?;
+        supervisor.load(file, &command.config, &command.listen)?;
     }
     for (handler, set) in command.policy.upcalls() {
         supervisor.sandbox.hook_by_policy(handler, set)?;

@@ -34,6 +34,7 @@ use crate::zones::{Zones, random};
 
 mod carry;
 pub mod extensions;
+pub mod ports;
 mod snapshot;
 pub mod upgrade;
 
@@ -109,6 +110,7 @@ pub struct Sandbox {
     run_init: u64,
     join_worker: u64,
     serve: u64,
+    runtime: u64,
     wait: u64,
     wait_on: [u64; 2],
     /// What tainted and quarantined handlers run instead.
@@ -142,6 +144,9 @@ pub struct Sandbox {
     by_policy: Vec<(String, [u64; SET_WORDS])>,
     /// Local sockets of its programs go through the region.
     carries_sockets: bool,
+    /// Offset of the pool of buffers, once there is one.
+    pool: Option<usize>,
+    port_numbers: ports::Numbers,
     /// The changes that the hook table knows.
     hooks_of: Option<u64>,
 }
@@ -214,7 +219,7 @@ impl Sandbox {
         let (boot, hello, wait) = (symbol("SBX_BOOT"), symbol("sbx_hello"), symbol("sbx_wait"));
         let (post, peer) = (symbol("sbx_post"), symbol("sbx_peer"));
         let timers = ["sbx_timer", "sbx_cancel", "sbx_expire", "sbx_lend"].map(symbol);
-        let serve = symbol("sbx_serve");
+        let (serve, runtime) = (symbol("sbx_serve"), symbol("SBX_RUNTIME"));
         let wait_on = [symbol("sbx_wait_on"), symbol("sbx_wake_on")];
         let stubs = [
             symbol("sbx_restarting"),
@@ -250,6 +255,7 @@ impl Sandbox {
             run_init,
             join_worker,
             serve,
+            runtime,
             wait,
             wait_on,
             restarting: stubs[0],
@@ -270,6 +276,8 @@ impl Sandbox {
             happened: Vec::new(),
             by_policy: Vec::new(),
             carries_sockets: false,
+            pool: None,
+            port_numbers: ports::Numbers::new(),
             hooks_of: None,
         };
         sandbox.install(&image, 0);
@@ -290,6 +298,12 @@ impl Sandbox {
     #[must_use]
     pub const fn server_entries(&self) -> [u64; 2] {
         [self.join_worker, self.serve]
+    }
+
+    /// Addresses that the network's worker needs: libos's `join` and its runtime.
+    #[must_use]
+    pub const fn network_entries(&self) -> [u64; 2] {
+        [self.join_worker, self.runtime]
     }
 
     /// The common area.
@@ -746,7 +760,7 @@ pub fn event_words(signature: &str) -> u32 {
     let parameters = signature.strip_prefix('(').and_then(|rest| rest.split_once(')'));
     let Some((parameters, _)) = parameters else { return NO_EVENT };
     let kinds: Vec<&str> = parameters.split(',').filter_map(|one| one.split(": ").nth(1)).collect();
-    let numbers = kinds.iter().all(|kind| !matches!(*kind, "bytes" | "str" | "call"));
+    let numbers = kinds.iter().all(|kind| !matches!(*kind, "bytes" | "str" | "call" | "packet"));
     if numbers && kinds.len() <= EVENT_WORDS { kinds.len() as u32 } else { NO_EVENT }
 }
 

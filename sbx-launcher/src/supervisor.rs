@@ -16,8 +16,10 @@ use crate::control::{self, Answer, Server};
 use crate::follow::{Followed, Follower, Listener, pidfd, take_turns};
 use crate::hooks::{Happened, Hooks};
 use crate::keeper::{Keeper, Side};
+use crate::net::Net;
 use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
+use crate::sandbox::ports::Listen;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::watchdog::{Watchdog, wake_promptly};
 use crate::worker::Job;
@@ -61,6 +63,9 @@ pub struct Supervisor {
     answers: Vec<Answer>,
     keeper: Option<Keeper>,
     hooks: Hooks,
+    net: Net,
+    /// It was a keeper: what its predecessor started are not its children.
+    is_successor: bool,
 }
 
 /// An upcall in a worker, and what it is for.
@@ -107,6 +112,8 @@ impl Supervisor {
             answers: Vec::new(),
             keeper: None,
             hooks: Hooks::default(),
+            net: Net::default(),
+            is_successor: false,
         })
     }
 
@@ -195,6 +202,7 @@ impl Supervisor {
     fn succeed(&mut self) -> ! {
         std::mem::forget(self.keeper.take());
         // Its children are not ours.
+        self.is_successor = true;
         self.command = None;
         self.sandbox.kept = None;
         self.hooks.forget_server();
@@ -250,6 +258,7 @@ impl Supervisor {
         self.follower.look_after_late();
         let happened = std::mem::take(&mut self.sandbox.happened);
         self.hooks.run(&self.sandbox, happened);
+        self.net.run(&self.sandbox);
         self.look_after_upcalls();
         let done: Vec<u32> = ready
             .iter()
@@ -287,7 +296,7 @@ impl Supervisor {
     fn timeout(&self) -> Option<Duration> {
         let hooks =
             if self.sandbox.happened.is_empty() { self.hooks.left() } else { Some(Duration::ZERO) };
-        let others = self.timeout_without_hooks();
+        let others = [self.net.left(), self.timeout_without_hooks()].into_iter().flatten().min();
         hooks.map_or(others, |hooks| Some(others.map_or(hooks, |others| others.min(hooks))))
     }
 
@@ -338,7 +347,8 @@ impl Supervisor {
                 || process.pid_space.load(Relaxed) != self.pid_space
                 || self.watched.contains_key(&pid)
                 || self.jobs.iter().any(|pending| pending.job.pid == pid)
-                || self.hooks.is_server(pid);
+                || self.hooks.is_server(pid)
+                || (self.net.is_worker(pid) && !self.is_successor);
             if known {
                 continue;
             }
@@ -375,8 +385,13 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`SandboxError`].
-    pub fn load(&mut self, file: &Path, config: &str) -> Result<(), SandboxError> {
-        let (job, loading) = self.sandbox.begin_load(file, config)?;
+    pub fn load(
+        &mut self,
+        file: &Path,
+        config: &str,
+        listen: &[Listen],
+    ) -> Result<(), SandboxError> {
+        let (job, loading) = self.sandbox.begin_load(file, config, listen)?;
         self.start_load(job, loading, None);
         self.loaded = None;
         loop {
@@ -453,6 +468,9 @@ impl Supervisor {
 
     fn ended(&mut self, pid: u32) {
         let fd = self.watched.remove(&pid);
+        if self.net.is_worker(pid) {
+            return self.net_worker_ended(pid, UNKNOWN);
+        }
         self.sandbox.sweep(pid, fd.and_then(|fd| exit_code(fd.as_fd(), pid)).unwrap_or(UNKNOWN));
         self.look_now();
     }
@@ -495,6 +513,12 @@ impl Supervisor {
                 std::mem::forget(self.keeper.take());
                 continue;
             }
+            if self.net.is_worker(pid as u32) {
+                if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+                    self.net_worker_ended(pid as u32, status);
+                }
+                continue;
+            }
             if self.hooks.is_server(pid as u32) {
                 if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
                     self.hooks.forget_server();
@@ -524,6 +548,18 @@ impl Supervisor {
                 unsafe { libc::raise(libc::SIGSTOP) };
             }
         }
+    }
+
+    fn net_worker_ended(&mut self, pid: u32, status: i32) {
+        self.net.forget_worker();
+        self.sandbox.sweep(pid, status);
+        self.say(format!("the network's worker, pid {pid}, has ended; another is made"));
+    }
+
+    /// The network's side of it.
+    #[must_use]
+    pub const fn net(&self) -> &Net {
+        &self.net
     }
 
     fn answer(&mut self) -> Option<End> {

@@ -53,6 +53,7 @@ pub fn run(trace: Trace) -> Result<i32, Box<dyn std::error::Error>> {
         len: libos::layout::LEN_DEFAULT,
         policy: Policy::base()?,
         sockets: false,
+        listen: Vec::new(),
     };
     run::in_own_sandbox(command, |supervisor| {
         if let Err(why) = finish(supervisor, trace.count, &mut file) {

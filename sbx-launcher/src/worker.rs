@@ -120,7 +120,7 @@ impl Job {
 }
 
 /// Make this copy of the supervisor a participant.
-fn enter(zones: &Zones, join: u64) -> io::Result<()> {
+pub(crate) fn enter(zones: &Zones, join: u64) -> io::Result<()> {
     map_region(zones)?;
     // The supervisor takes its signals by descriptor; extension code has them as usual.
     // SAFETY: a set is plain bits.

@@ -58,6 +58,8 @@ pub enum Event {
     Sent(u32, i32),
     /// A connection is made, or not.
     Connected(u32, i32),
+    /// What [`Driver::watch`] watches can be read, or has ended. It is watched no longer.
+    Readable,
 }
 
 /// A word that another process changes and wakes, and what it was.
@@ -107,6 +109,9 @@ pub trait Driver: fmt::Debug {
     /// The address stays as it is until [`Event::Connected`] tells of `connection`.
     #[expect(unsafe_code, reason = "the kernel reads the address later")]
     unsafe fn connect(&mut self, connection: u32, fd: BorrowedFd<'_>, to: &'static Address);
+
+    /// Tell once when `fd` can be read; of one descriptor at a time.
+    fn watch(&mut self, fd: BorrowedFd<'_>);
 
     /// A buffer to receive into, and where it lies.
     ///

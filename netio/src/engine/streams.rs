@@ -546,7 +546,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         (known.partner, known.is_joined) = (Some(made), true);
         let fd = self.connections[made as usize].fd.as_fd();
         // SAFETY: boxed, and kept by the connection, which is not forgotten while it connects.
-        unsafe { self.driver.connect(made, fd, &*address) };
+        let address = unsafe { &*address };
+        // SAFETY: as above.
+        unsafe { self.driver.connect(made, fd, address) };
     }
 
     pub(super) fn connected(&mut self, index: u32, result: i32) {

@@ -39,6 +39,7 @@ const CONNECT: u64 = 5;
 const DOORBELL: u64 = 6;
 /// Of which nobody wants to hear.
 const NOTHING: u64 = 7;
+const WATCH: u64 = 8;
 
 const fn name(kind: u64, index: u32) -> u64 {
     kind << 56 | index as u64
@@ -134,6 +135,7 @@ impl Uring {
             STREAM => Source::Stream(index),
             SEND => return events.push(Event::Sent(index, result)),
             CONNECT => return events.push(Event::Connected(index, result)),
+            WATCH => return events.push(Event::Readable),
             DOORBELL => {
                 self.is_listening = false;
                 return;
@@ -239,6 +241,11 @@ impl Driver for Uring {
         let fd = Fd(fd.as_raw_fd());
         let entry = opcode::Connect::new(fd, to.as_ptr(), to.len() as u32).build();
         self.push(entry, name(CONNECT, connection));
+    }
+
+    fn watch(&mut self, fd: BorrowedFd<'_>) {
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), libc::POLLIN as u32).build();
+        self.push(entry, name(WATCH, 0));
     }
 
     unsafe fn lend(&mut self, lease: Lease, at: *mut u8) {

@@ -15,10 +15,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ext_api::limits::{HANDLERS_MAX, HUGE_PAGE_LEN, INIT_BUDGET_NS, SLOTS_MAX};
+use ext_api::pool::POOL_LEN;
 use libos::image::{self, Image, ImageError};
 use libos::layout::{ARENAS_OFFSET, slot_offset};
 use libos::manifest::{self, Hook};
 
+use super::ports::{Listen, Opened};
 use super::{LIBOS_ROWS, Sandbox, SandboxError, global_barrier};
 use crate::worker::{self, Job, Outcome};
 
@@ -99,6 +101,9 @@ pub struct Loaded {
     recent: Vec<Instant>,
     quarantine: Duration,
     pub(super) config: String,
+    /// The ports that its handlers are hooked to.
+    pub ports: Vec<Opened>,
+    pub(super) listen: Vec<Listen>,
     image: Rc<Vec<u8>>,
 }
 
@@ -137,6 +142,8 @@ pub struct Loading {
     pub(super) state_version: u64,
     pub(super) rows: Vec<usize>,
     pub(super) init_row: usize,
+    pub(super) ports: Vec<Opened>,
+    pub(super) listen: Vec<Listen>,
 }
 
 /// The worker that runs an `init`, and what it is for.
@@ -161,18 +168,23 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`SandboxError`]; nothing stays behind then.
-    pub fn begin_load(&mut self, file: &Path, config: &str) -> Result<Begun, SandboxError> {
+    pub fn begin_load(
+        &mut self,
+        file: &Path,
+        config: &str,
+        listen: &[Listen],
+    ) -> Result<Begun, SandboxError> {
         let shown = file.display().to_string();
         let bytes = std::fs::read(file)
             .map_err(|error| SandboxError::Refused(format!("{shown}: {error}")))?;
-        self.begin(Rc::new(bytes), shown, config.to_owned(), None)
+        self.begin(Rc::new(bytes), shown, (config.to_owned(), listen.to_vec()), None)
     }
 
     fn begin(
         &mut self,
         image: Rc<Vec<u8>>,
         file: String,
-        config: String,
+        (config, listen): (String, Vec<Listen>),
         rows: Option<Vec<usize>>,
     ) -> Result<Begun, SandboxError> {
         self.changed();
@@ -185,6 +197,12 @@ impl Sandbox {
                 extension.name
             )));
         }
+        // A restart goes on with the ports that are open.
+        let ports = if restart {
+            Vec::new()
+        } else {
+            self.open_ports(&hooks_of(&extension), &listen, &[])?
+        };
         let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
         let rows = match rows {
             Some(rows) => rows,
@@ -224,6 +242,8 @@ impl Sandbox {
             state_version: extension.state_version,
             rows,
             init_row,
+            ports,
+            listen,
         };
         Ok((job, loading))
     }
@@ -241,6 +261,8 @@ impl Sandbox {
         let as_image = |error| SandboxError::Image(file.clone(), error);
         let (slot, placed, extension) = self.place_in_free_slot(&image).map_err(as_image)?;
         let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
+        let (listen, kept) = (self.loaded[index].listen.clone(), self.loaded[index].ports.clone());
+        let ports = self.open_ports(&hooks_of(&extension), &listen, &kept)?;
         let rows = self.rows_of_next(index, &extension.handlers)?;
         let (save, version) = (self.loaded[index].save, self.loaded[index].state_version);
         let [first, count] = placed.constructors;
@@ -270,6 +292,8 @@ impl Sandbox {
             state_version: extension.state_version,
             rows,
             init_row,
+            ports,
+            listen,
         };
         Ok((job, loading))
     }
@@ -283,6 +307,7 @@ impl Sandbox {
         (known.file, known.config, known.image) = (loading.file, loading.config, loading.image);
         (known.save, known.state_version) = (loading.save, loading.state_version);
         (known.missing, known.kill_safe) = (loading.missing, loading.kill_safe);
+        known.ports = loading.ports;
         known.bias = loading.bias;
         known.life = Life::Live;
         known.handlers = now
@@ -439,6 +464,8 @@ impl Sandbox {
             recent: Vec::new(),
             quarantine: QUARANTINE_MIN,
             config: loading.config,
+            ports: loading.ports,
+            listen: loading.listen,
             image: loading.image,
         });
         self.loaded.len() - 1
@@ -467,8 +494,9 @@ impl Sandbox {
     }
 
     /// First gap between arenas that is large enough.
-    fn free_arena(&self, len: usize) -> Result<usize, SandboxError> {
+    pub(super) fn free_arena(&self, len: usize) -> Result<usize, SandboxError> {
         let mut taken: Vec<_> = self.rooms.iter().map(|room| room.arena).collect();
+        taken.extend(self.pool.map(|offset| (offset, POOL_LEN)));
         taken.sort_unstable();
         let mut at = ARENAS_OFFSET;
         for (start, taken_len) in taken {
@@ -698,7 +726,8 @@ impl Sandbox {
         let known = &self.loaded[index];
         let (image, file) = (known.image.clone(), known.file.clone());
         let rows = known.handlers.iter().map(|handler| handler.row).collect();
-        match self.begin(image, file, known.config.clone(), Some(rows)) {
+        let text = (known.config.clone(), known.listen.clone());
+        match self.begin(image, file, text, Some(rows)) {
             Ok(begun) => {
                 self.starting.push(name.to_owned());
                 Some(begun)
@@ -725,4 +754,9 @@ impl Sandbox {
         self.zones.discard(room.arena.0, room.arena.1.next_multiple_of(HUGE_PAGE_LEN));
         self.rooms.retain(|known| *known != room);
     }
+}
+
+/// When its handlers run by themselves, and their names.
+fn hooks_of(extension: &manifest::Extension) -> Vec<(Hook, String)> {
+    extension.handlers.iter().map(|one| (one.hook, one.name.clone())).collect()
 }

@@ -230,11 +230,25 @@ impl Sandbox {
         for extension in head.extensions {
             sandbox.restore_extension(extension, &mut from)?;
         }
+        sandbox.open_restored_ports()?;
         let sum = from.sum.0;
         if from.number()? != sum {
             return Err(bad("its checksum is wrong: the file is damaged"));
         }
         Ok(sandbox)
+    }
+
+    /// Open the ports that the restored handlers are hooked to: when all heaps are where they were.
+    fn open_restored_ports(&mut self) -> Result<(), SandboxError> {
+        for index in 0..self.loaded.len() {
+            let handlers: Vec<_> = self.loaded[index]
+                .handlers
+                .iter()
+                .map(|one| (one.hook, one.name.clone()))
+                .collect();
+            self.loaded[index].ports = self.open_ports(&handlers, &[], &[])?;
+        }
+        Ok(())
     }
 
     fn restore_extension(
@@ -314,6 +328,8 @@ impl Loading {
             state_version: extension.state_version,
             rows,
             init_row: 0,
+            ports: Vec::new(),
+            listen: Vec::new(),
         }
     }
 }

@@ -1,0 +1,216 @@
+//! The network of a sandbox: ports that handlers are hooked to, served by a worker of its own.
+//!
+//! ```text
+//!  supervisor: makes and keeps the sockets ──► worker: io_uring, buffers in the region, upcalls
+//!              "open 3 udp", a descriptor        │ hands packets on
+//!              "close 3"                         ▼
+//!                                            other participants
+//! ```
+//!
+//! The worker outlives its supervisor if a keeper takes over, and is made anew if it is killed: the
+//! sockets are the supervisor's, so that what waits in them is not lost.
+
+mod worker;
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use libos::manifest::Port;
+use netio::engine::Kind;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::control;
+use crate::sandbox::Sandbox;
+use crate::sandbox::ports::Opened;
+
+/// A worker that died is made anew after so long.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// What the worker is told; with the descriptor, if the port has one.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+enum Order {
+    /// Serve a port.
+    Open {
+        /// Its row of the tallies.
+        number: usize,
+        /// What it is.
+        kind: Kind,
+        /// The handler's handle.
+        handler: u64,
+    },
+    /// Serve it no longer.
+    Close {
+        /// Its row of the tallies.
+        number: usize,
+    },
+}
+
+/// A port as the worker knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Told {
+    number: usize,
+    handler: u64,
+    fd: RawFd,
+}
+
+#[derive(Debug)]
+struct Worker {
+    pid: u32,
+    control: OwnedFd,
+    told: Vec<Told>,
+}
+
+/// The supervisor's side of it.
+#[derive(Debug, Default)]
+pub struct Net {
+    worker: Option<Worker>,
+    /// The sandbox's changes that the worker knows.
+    seen: Option<u64>,
+    died: Option<Instant>,
+}
+
+impl Net {
+    /// Is this the worker?
+    #[must_use]
+    pub fn is_worker(&self, pid: u32) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.pid == pid)
+    }
+
+    /// It has ended.
+    pub fn forget_worker(&mut self) {
+        self.worker = None;
+        self.seen = None;
+        self.died = Some(Instant::now());
+    }
+
+    /// How long until there is something to do; None if there is nothing.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        self.died.map(|when| AGAIN.saturating_sub(when.elapsed()))
+    }
+
+    /// Have the worker serve what is hooked now.
+    pub fn run(&mut self, sandbox: &Sandbox) {
+        if self.left().is_some_and(|left| !left.is_zero()) {
+            return;
+        }
+        self.died = None;
+        if self.seen == Some(sandbox.changes) {
+            return;
+        }
+        self.seen = Some(sandbox.changes);
+        if self.worker.is_none() && sandbox.ports().next().is_some() {
+            match worker::start(sandbox) {
+                Ok((pid, control)) => {
+                    self.worker = Some(Worker { pid, control, told: Vec::new() });
+                }
+                Err(error) => {
+                    let text = format!("sbx: the network's worker cannot be started: {error}\n");
+                    sandbox.common().log().append(text.as_bytes());
+                    self.forget_worker();
+                    return;
+                }
+            }
+        }
+        let Some(worker) = &mut self.worker else { return };
+        if worker.tell(sandbox).is_err() {
+            // It has died, or is about to: the next one is told everything.
+            self.seen = None;
+        }
+    }
+}
+
+impl Worker {
+    /// Tell it what has changed.
+    fn tell(&mut self, sandbox: &Sandbox) -> io::Result<()> {
+        let wanted: Vec<(Told, Kind)> = sandbox
+            .ports()
+            .map(|(port, handler)| (told(port, handler), kind_of(port.port)))
+            .collect();
+        let (kept, gone): (Vec<Told>, Vec<Told>) =
+            self.told.iter().partition(|known| wanted.iter().any(|(told, _)| told == *known));
+        for known in gone {
+            self.order(&Order::Close { number: known.number }, None)?;
+        }
+        self.told = kept;
+        for (told, kind) in wanted {
+            if self.told.contains(&told) {
+                continue;
+            }
+            let order = Order::Open { number: told.number, kind, handler: told.handler };
+            self.order(&order, (told.fd >= 0).then_some(told.fd))?;
+            self.told.push(told);
+        }
+        Ok(())
+    }
+
+    fn order(&self, order: &Order, fd: Option<RawFd>) -> io::Result<()> {
+        control::send(&self.control, &serde_json::to_string(order)?, fd.as_slice())
+    }
+}
+
+fn told(port: &Opened, handler: u64) -> Told {
+    let fd = port.fd.as_ref().map_or(-1, |fd| fd.as_raw_fd());
+    Told { number: *port.number, handler, fd }
+}
+
+const fn kind_of(port: Port) -> Kind {
+    match port {
+        Port::Udp(0) => Kind::AnyUdp,
+        Port::Udp(_) => Kind::Udp,
+        Port::Tcp(_) => Kind::Tcp,
+        Port::Interface(_) => Kind::Interface,
+    }
+}
+
+/// The ports of a sandbox and what they have seen, for people and scripts.
+#[must_use]
+pub fn table(sandbox: &Sandbox, net: &Net) -> Value {
+    let ports: Vec<Value> = sandbox.ports().map(|(port, _)| row(sandbox, port)).collect();
+    json!({
+        "ports": ports,
+        "worker": net.worker.as_ref().map(|worker| worker.pid),
+        "buffers_out": sandbox.buffers_out(),
+    })
+}
+
+fn row(sandbox: &Sandbox, port: &Opened) -> Value {
+    let mut row = json!({
+        "port": port.port.to_string(),
+        "at": port.at.map(|at| at.to_string()),
+        "handler": port.handler,
+    });
+    for (name, count) in sandbox.tally(*port.number).iter().flat_map(|tally| tally.counts()) {
+        row[name] = count.load(Relaxed).into();
+    }
+    row
+}
+
+/// The table as text; with what came since `former`, a second ago.
+#[must_use]
+pub fn text(now: &Value, former: Option<&Value>) -> String {
+    const COLUMNS: [&str; 6] = ["received", "replied", "forwarded", "handed", "dropped", "failed"];
+    let mut text = format!("{:<14} {:<22} {:<24}", "PORT", "AT", "HANDLER");
+    let unit = if former.is_some() { "/S" } else { "" };
+    COLUMNS.iter().for_each(|name| text += &format!(" {:>12}", name.to_uppercase() + unit));
+    text += &format!(" {:>10} {:>8} {:>8}\n", "OPEN", "BUFFERS", "LOST");
+    let ports = |table: &Value| table["ports"].as_array().cloned().unwrap_or_default();
+    let before = former.map(ports).unwrap_or_default();
+    for (index, port) in ports(now).iter().enumerate() {
+        let word = |key: &str| port[key].as_str().unwrap_or("-").to_owned();
+        let count = |port: &Value, key: &str| port[key].as_u64().unwrap_or(0);
+        text += &format!("{:<14} {:<22} {:<24}", word("port"), word("at"), word("handler"));
+        for name in COLUMNS {
+            let since = before.get(index).map_or(0, |port| count(port, name));
+            text += &format!(" {:>12}", count(port, name).saturating_sub(since));
+        }
+        let lost = ["lost", "unsent", "too_long"].map(|key| count(port, key)).iter().sum::<u64>();
+        let (open, buffers) = (count(port, "open"), count(port, "buffers"));
+        text += &format!(" {open:>10} {buffers:>8} {lost:>8}\n");
+    }
+    text
+}

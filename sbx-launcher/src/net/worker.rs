@@ -1,0 +1,187 @@
+//! The worker that serves the network: a participant that the supervisor forks, which runs handlers on
+//! what comes in and holds nothing that its successor could not make anew.
+#![expect(unsafe_code, reason = "forks, joins the region and calls the gate")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use ext_api::abi::{CallFn, POST_HANDLE, PacketBlock, ReleaseFn, Reply, Runtime, Status};
+use ext_api::pool::{Holder, Pool};
+use libos::data::Common;
+use libos::layout::{ARENAS_OFFSET, Place};
+use netio::buffers::Buffers;
+use netio::engine::driver::Driver;
+use netio::engine::epoll::Epoll;
+use netio::engine::uring::Uring;
+use netio::engine::{self, Engine};
+
+use super::Order;
+use crate::clock::now_ns;
+use crate::control;
+use crate::sandbox::Sandbox;
+use crate::worker::enter;
+
+/// The descriptor by which the worker gets its orders.
+const CONTROL_FD: i32 = 3;
+
+/// Start it; its pid, and what it gets its orders by.
+pub(super) fn start(sandbox: &Sandbox) -> io::Result<(u32, OwnedFd)> {
+    let pool = sandbox.pool().ok_or_else(|| io::Error::other("there are no buffers"))?;
+    let mut pair = [0; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: the kernel writes two descriptors.
+    if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both were just made for us.
+    let [ours, its] = pair.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let [join, runtime] = sandbox.network_entries();
+    // SAFETY: the supervisor has one thread, so the child may do anything.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let region = Region::of(sandbox, runtime);
+            let served = enter(&sandbox.zones, join)
+                .and_then(|()| keep_only(its))
+                .and_then(|control| serve(region, control, pool));
+            // SAFETY: ends the child without running the supervisor's exit handlers.
+            unsafe { libc::_exit(i32::from(served.is_err())) }
+        }
+        child => Ok((child as u32, ours)),
+    }
+}
+
+/// Of the supervisor's descriptors it needs one.
+fn keep_only(control: OwnedFd) -> io::Result<OwnedFd> {
+    let fd = control.into_raw_fd();
+    // SAFETY: takes numbers only; nothing of this copy uses what is replaced.
+    if fd != CONTROL_FD && unsafe { libc::dup2(fd, CONTROL_FD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: takes numbers only.
+    unsafe { libc::syscall(libc::SYS_close_range, CONTROL_FD + 1, u32::MAX, 0) };
+    // SAFETY: it was put there just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) })
+}
+
+fn serve(region: Region, control: OwnedFd, pool: usize) -> io::Result<()> {
+    let pool = std::ptr::with_exposed_provenance::<Pool>(pool);
+    // SAFETY: the supervisor has made it there, and starts one worker at a time.
+    let buffers = unsafe { Buffers::own(pool, now_ns()) };
+    match Uring::new() {
+        Ok(ring) => obey(Engine::new(ring, region, buffers), control),
+        Err(refused) => {
+            let text = format!("sbx: the network goes by epoll, since io_uring says: {refused}\n");
+            region.common.log().append(text.as_bytes());
+            obey(Engine::new(Epoll::new()?, region, buffers), control)
+        }
+    }
+}
+
+/// Serve until nobody is left to give orders.
+fn obey<D: Driver>(mut engine: Engine<D, Region>, control: OwnedFd) -> io::Result<()> {
+    let mut orders: VecDeque<(Order, Option<OwnedFd>)> = VecDeque::new();
+    engine.watch(control.as_fd());
+    loop {
+        let has_orders = engine.turn(None)?;
+        if has_orders {
+            let Some(order) = receive(&control)? else { return Ok(()) };
+            orders.push_back(order);
+            engine.watch(control.as_fd());
+        }
+        while let Some((order, fd)) = orders.pop_front() {
+            match order {
+                Order::Close { number } => engine.close(number),
+                // Its number's former port is not through yet.
+                Order::Open { number, .. } if engine.is_open(number) => {
+                    orders.push_front((order, fd));
+                    engine.turn(Some(std::time::Duration::from_millis(1)))?;
+                }
+                Order::Open { number, kind, handler } => engine.open(number, kind, handler, fd)?,
+            }
+        }
+    }
+}
+
+/// The next order; None if nobody is left to give any.
+fn receive(control: &OwnedFd) -> io::Result<Option<(Order, Option<OwnedFd>)>> {
+    match control::receive(control) {
+        Ok((text, mut fds)) => Ok(Some((serde_json::from_str(&text)?, fds.pop()))),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The sandbox, as the engine sees it.
+#[derive(Debug)]
+struct Region {
+    gate: CallFn,
+    release: ReleaseFn,
+    runtime: *const Runtime,
+    common: Common,
+    place: Place,
+}
+
+impl Region {
+    fn of(sandbox: &Sandbox, runtime: u64) -> Self {
+        let place = sandbox.zones.place;
+        Self {
+            // SAFETY: the address of libos's gate, which will be mapped.
+            gate: unsafe { std::mem::transmute::<u64, CallFn>(sandbox.entry.call) },
+            // SAFETY: the address of libos's entry, which will be mapped.
+            release: unsafe { std::mem::transmute::<u64, ReleaseFn>(sandbox.entry.release) },
+            runtime: std::ptr::with_exposed_provenance(runtime as usize),
+            // SAFETY: nothing is looked at before the data zone is mapped there.
+            common: unsafe { Common::at(place) },
+            place,
+        }
+    }
+}
+
+impl engine::Sandbox for Region {
+    fn upcall(&mut self, handler: u64, block: &mut PacketBlock, reply: &mut Reply) -> u32 {
+        let args = [std::ptr::from_mut(block).expose_provenance() as u64];
+        // SAFETY: handlers that are hooked to the network take the address of a block.
+        unsafe { (self.gate)(handler, args.as_ptr(), reply) }
+    }
+
+    fn release(&mut self, spill: *mut u8) {
+        // SAFETY: a block of an arena, or nothing; what is none is ignored.
+        unsafe { (self.release)(spill) };
+    }
+
+    fn spilled(&self, spill: u64, len: usize) -> Option<*const u8> {
+        let start = usize::try_from(spill).ok()?;
+        let end = start.checked_add(len)?;
+        let heaps = self.place.base + ARENAS_OFFSET..self.place.base + self.place.len;
+        let within = heaps.contains(&start) && end <= heaps.end;
+        within.then(|| std::ptr::with_exposed_provenance(start))
+    }
+
+    fn post(&mut self, [how, to, handler]: [u64; 3], word: u64) -> Status {
+        let args = [how, to, handler, word, 0, 0, 0];
+        let mut reply = Reply::empty();
+        // SAFETY: as many words as `libos.post` takes.
+        let status = unsafe { (self.gate)(POST_HANDLE, args.as_ptr(), &raw mut reply) };
+        match Status::from_raw(status) {
+            // To all, of whom there is nobody.
+            Some(Status::Ok) if reply.word == 0 => Status::Gone,
+            status => status.unwrap_or(Status::BadArgs),
+        }
+    }
+
+    fn is_over(&self, holder: Holder, upcall: u64) -> bool {
+        let seen = self.common.process(holder.row()).claim.load();
+        if seen.pid == 0 || !holder.is_of(seen.generation) {
+            return true;
+        }
+        // SAFETY: libos's table, mapped for good.
+        let runtime = unsafe { &*self.runtime };
+        upcall != 0 && (runtime.owner_alive)(upcall) == 0
+    }
+
+    fn now_ns(&self) -> u64 {
+        now_ns()
+    }
+}

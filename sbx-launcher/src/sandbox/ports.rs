@@ -1,0 +1,190 @@
+//! Ports that handlers are hooked to: their sockets, which the supervisor makes and keeps, so that none
+//! is lost with the worker that serves them; and the pool of buffers that this worker owns.
+#![expect(unsafe_code, reason = "writes the superblock through the supervisor's alias")]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::{Rc, Weak};
+use std::str::FromStr;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+
+use ext_api::abi::Superblock;
+use ext_api::limits::PORTS_MAX;
+use ext_api::pool::{POOL_LEN, Pool, Tally};
+use libos::manifest::{Hook, Port};
+use netio::address::Address;
+use netio::listen;
+use serde::{Deserialize, Serialize};
+
+use super::{Sandbox, SandboxError};
+
+/// Where a port is listened to, if not at its own number of 127.0.0.1: `9000=0.0.0.0:53`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listen {
+    /// The port that a handler names.
+    pub port: u16,
+    /// Where.
+    pub at: SocketAddr,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rule = || format!("{text:?}: expected PORT=ADDRESS:PORT, as in 9000=0.0.0.0:53");
+        let (port, at) = text.split_once('=').ok_or_else(rule)?;
+        Ok(Self { port: port.parse().map_err(|_| rule())?, at: at.parse().map_err(|_| rule())? })
+    }
+}
+
+/// A port that a handler of a loaded extension is hooked to.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// Its row of the tallies, free again when the last copy of this goes.
+    pub number: Rc<usize>,
+    /// What the handler names.
+    pub port: Port,
+    /// `extension.handler`.
+    pub handler: String,
+    /// The socket; none of `udp *`.
+    pub fd: Option<Rc<OwnedFd>>,
+    /// Where it listens; none of an interface.
+    pub at: Option<SocketAddr>,
+}
+
+/// Numbers of ports that are in use.
+pub(super) type Numbers = Vec<Weak<usize>>;
+
+impl Sandbox {
+    /// Open the ports that `handlers` are hooked to; those that are among `kept` stay as they are.
+    pub(super) fn open_ports(
+        &mut self,
+        handlers: &[(Hook, String)],
+        listen: &[Listen],
+        kept: &[Opened],
+    ) -> Result<Vec<Opened>, SandboxError> {
+        let wanted = handlers.iter().filter_map(|(hook, handler)| match hook {
+            Hook::Network(port) => Some((*port, handler)),
+            _ => None,
+        });
+        let mut opened: Vec<Opened> = Vec::new();
+        for (port, handler) in wanted {
+            let same = |known: &&Opened| known.port == port && known.handler == *handler;
+            let known = kept.iter().find(same).cloned();
+            opened.push(match known {
+                Some(known) => known,
+                None => self.open_port(port, handler, listen)?,
+            });
+        }
+        let is_used = |one: &&Listen| {
+            opened.iter().any(|it| matches!(it.port, Port::Udp(p) | Port::Tcp(p) if p == one.port))
+        };
+        if let Some(unused) = listen.iter().find(|one| !is_used(one)) {
+            return Err(SandboxError::Refused(format!(
+                "--listen {}={}: no handler of it is hooked to port {}",
+                unused.port, unused.at, unused.port
+            )));
+        }
+        Ok(opened)
+    }
+
+    fn open_port(
+        &mut self,
+        port: Port,
+        handler: &str,
+        listen: &[Listen],
+    ) -> Result<Opened, SandboxError> {
+        self.make_pool()?;
+        let place = |port: u16| {
+            let asked = listen.iter().find(|one| one.port == port).map(|one| one.at);
+            asked.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
+        };
+        let (made, at) = match port {
+            Port::Udp(0) => (Ok(None), None),
+            Port::Udp(number) => (listen::udp(place(number)).map(Some), Some(place(number))),
+            Port::Tcp(number) => (listen::tcp(place(number)).map(Some), Some(place(number))),
+            Port::Interface(name) => {
+                let name = String::from_utf8_lossy(&name);
+                (listen::interface(name.trim_end_matches('\0')).map(Some), None)
+            }
+        };
+        let fd = made.map_err(|error| {
+            let place = at.map_or(String::new(), |at| format!(" at {at}"));
+            SandboxError::Refused(format!("handler {handler} on {port}{place}: {error}"))
+        })?;
+        // The kernel's choice, if it was left to it.
+        let chosen =
+            fd.as_ref().and_then(|fd| Address::of_socket(fd.as_raw_fd(), false).net().socket());
+        let number = self.free_number().ok_or_else(|| {
+            SandboxError::Refused(format!(
+                "handlers are hooked to {PORTS_MAX} ports already; unload an extension first"
+            ))
+        })?;
+        if let Some(tally) = self.tally(*number) {
+            tally.reset();
+        }
+        Ok(Opened {
+            number,
+            port,
+            handler: handler.to_owned(),
+            fd: fd.map(Rc::new),
+            at: chosen.or(at),
+        })
+    }
+
+    fn free_number(&mut self) -> Option<Rc<usize>> {
+        self.port_numbers.resize(PORTS_MAX, Weak::new());
+        let free = self.port_numbers.iter().position(|known| known.strong_count() == 0)?;
+        let number = Rc::new(free);
+        self.port_numbers[free] = Rc::downgrade(&number);
+        Some(number)
+    }
+
+    /// Make room for the pool, if there is none yet.
+    fn make_pool(&mut self) -> Result<(), SandboxError> {
+        if self.pool.is_some() {
+            return Ok(());
+        }
+        let offset = self.free_arena(POOL_LEN)?;
+        self.zones
+            .commit(offset, POOL_LEN)
+            .map_err(|error| SandboxError::Kernel("reserving memory for packets", error))?;
+        self.pool = Some(offset);
+        let superblock = self.zones.control.alias().cast::<Superblock>();
+        // SAFETY: the control zone begins with the superblock.
+        let word = unsafe { &(*superblock).pool };
+        word.store((self.zones.place.base + offset) as u64, Release);
+        Ok(())
+    }
+
+    /// Address of the pool in participants; None if there is none.
+    #[must_use]
+    pub fn pool(&self) -> Option<usize> {
+        self.pool.map(|offset| self.zones.place.base + offset)
+    }
+
+    /// What port `number` has seen.
+    #[must_use]
+    pub fn tally(&self, number: usize) -> Option<&Tally> {
+        let pool = self.zones.data.alias().wrapping_add(self.pool?).cast::<Pool>();
+        // SAFETY: within the data zone's alias, aligned, and all atomics.
+        let pool = unsafe { &*pool };
+        pool.tallies.get(number)
+    }
+
+    /// The ports that handlers are hooked to, and their handlers' handles.
+    pub fn ports(&self) -> impl Iterator<Item = (&Opened, u64)> {
+        self.loaded.iter().flat_map(|one| &one.ports).filter_map(|port| {
+            let handlers = self.loaded.iter().flat_map(|one| &one.handlers);
+            let row = handlers.filter(|it| it.name == port.handler).map(|it| it.row).next()?;
+            Some((port, self.handle_of(row)))
+        })
+    }
+
+    /// Buffers of the pool that its owner does not have, and all.
+    #[must_use]
+    pub fn buffers_out(&self) -> u64 {
+        let numbers = 0..PORTS_MAX;
+        numbers.filter_map(|it| self.tally(it)).map(|it| it.buffers.load(Relaxed)).sum()
+    }
+}
