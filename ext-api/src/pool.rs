@@ -17,7 +17,7 @@
 //! Others can write the lengths that are kept here: the owner bounds each where it uses it.
 
 use crate::abi::NetAddress;
-use crate::limits::{BUFFER_LEN, BUFFERS_MAX, PORTS_MAX};
+use crate::limits::{BUFFER_LEN, BUFFERS_MAX, HUGE_PAGE_LEN, PORTS_MAX};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bits of a name that are the buffer's number.
@@ -412,8 +412,11 @@ pub struct Pool {
 
 /// Where the buffers' bytes begin, behind the front.
 pub const BYTES_OFFSET: usize = 2 << 20;
+/// From one buffer to the next. Five lines more than a buffer: were they a power of two apart, their first
+/// lines, which every packet touches, would all compete for the same few places in the cache.
+const STRIDE: usize = BUFFER_LEN + 5 * 64;
 /// Everything.
-pub const POOL_LEN: usize = BYTES_OFFSET + BUFFERS_MAX * BUFFER_LEN;
+pub const POOL_LEN: usize = (BYTES_OFFSET + BUFFERS_MAX * STRIDE).next_multiple_of(HUGE_PAGE_LEN);
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Pool>() <= BYTES_OFFSET && size_of::<Buffer>() == 64);
@@ -422,7 +425,7 @@ const _: () = assert!(BUFFERS_MAX <= 1 << INDEX_BITS && BUFFER_LEN <= 1 << 15);
 /// Where a buffer's bytes are in the pool at `pool`.
 #[must_use]
 pub const fn bytes_of(pool: usize, index: usize) -> usize {
-    pool + BYTES_OFFSET + index * BUFFER_LEN
+    pool + BYTES_OFFSET + index * STRIDE
 }
 
 #[cfg(all(test, not(loom)))]

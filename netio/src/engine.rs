@@ -12,9 +12,11 @@
 //! receives no more until some come back.
 #![expect(unsafe_code, reason = "shows buffers to handlers and hands them to the driver")]
 
+mod batch;
 mod datagrams;
 pub mod driver;
 pub mod epoll;
+mod patience;
 mod streams;
 pub mod uring;
 
@@ -33,8 +35,10 @@ use slab::Slab;
 
 use crate::address::Address;
 use crate::buffers::{Buffers, Lease, Returned};
-use datagrams::{FlowKey, Socket};
+use batch::Batch;
+use datagrams::{FlowKey, Outgoing, Socket};
 use driver::{Doorbell, Driver, Event, Source};
+use patience::Patience;
 use streams::Connection;
 
 /// Buffers that wait for what comes next.
@@ -153,8 +157,16 @@ pub struct Engine<D, S> {
     sockets: Slab<Socket>,
     flows: HashMap<FlowKey, u32>,
     connections: Slab<Connection>,
-    /// Answers under way, by place. They do not move: the kernel has their addresses.
-    sends: Slab<Box<Sending>>,
+    /// Answers under way, by place. There is room for all from the start, so that they do not move: the
+    /// kernel has their addresses.
+    sends: Slab<Sending>,
+    /// Datagrams that are to be sent at the end of this turn.
+    outgoing: Vec<Outgoing>,
+    batch: Batch,
+    patience: Patience,
+    /// Ports that do not receive for want of buffers.
+    paused: usize,
+    lingering: usize,
     /// By number of the buffer.
     handed: Vec<Option<Handed>>,
     waiting: Vec<Waiting>,
@@ -189,6 +201,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             flows: HashMap::new(),
             connections: Slab::new(),
             sends: Slab::with_capacity(SENDS_MAX),
+            outgoing: Vec::new(),
+            batch: Batch::new(),
+            patience: Patience::default(),
+            paused: 0,
+            lingering: 0,
             handed: vec![None; BUFFERS_MAX],
             waiting: Vec::new(),
             starved: Vec::new(),
@@ -281,6 +298,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.sockets.try_remove(socket as usize);
         }
         port.fd = None;
+        self.paused -= usize::from(std::mem::take(&mut port.is_paused));
         if port.out == 0 && !self.connections.iter().any(|(_, one)| one.port == number) {
             self.ports[number as usize] = None;
         }
@@ -315,12 +333,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// The kernel's: the engine cannot go on.
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         self.lend_buffers();
-        let (timeout, doorbell) = self.how_to_wait(timeout);
         let mut events = std::mem::take(&mut self.events);
-        let waited = self.driver.wait(timeout, doorbell, &mut events);
-        if doorbell.is_some() {
-            self.buffers.done().get_up();
-        }
+        let waited = self.wait(timeout, &mut events);
         for event in events.drain(..) {
             self.handle(event);
             self.forget_those_over();
@@ -331,29 +345,68 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.retry();
         self.resume();
         self.expire();
+        self.flush();
         self.forget_those_over();
         waited.map(|()| std::mem::take(&mut self.is_readable))
     }
 
+    /// Look for a while, if that pays, then sleep.
+    fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        let look_ns = self.patience.look_ns();
+        if look_ns != 0 && timeout != Some(Duration::ZERO) {
+            self.driver.wait(Some(Duration::ZERO), None, events)?;
+            if events.is_empty() {
+                let found = self.look(look_ns);
+                self.patience.looked(found);
+                if found {
+                    return self.driver.wait(Some(Duration::ZERO), None, events);
+                }
+            } else {
+                return Ok(());
+            }
+        }
+        let (timeout, doorbell) = self.how_to_wait(timeout);
+        let began = self.sandbox.now_ns();
+        let waited = self.driver.wait(timeout, doorbell, events);
+        if doorbell.is_some() {
+            self.buffers.done().get_up();
+        }
+        self.patience.slept(self.sandbox.now_ns().saturating_sub(began));
+        waited
+    }
+
+    /// Look for news, at most so long.
+    fn look(&self, ns: u64) -> bool {
+        const LOOKS: usize = 64;
+        let until = self.sandbox.now_ns() + ns;
+        loop {
+            for _ in 0..LOOKS {
+                if self.driver.has_news() || !self.buffers.done().is_empty() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if self.sandbox.now_ns() >= until {
+                return false;
+            }
+        }
+    }
+
     /// For how long to wait, and for what besides the kernel.
     fn how_to_wait(&self, timeout: Option<Duration>) -> (Option<Duration>, Option<Doorbell>) {
-        let is_idle = self.flows.is_empty() && self.connections.is_empty();
-        let most = if is_idle { u64::MAX } else { EXPIRE_NS };
         let has_to_try = !self.waiting.is_empty() || !self.retries.is_empty();
-        let most = if has_to_try { AGAIN_NS } else { most };
-        let most = Duration::from_nanos(if self.buffers.elsewhere() == 0 {
-            most
-        } else {
-            most.min(SWEEP_NS)
-        });
-        let timeout = timeout.map_or(most, |timeout| timeout.min(most));
-        if self.buffers.elsewhere() == 0 {
-            return (Some(timeout), None);
+        let expires = !self.flows.is_empty() || self.lingering != 0;
+        let is_elsewhere = self.buffers.elsewhere() != 0;
+        let reasons = [(has_to_try, AGAIN_NS), (is_elsewhere, SWEEP_NS), (expires, EXPIRE_NS)];
+        let most = reasons.iter().filter(|(holds, _)| *holds).map(|(_, ns)| *ns).min();
+        let timeout = [most.map(Duration::from_nanos), timeout].into_iter().flatten().min();
+        if !is_elsewhere {
+            return (timeout, None);
         }
         let done = self.buffers.done();
         match done.lie_down() {
             None => (Some(Duration::ZERO), None),
-            Some(seen) => (Some(timeout), Some(Doorbell { word: &done.word, seen })),
+            Some(seen) => (timeout, Some(Doorbell { word: &done.word, seen })),
         }
     }
 
@@ -377,7 +430,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             Event::Accepted(port, fd) => self.accepted(port, fd),
             Event::Connected(connection, result) => self.connected(connection, result),
             Event::Sent(place, result) => self.sent(place, result),
-            Event::Stopped(source, result) => self.stopped(source, result),
+            Event::Stopped(source, result) => {
+                // Its descriptor may be closed now.
+                self.flush();
+                self.stopped(source, result);
+            }
             Event::Readable => self.is_readable = true,
         }
     }
@@ -407,10 +464,13 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 self.receive_again(source);
             }
         }
-        for number in 0..PORTS_MAX as u32 {
-            let Some(port) = &mut self.ports[number as usize] else { continue };
+        if self.paused == 0 {
+            return;
+        }
+        for port in self.ports.iter_mut().flatten() {
             if port.is_paused && port.out < SHARE / 2 && !port.is_closing {
                 port.is_paused = false;
+                self.paused -= 1;
                 if let (Some(socket), Some(fd)) = (port.socket, &port.fd) {
                     self.driver.receive_from(socket, fd.as_fd());
                 }
@@ -450,6 +510,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         port.tally.buffers.store(port.out as u64, Relaxed);
         if port.out >= SHARE && !port.is_paused && port.kind != Kind::Tcp {
             port.is_paused = true;
+            self.paused += 1;
             add(&port.tally.paused, 1);
             if let Some(socket) = port.socket {
                 self.driver.stop(Source::Datagrams(socket));
@@ -537,7 +598,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if matches!(sending.bytes, Bytes::Buffer(_)) {
             self.go_out(sending.port);
         }
-        let place = self.sends.insert(Box::new(sending)) as u32;
+        let place = self.sends.insert(sending) as u32;
         Some(place)
     }
 
@@ -575,7 +636,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     fn finish_send(&mut self, place: u32) {
-        let sending = *self.sends.remove(place as usize);
+        let sending = self.sends.remove(place as usize);
         let (port, is_buffer) = (sending.port, matches!(sending.bytes, Bytes::Buffer(_)));
         self.put_away(sending);
         if is_buffer {

@@ -16,6 +16,7 @@ mod inside;
 mod interpose;
 mod kv;
 mod launch;
+mod net;
 mod pages;
 mod peers;
 mod pin;
@@ -27,11 +28,22 @@ mod sockets;
 mod upcall;
 
 pub use inside::{serve, serve_calls};
+pub use net::serve as serve_network;
 pub use report::{Goal, Report, Row};
 
 /// Names of the benchmarks.
-pub const NAMES: [&str; 9] =
-    ["upcall", "kv", "launch", "faults", "events", "delay", "service", "interpose", "sockets"];
+pub const NAMES: [&str; 10] = [
+    "upcall",
+    "kv",
+    "launch",
+    "faults",
+    "events",
+    "delay",
+    "service",
+    "interpose",
+    "sockets",
+    "net",
+];
 
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +99,7 @@ pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
         "service" => service::run(options),
         "interpose" => interpose::run(options),
         "sockets" => sockets::run(options),
+        "net" => net::run(options),
         _ => Err(BenchError::Unknown(name.to_owned())),
     }
 }

@@ -188,9 +188,9 @@ Restore: sbx-launcher up web --restore web.snapshot")]
     #[command(after_help = "Example: sbx-launcher bench upcall --json
 Benchmarks: upcall (a call), kv (a cache), launch (starting programs), faults (what goes wrong), \
 events (telling another process), delay and service (beside hogs), interpose (system calls that \
-somebody looks at), sockets (servers and clients on one host).")]
+somebody looks at), sockets (servers and clients on one host), net (what comes from the network).")]
     Bench {
-        /// upcall, kv, launch, faults, events, delay, service, interpose or sockets.
+        /// upcall, kv, launch, faults, events, delay, service, interpose, sockets or net.
         name: String,
         /// Print JSON.
         #[arg(long)]
@@ -210,6 +210,14 @@ somebody looks at), sockets (servers and clients on one host).")]
         /// While somebody looks by this means.
         #[arg(long, default_value = "nothing")]
         by: String,
+    },
+    /// A server that `bench net` measures us beside.
+    #[command(hide = true)]
+    BenchServe {
+        /// Which.
+        what: String,
+        /// Where.
+        port: u16,
     },
     /// Say what this machine has, and what is lost without the rest.
     #[command(after_help = "Example: sbx-launcher doctor")]
@@ -367,6 +375,7 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Bench { name, json, plot, quick } => measure(&name, json, plot, quick),
         Command::BenchInside { calls: Some(count), by } => Ok(bench::serve_calls(count, &by)),
         Command::BenchInside { .. } => Ok(bench::serve()),
+        Command::BenchServe { what, port } => Ok(bench::serve_network(&what, port)),
         Command::Doctor { json } => diagnose(json),
         Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),

@@ -5,11 +5,12 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use ext_api::abi::{NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE, NetAddress};
 use ext_api::pool::Outcome;
 
+use super::batch::{BATCH, BATCH_MIN, Batch};
 use super::driver::{Driver, Source};
 use super::{Answer, Asked, Bytes, Engine, Handed, Kind, Sandbox, Sending, add};
 use crate::address::Address;
@@ -35,6 +36,13 @@ struct Flow {
     client: Address,
     used_ns: u64,
     is_closing: bool,
+}
+
+/// A datagram that is to be sent when the turn ends.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    place: u32,
+    fd: RawFd,
 }
 
 /// Whose flow, of which port, to where.
@@ -131,26 +139,73 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.send_by(None, sending);
     }
 
-    /// Send by a flow's socket, or by the port's own.
+    /// Send by a flow's socket, or by the port's own, when this turn ends.
     fn send_by(&mut self, flow: Option<u32>, sending: Sending) {
         let number = sending.port;
         let Some(place) = self.send(sending) else { return };
-        let sending = &self.sends[place as usize];
+        let own = self.ports[number as usize].as_ref().and_then(|port| port.fd.as_ref());
+        let other = flow.and_then(|flow| self.sockets.get(flow as usize)?.flow.as_ref());
+        let fd = if flow.is_some() { other.map(|flow| &flow.fd) } else { own };
+        match fd.map(AsRawFd::as_raw_fd) {
+            Some(fd) => self.outgoing.push(Outgoing { place, fd }),
+            None => self.finish_send(place),
+        }
+    }
+
+    /// Send what this turn has answered: many datagrams of one socket by one call.
+    pub(super) fn flush(&mut self) {
+        let outgoing = std::mem::take(&mut self.outgoing);
+        let mut rest = &outgoing[..];
+        while let Some(first) = rest.first() {
+            let same = rest.iter().take_while(|one| one.fd == first.fd).count().min(BATCH);
+            let sent = if same < BATCH_MIN { 0 } else { self.send_many(&rest[..same]) };
+            if sent == 0 {
+                self.send_one(first);
+            }
+            rest = &rest[sent.max(1)..];
+        }
+        self.outgoing = outgoing;
+        self.outgoing.clear();
+    }
+
+    /// How many have gone; none if they have to wait for room.
+    fn send_many(&mut self, outgoing: &[Outgoing]) -> usize {
+        let mut batch = std::mem::replace(&mut self.batch, Batch::none());
+        let datagrams = outgoing.iter().map(|one| {
+            let sending = &self.sends[one.place as usize];
+            (self.bytes_at(sending), sending.to)
+        });
+        let fd = outgoing.first().map_or(-1, |one| one.fd);
+        // SAFETY: the bytes are in buffers and spills that are put away below at the earliest.
+        let (sent, went) = unsafe { batch.send(fd, datagrams) };
+        self.batch = batch;
+        for one in &outgoing[..sent] {
+            let Sending { port, len, .. } = self.sends[one.place as usize];
+            let tally = self.tally(port);
+            if went {
+                add(&tally.bytes_out, len as u64);
+            } else {
+                add(&tally.unsent, 1);
+            }
+            self.finish_send(one.place);
+        }
+        sent
+    }
+
+    /// Have it sent with the next wait.
+    fn send_one(&mut self, outgoing: &Outgoing) {
+        let sending = &self.sends[outgoing.place as usize];
         let bytes = self.bytes_at(sending);
         let to = sending.to.as_ref().map(|to| {
             let to = std::ptr::from_ref(to);
             // SAFETY: what is being sent does not move, and stays until the driver says that it is sent.
             unsafe { &*to }
         });
-        let own = self.ports[number as usize].as_ref().and_then(|port| port.fd.as_ref());
-        let other = flow.and_then(|flow| self.sockets.get(flow as usize)?.flow.as_ref());
-        let fd = if flow.is_some() { other.map(|flow| &flow.fd) } else { own };
-        match fd {
-            // SAFETY: the bytes are in a buffer, or a spill, that is put away when the driver has told of
-            // this place; so is the address.
-            Some(fd) => unsafe { self.driver.send(place, fd.as_fd(), bytes, to) },
-            None => self.finish_send(place),
-        }
+        // SAFETY: a port's or a flow's, which is not closed within a turn.
+        let fd = unsafe { BorrowedFd::borrow_raw(outgoing.fd) };
+        // SAFETY: the bytes are in a buffer, or a spill, that is put away when the driver has told of this
+        // place; so is the address.
+        unsafe { self.driver.send(outgoing.place, fd, bytes, to) };
     }
 
     /// Another process has answered.

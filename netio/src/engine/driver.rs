@@ -123,6 +123,9 @@ pub trait Driver: fmt::Debug {
     /// How many it has.
     fn lent(&self) -> usize;
 
+    /// Would [`Driver::wait`] find something at once? To be asked again and again.
+    fn has_news(&self) -> bool;
+
     /// Wait until something happens, or the doorbell is rung, at most `timeout`; all of it goes into
     /// `events`.
     ///

@@ -300,6 +300,12 @@ impl Driver for Epoll {
         self.lent.len()
     }
 
+    fn has_news(&self) -> bool {
+        let mut polled = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry.
+        !self.told.is_empty() || unsafe { libc::poll(&raw mut polled, 1, 0) } > 0
+    }
+
     fn wait(
         &mut self,
         timeout: Option<Duration>,

@@ -88,6 +88,8 @@ pub(super) struct Connection {
     end_wanted: bool,
     /// Our end is closed.
     end_sent: bool,
+    /// It is one of those that linger, or was.
+    lingers: bool,
     /// Where it connects to. It does not move: the kernel has its address.
     target: Option<Box<Address>>,
 }
@@ -115,6 +117,7 @@ impl Connection {
             partner: None,
             end_wanted: false,
             end_sent: false,
+            lingers: false,
             target: None,
         }
     }
@@ -613,6 +616,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if known.life == Life::Closing {
             listen::end_sending(&known.fd);
             known.life = Life::Lingering(now_ns + LINGER_NS);
+            known.lingers = true;
+            self.lingering += 1;
             let is_last = known.has_ended;
             if !is_last {
                 self.receive_stream(index);
@@ -687,6 +692,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             return;
         }
         let known = self.connections.remove(index as usize);
+        self.lingering -= usize::from(known.lingers);
         known.pieces.into_iter().for_each(|piece| self.buffers.put(piece.lease));
         known.output.into_iter().for_each(|place| self.finish_send(place));
         if let Some(other) = known.partner.and_then(|it| self.connections.get_mut(it as usize)) {

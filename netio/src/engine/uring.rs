@@ -80,6 +80,7 @@ impl Uring {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_cqsize(RESULTS)
             .build(ENTRIES)?;
         let mut probe = io_uring::Probe::new();
@@ -255,6 +256,13 @@ impl Driver for Uring {
 
     fn lent(&self) -> usize {
         self.lent_count
+    }
+
+    fn has_news(&self) -> bool {
+        // SAFETY: nothing is taken out or put in by these views.
+        let taskrun = unsafe { self.ring.submission_shared() }.taskrun();
+        // SAFETY: as above.
+        taskrun || !unsafe { self.ring.completion_shared() }.is_empty()
     }
 
     fn wait(

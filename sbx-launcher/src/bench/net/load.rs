@@ -1,0 +1,146 @@
+//! The client's side of `bench net`: so many connections or datagrams under way, each answered before the
+//! next is sent.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+/// What came of a load.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Figures {
+    /// Answers per second.
+    pub(super) rate: f64,
+    /// How many.
+    pub(super) count: f64,
+    /// How long each took, in microseconds, sorted; those of one connection only.
+    pub(super) took_us: Vec<f64>,
+}
+
+impl Figures {
+    /// The time that this share of the answers took at most.
+    pub(super) fn quantile(&self, share: f64) -> f64 {
+        let last = self.took_us.len().saturating_sub(1);
+        self.took_us.get((last as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Send `len` bytes over each of `count` connections and wait for as many back, for `time`.
+pub(super) fn tcp(
+    server: SocketAddr,
+    count: usize,
+    len: usize,
+    time: Duration,
+) -> io::Result<Figures> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        let stream = TcpStream::connect(server)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        streams.push(stream);
+    }
+    // What is set up at the first request is not counted.
+    for stream in &mut streams {
+        exchange(stream, &vec![b'w'; len])?;
+    }
+    if let [stream] = &mut streams[..] {
+        one_by_one(stream, len, time)
+    } else {
+        all_at_once(&streams, len, time)
+    }
+}
+
+fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)?;
+    let mut answer = vec![0; bytes.len()];
+    stream.read_exact(&mut answer)?;
+    if answer == bytes { Ok(()) } else { Err(io::Error::other("another answer came back")) }
+}
+
+fn one_by_one(stream: &mut TcpStream, len: usize, time: Duration) -> io::Result<Figures> {
+    let (bytes, mut answer) = (vec![b'x'; len], vec![0; len]);
+    let (began, mut took_us) = (Instant::now(), Vec::new());
+    let mut last = began;
+    while last.duration_since(began) < time {
+        stream.write_all(&bytes)?;
+        stream.read_exact(&mut answer)?;
+        let now = Instant::now();
+        took_us.push(now.duration_since(last).as_nanos() as f64 / 1e3);
+        last = now;
+    }
+    let count = took_us.len() as f64;
+    took_us.sort_by(f64::total_cmp);
+    Ok(Figures { rate: count / began.elapsed().as_secs_f64(), count, took_us })
+}
+
+fn all_at_once(streams: &[TcpStream], len: usize, time: Duration) -> io::Result<Figures> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let bytes = vec![b'x'; len];
+    for (index, mut stream) in streams.iter().enumerate() {
+        epoll.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+        stream.write_all(&bytes)?;
+    }
+    let mut got = vec![0; streams.len()];
+    let mut buffer = vec![0; len.max(64 << 10)];
+    let mut ready = [EpollEvent::empty(); 256];
+    let (began, mut count) = (Instant::now(), 0.0);
+    while began.elapsed() < time {
+        let woken = epoll.wait(&mut ready, EpollTimeout::from(5000u16))?;
+        if woken == 0 {
+            return Err(io::Error::other("no answer for 5 s"));
+        }
+        for event in &ready[..woken] {
+            let index = event.data() as usize;
+            let mut stream = &streams[index];
+            match stream.read(&mut buffer)? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                more => got[index] += more,
+            }
+            if got[index] >= len {
+                got[index] -= len;
+                count += 1.0;
+                stream.write_all(&bytes)?;
+            }
+        }
+    }
+    Ok(Figures { rate: count / began.elapsed().as_secs_f64(), count, took_us: Vec::new() })
+}
+
+/// Keep `window` datagrams of `len` bytes under way for `time`.
+pub(super) fn udp(
+    server: SocketAddr,
+    window: usize,
+    len: usize,
+    time: Duration,
+) -> io::Result<Figures> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let (bytes, mut answer) = (vec![b'x'; len], vec![0; len + 1]);
+    let (mut began, mut count, mut under_way, mut lost) = (Instant::now(), 0.0, 0, 0);
+    let mut warm = false;
+    while !warm || began.elapsed() < time {
+        while under_way < window {
+            socket.send(&bytes)?;
+            under_way += 1;
+        }
+        match socket.recv(&mut answer) {
+            Ok(got) if got == len => {
+                (count, under_way) = (count + 1.0, under_way - 1);
+                if !warm {
+                    (warm, began, count) = (true, Instant::now(), 0.0);
+                }
+            }
+            Ok(_) => return Err(io::Error::other("another answer came back")),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                (under_way, lost) = (0, lost + 1);
+                if lost > 50 {
+                    return Err(io::Error::other("no answer for 5 s"));
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Figures { rate: count / began.elapsed().as_secs_f64(), count, took_us: Vec::new() })
+}

@@ -1,0 +1,214 @@
+//! What `bench net` measures us beside: echo servers by every other way, each in a process of its own.
+#![expect(unsafe_code, reason = "receives and sends many datagrams by one call")]
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+
+use ext_api::abi::{NET_REPLY_IN_PLACE, PacketBlock, Reply, Status};
+use ext_api::pool::{Holder, POOL_LEN, Pool};
+use netio::buffers::Buffers;
+use netio::engine::uring::Uring;
+use netio::engine::{Engine, Kind, Sandbox};
+use netio::listen;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::clock::now_ns;
+
+/// Bytes that a server receives at most at a time.
+const LEN: usize = 32 << 10;
+/// Datagrams by one call.
+const BATCH: usize = 64;
+
+/// Serve on `port` of this machine until killed.
+pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
+    match what {
+        "tcp-threads" => threads(TcpListener::bind(("127.0.0.1", port))?),
+        "tcp-epoll" => epoll(TcpListener::bind(("127.0.0.1", port))?, echo),
+        "tcp-io_uring" => uring(Kind::Tcp, listen::tcp(([127, 0, 0, 1], port).into())?),
+        "tcp-two-hops" => {
+            let to = behind()?;
+            epoll(TcpListener::bind(("127.0.0.1", port))?, move |stream, bytes| {
+                to.send(bytes)?;
+                let mut answer = [0; LEN];
+                let len = to.recv(&mut answer)?;
+                stream.write_all(&answer[..len])
+            })
+        }
+        "udp-blocking" => one_by_one(&udp(port)?),
+        "udp-mmsg" => many(&udp(port)?),
+        "udp-io_uring" => uring(Kind::Udp, listen::udp(([127, 0, 0, 1], port).into())?),
+        other => Err(io::Error::other(format!("no server is called {other}"))),
+    }
+}
+
+fn udp(port: u16) -> io::Result<UdpSocket> {
+    UdpSocket::bind(("127.0.0.1", port))
+}
+
+fn echo(stream: &mut &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes)
+}
+
+/// A thread for each connection.
+fn threads(listener: TcpListener) -> io::Result<()> {
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        std::thread::spawn(move || {
+            let mut buffer = [0; LEN];
+            while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                if stream.write_all(&buffer[..len]).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// One thread that waits for all.
+fn epoll(
+    listener: TcpListener,
+    mut answer: impl FnMut(&mut &TcpStream, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, u64::MAX))?;
+    let mut streams: Vec<Option<TcpStream>> = Vec::new();
+    let mut buffer = [0; LEN];
+    let mut ready = [EpollEvent::empty(); 256];
+    loop {
+        let count = epoll.wait(&mut ready, EpollTimeout::NONE)?;
+        for event in &ready[..count] {
+            if event.data() == u64::MAX {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, streams.len() as u64))?;
+                streams.push(Some(stream));
+                continue;
+            }
+            let Some(slot) = streams.get_mut(event.data() as usize) else { continue };
+            let Some(mut stream) = slot.as_ref() else { continue };
+            let go_on = match stream.read(&mut buffer) {
+                Ok(len @ 1..) => answer(&mut stream, &buffer[..len]).is_ok(),
+                _ => false,
+            };
+            if !go_on {
+                *slot = None;
+            }
+        }
+    }
+}
+
+/// A second process, pinned to the other core's client, that answers by Unix sockets.
+fn behind() -> io::Result<UnixDatagram> {
+    let (ours, its) = UnixDatagram::pair()?;
+    // SAFETY: this process has one thread.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            drop(ours);
+            super::super::pin::pin(0, super::CLIENT_CPU);
+            let mut buffer = [0; LEN];
+            while let Ok(len @ 1..) = its.recv(&mut buffer) {
+                if its.send(&buffer[..len]).is_err() {
+                    break;
+                }
+            }
+            std::process::exit(0)
+        }
+        _ => Ok(ours),
+    }
+}
+
+fn one_by_one(socket: &UdpSocket) -> io::Result<()> {
+    let mut buffer = [0; LEN];
+    loop {
+        let (len, from) = socket.recv_from(&mut buffer)?;
+        socket.send_to(&buffer[..len], from)?;
+    }
+}
+
+/// As many datagrams by one call as there are.
+fn many(socket: &UdpSocket) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let mut buffers = vec![[0u8; 2048]; BATCH];
+    // SAFETY: plain numbers and null pointers.
+    let mut names: Vec<libc::sockaddr_in> = vec![unsafe { std::mem::zeroed() }; BATCH];
+    let mut parts: Vec<libc::iovec> = buffers
+        .iter_mut()
+        .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() })
+        .collect();
+    // SAFETY: plain numbers and null pointers.
+    let mut messages: Vec<libc::mmsghdr> = vec![unsafe { std::mem::zeroed() }; BATCH];
+    for index in 0..BATCH {
+        let header = &mut messages[index].msg_hdr;
+        header.msg_name = (&raw mut names[index]).cast();
+        header.msg_iov = &raw mut parts[index];
+        header.msg_iovlen = 1;
+    }
+    loop {
+        for (message, part) in messages.iter_mut().zip(&mut parts) {
+            part.iov_len = 2048;
+            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
+        }
+        let at = messages.as_mut_ptr();
+        let wait = libc::MSG_WAITFORONE;
+        // SAFETY: as many messages, each with a buffer and room for an address.
+        let got = unsafe { libc::recvmmsg(fd, at, BATCH as u32, wait, std::ptr::null_mut()) };
+        let Ok(got) = usize::try_from(got) else { return Err(io::Error::last_os_error()) };
+        for (message, part) in messages.iter().zip(&mut parts).take(got) {
+            part.iov_len = message.msg_len as usize;
+        }
+        // SAFETY: those that have been received, with their lengths and addresses.
+        if unsafe { libc::sendmmsg(fd, at, got as u32, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+}
+
+/// Our engine without a region: the same io_uring, and handlers that are functions.
+#[derive(Debug)]
+struct Alone;
+
+impl Sandbox for Alone {
+    fn upcall(&mut self, _: u64, block: &mut PacketBlock, _: &mut Reply) -> u32 {
+        (block.verdict, block.in_place) = (NET_REPLY_IN_PLACE, block.len);
+        Status::Ok as u32
+    }
+
+    fn release(&mut self, _: *mut u8) {}
+
+    fn spilled(&self, _: u64, _: usize) -> Option<*const u8> {
+        None
+    }
+
+    fn post(&mut self, _: [u64; 3], _: u64) -> Status {
+        Status::Gone
+    }
+
+    fn is_over(&self, _: Holder, _: u64) -> bool {
+        true
+    }
+
+    fn now_ns(&self) -> u64 {
+        now_ns()
+    }
+}
+
+fn uring(kind: Kind, fd: OwnedFd) -> io::Result<()> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: new memory, which stays until the process ends.
+    let pool = unsafe { libc::mmap(std::ptr::null_mut(), POOL_LEN, prot, flags, -1, 0) };
+    if pool == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all zeros, and ours alone.
+    let buffers = unsafe { Buffers::own(pool.cast::<Pool>(), now_ns()) };
+    let mut engine = Engine::new(Uring::new()?, Alone, buffers);
+    engine.open(0, kind, 0, Some(fd))?;
+    loop {
+        engine.turn(None)?;
+    }
+}
