@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use crate::abi::{
@@ -56,8 +56,13 @@ fn runtime_dir() -> PathBuf {
     }
 }
 
-/// Ask the supervisor for the descriptors of control, code and data.
-fn zones_of(name: &str) -> Result<[OwnedFd; 3], String> {
+/// Ask the supervisor of the sandbox `name`, handing it a descriptor: its answer, and those that come with
+/// it.
+pub(crate) fn ask(
+    name: &str,
+    request: &str,
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<(String, Vec<OwnedFd>), String> {
     let path = runtime_dir().join(name).join("control");
     let connection = connect(&path).map_err(|error| {
         format!(
@@ -65,21 +70,42 @@ fn zones_of(name: &str) -> Result<[OwnedFd; 3], String> {
             path.display()
         )
     })?;
-    let request = br#"{"request":"attach"}"#;
-    // SAFETY: a text and its length.
-    let sent = unsafe {
-        libc::send(
-            connection.as_raw_fd(),
-            request.as_ptr().cast(),
-            request.len(),
-            libc::MSG_NOSIGNAL,
-        )
-    };
-    if sent < 0 {
-        return Err(format!("asking the supervisor: {}", io::Error::last_os_error()));
+    send(&connection, request, fd).map_err(|error| format!("asking the supervisor: {error}"))?;
+    receive(&connection).map_err(|error| format!("the supervisor's answer: {error}"))
+}
+
+/// One message, and a descriptor with it.
+fn send(to: &OwnedFd, text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut control = [0u64; 4];
+    let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
+    // SAFETY: a header without parts is all zeros.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    if let Some(fd) = fd {
+        let len = size_of::<i32>() as u32;
+        message.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: takes a number.
+        message.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as usize;
+        // SAFETY: there is room for one header.
+        let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+        // SAFETY: within `control`, aligned, and nobody else's.
+        let header = unsafe { &mut *header };
+        (header.cmsg_level, header.cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+        // SAFETY: takes a number.
+        header.cmsg_len = unsafe { libc::CMSG_LEN(len) } as usize;
+        // SAFETY: the data follows the header.
+        let data = unsafe { libc::CMSG_DATA(header) }.cast::<i32>();
+        // SAFETY: room for one descriptor.
+        unsafe { data.write_unaligned(fd.as_raw_fd()) };
     }
-    let (text, fds) =
-        receive(&connection).map_err(|error| format!("the supervisor's answer: {error}"))?;
+    // SAFETY: the header names live buffers with their lengths.
+    let sent = unsafe { libc::sendmsg(to.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Ask the supervisor for the descriptors of control, code and data.
+fn zones_of(name: &str) -> Result<[OwnedFd; 3], String> {
+    let (text, fds) = ask(name, r#"{"request":"attach"}"#, None)?;
     // Either {"ok":...} or {"error":"..."}: the zones come with the first.
     <[OwnedFd; 3]>::try_from(fds).map_err(|_| {
         let why = text.strip_prefix(r#"{"error":""#).and_then(|why| why.strip_suffix(r#""}"#));

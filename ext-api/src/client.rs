@@ -104,6 +104,26 @@ impl Sandbox {
         self.wake_on
     }
 
+    /// Ask the sandbox's supervisor, with a descriptor: its answer as JSON, and those that come with it.
+    ///
+    /// # Errors
+    /// The sandbox has no name, or its supervisor is gone; in words.
+    #[doc(hidden)]
+    pub fn ask_supervisor(
+        &self,
+        request: &str,
+        fd: Option<std::os::fd::BorrowedFd<'_>>,
+    ) -> Result<(String, Vec<std::os::fd::OwnedFd>), String> {
+        crate::attach::ask(self.name(), request, fd)
+    }
+
+    /// Address of the pool of packet buffers; 0 if there is none.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn pool(&self) -> usize {
+        self.superblock.pool.load(Ordering::Acquire) as usize
+    }
+
     /// Name of the sandbox.
     #[must_use]
     pub fn name(&self) -> &str {

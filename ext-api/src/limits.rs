@@ -101,6 +101,12 @@ pub const PACKET_LEN_MAX: usize = BUFFER_LEN - BUFFER_FRONT_LEN;
 /// Ports and interfaces that handlers of one sandbox are hooked to.
 pub const PORTS_MAX: usize = 64;
 
+/// Processes that serve a port themselves, each counted for each of its ports.
+pub const SEATS_MAX: usize = 32;
+
+/// Connections of all ports of a sandbox at one time, forwarded ones counted twice.
+pub const NET_CONNECTIONS_MAX: usize = 16 << 10;
+
 /// Longest text that a fault leaves for its caller.
 pub const FAULT_TEXT_LEN_MAX: usize = 240;
 

@@ -17,7 +17,9 @@
 //! Others can write the lengths that are kept here: the owner bounds each where it uses it.
 
 use crate::abi::NetAddress;
-use crate::limits::{BUFFER_LEN, BUFFERS_MAX, HUGE_PAGE_LEN, PORTS_MAX};
+use crate::limits::{
+    BUFFER_LEN, BUFFERS_MAX, HUGE_PAGE_LEN, NET_CONNECTIONS_MAX, PORTS_MAX, SEATS_MAX,
+};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bits of a name that are the buffer's number.
@@ -136,11 +138,16 @@ pub struct Outcome {
     pub flags: u16,
 }
 
+/// In place of an upcall: the process itself holds it, for as long as it lives.
+pub const BY_PROCESS: u64 = 1 << 63;
+
 impl Outcome {
     /// The connection is to be closed when the answer is sent.
     pub const CLOSE: u16 = 1;
     /// There is no answer.
     pub const DROP: u16 = 2;
+    /// There is an answer, though it be empty: a datagram of no bytes.
+    pub const REPLY: u16 = 4;
 }
 
 /// One buffer's words; its bytes lie elsewhere.
@@ -282,6 +289,12 @@ impl Done {
                 Err(seen) => top = seen,
             }
         }
+        self.ring()
+    }
+
+    /// Something is there for the owner. True: wake it.
+    #[must_use]
+    pub fn ring(&self) -> bool {
         fence(Ordering::SeqCst);
         let wakes =
             self.asleep.load(Ordering::Relaxed) != 0 && self.asleep.swap(0, Ordering::AcqRel) != 0;
@@ -305,13 +318,14 @@ impl Done {
         }
     }
 
-    /// The owner is about to sleep: what `word` must be still when it does. None: there are some.
+    /// The owner is about to sleep: what `word` must be still when it does. None: there are some, or
+    /// something else is there.
     #[must_use]
-    pub fn lie_down(&self) -> Option<u32> {
+    pub fn lie_down(&self, is_else: impl Fn() -> bool) -> Option<u32> {
         let seen = self.word.load(Ordering::Acquire);
         self.asleep.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        if self.top.load(Ordering::Relaxed) != 0 {
+        if self.top.load(Ordering::Relaxed) != 0 || is_else() {
             self.get_up();
             return None;
         }
@@ -327,6 +341,165 @@ impl Done {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.top.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// What a process that serves a port itself is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Item {
+    /// The packet: [`Name::to_raw`].
+    pub packet: u64,
+    /// Of which connection, and what it is; 0 for a datagram.
+    pub connection: Piece,
+}
+
+/// A piece of a connection, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece(pub u64);
+
+impl Piece {
+    /// The connection has begun; no bytes are in it.
+    pub const BEGIN: u64 = 1 << 56;
+    /// No more will come.
+    pub const END: u64 = 1 << 57;
+    /// The other side, or the network, has cut it.
+    pub const CUT: u64 = 1 << 58;
+    /// An empty buffer, to write into, that the process has asked for.
+    pub const ROOM: u64 = 1 << 59;
+    /// It is of a connection.
+    pub const STREAM: u64 = 1 << 60;
+
+    /// The connection's number.
+    #[must_use]
+    pub const fn connection(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Is it this, too?
+    #[must_use]
+    pub const fn is(self, what: u64) -> bool {
+        self.0 & what != 0
+    }
+}
+
+/// Items that wait for one process: as many as there are buffers, so that there is always room.
+const SEAT_ITEMS: usize = BUFFERS_MAX;
+
+/// A process's place at a port that it serves itself: a queue from the pool's owner to it, and what it asks
+/// the owner for.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Seat {
+    tail: AtomicU32,
+    asleep: AtomicU32,
+    /// Changes with each item: what the process sleeps on.
+    pub word: AtomicU32,
+    asks: AtomicU32,
+    items: [[AtomicU64; 2]; SEAT_ITEMS],
+    /// Of each [`Ask`], a bit per connection.
+    wanted: [[AtomicU64; NET_CONNECTIONS_MAX / 64]; 3],
+}
+
+/// What a process asks for a connection that it serves itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// Room to write into.
+    Room,
+    /// Tell the other side that no more will be written.
+    End,
+    /// Close it once all is sent.
+    Close,
+}
+
+impl Seat {
+    /// The owner puts an item in. True: wake who sleeps on `word`.
+    #[must_use]
+    pub fn push(&self, item: Item) -> bool {
+        let at = self.tail.load(Ordering::Relaxed);
+        let [packet, connection] = &self.items[at as usize % SEAT_ITEMS];
+        packet.store(item.packet, Ordering::Relaxed);
+        connection.store(item.connection.0, Ordering::Relaxed);
+        self.tail.store(at.wrapping_add(1), Ordering::Release);
+        self.word.fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        self.asleep.load(Ordering::Relaxed) != 0
+    }
+
+    /// Item number `at`, counted from the first; None if it has not come yet.
+    #[must_use]
+    pub fn item(&self, at: u32) -> Option<Item> {
+        if self.tail.load(Ordering::Acquire) == at {
+            return None;
+        }
+        let [packet, connection] = &self.items[at as usize % SEAT_ITEMS];
+        let packet = packet.load(Ordering::Relaxed);
+        Some(Item { packet, connection: Piece(connection.load(Ordering::Relaxed)) })
+    }
+
+    /// The number that the next item has.
+    #[must_use]
+    pub fn next(&self) -> u32 {
+        self.tail.load(Ordering::Acquire)
+    }
+
+    /// A thread is about to sleep, unless there is an item `at`: what `word` must be still then.
+    #[must_use]
+    pub fn lie_down(&self, at: u32) -> Option<u32> {
+        let seen = self.word.load(Ordering::Acquire);
+        self.asleep.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.tail.load(Ordering::Relaxed) != at {
+            self.get_up();
+            return None;
+        }
+        Some(seen)
+    }
+
+    /// It is awake.
+    pub fn get_up(&self) {
+        self.asleep.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Is there something that was asked for?
+    #[must_use]
+    pub fn has_asks(&self) -> bool {
+        self.asks.load(Ordering::Relaxed) != 0
+    }
+
+    /// Ask something for a connection; [`Done::ring`] follows. What the process was through with before is
+    /// so for the owner, too.
+    pub fn ask(&self, ask: Ask, connection: u32) {
+        let connection = connection as usize % NET_CONNECTIONS_MAX;
+        let word = &self.wanted[ask as usize][connection / 64];
+        word.fetch_or(1 << (connection % 64), Ordering::Release);
+        self.asks.store(1, Ordering::Release);
+    }
+
+    /// What has been asked for since the last time.
+    pub fn asked(&self, mut each: impl FnMut(Ask, u32)) {
+        if self.asks.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.asks.swap(0, Ordering::AcqRel);
+        for ask in [Ask::Room, Ask::End, Ask::Close] {
+            for (word, bits) in self.wanted[ask as usize].iter().enumerate() {
+                let mut bits = match bits.load(Ordering::Relaxed) {
+                    0 => continue,
+                    _ => bits.swap(0, Ordering::Acquire),
+                };
+                while bits != 0 {
+                    each(ask, (word * 64) as u32 + bits.trailing_zeros());
+                    bits &= bits - 1;
+                }
+            }
+        }
+    }
+
+    /// As new: the process that has been given it begins so.
+    pub fn reset(&self) {
+        self.asleep.store(0, Ordering::Relaxed);
+        self.asks.store(0, Ordering::Relaxed);
+        self.wanted.iter().flatten().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 }
 
@@ -406,6 +579,8 @@ pub struct Pool {
     pub done: Done,
     /// What each port has seen.
     pub tallies: [Tally; PORTS_MAX],
+    /// Processes that serve ports themselves.
+    pub seats: [Seat; SEATS_MAX],
     /// Who has which buffer.
     pub buffers: [Buffer; BUFFERS_MAX],
 }
@@ -475,11 +650,11 @@ mod tests {
         done.take_all(&buffers, |index| seen.push(index));
         assert_eq!(seen, [3, 0, 2]);
         done.take_all(&buffers, |_| panic!("it was empty"));
-        let word = done.lie_down();
+        let word = done.lie_down(|| false);
         assert_eq!(word, Some(0));
         assert!(done.push(&buffers, 1), "the owner sleeps");
         assert!(!done.push(&buffers, 2), "it was woken already");
-        assert_eq!(done.lie_down(), None);
+        assert_eq!(done.lie_down(|| false), None);
     }
 }
 
@@ -517,7 +692,7 @@ mod models {
                 other.1.push(&other.0, 0)
             });
             let (buffers, done) = (&shared.0, &shared.1);
-            let slept = done.lie_down();
+            let slept = done.lie_down(|| false);
             let woken = holder.join().expect("no panic");
             if let Some(seen) = slept {
                 assert!(woken && done.word.load(Acquire) != seen);
@@ -525,6 +700,24 @@ mod models {
             let mut found = 0;
             done.take_all(buffers, |index| found += buffers[index].outcome().answer);
             assert_eq!(found, 5);
+        });
+    }
+
+    #[test]
+    fn loom_what_is_asked_for_reaches_the_owner() {
+        loom::model(|| {
+            let shared = Arc::new((Done::default(), crate::sync::AtomicU32::new(0)));
+            let other = shared.clone();
+            let process = loom::thread::spawn(move || {
+                other.1.store(1, crate::sync::Ordering::Release);
+                other.0.ring()
+            });
+            let (done, asks) = (&shared.0, &shared.1);
+            let slept = done.lie_down(|| asks.load(crate::sync::Ordering::Relaxed) != 0);
+            let woken = process.join().expect("no panic");
+            if let Some(seen) = slept {
+                assert!(woken && done.word.load(Acquire) != seen);
+            }
         });
     }
 

@@ -7,7 +7,7 @@
 
 use ext_api::abi::NetAddress;
 use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX};
-use ext_api::pool::{Done, Holder, Name, Outcome, Place, Pool, TURN_MASK, Tally, bytes_of};
+use ext_api::pool::{Done, Holder, Name, Outcome, Place, Pool, Seat, TURN_MASK, Tally, bytes_of};
 
 /// A buffer that is ours alone.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,6 +20,9 @@ impl Lease {
         self.0 as usize
     }
 }
+
+/// See [`Buffers::hand`].
+pub const FOR_GOOD: u64 = u64::MAX;
 
 /// A buffer that has come back from another process.
 #[derive(Debug)]
@@ -37,7 +40,9 @@ pub struct Buffers {
     free: Vec<Lease>,
     /// Since when buffers are elsewhere, by number; 0 if they are not.
     since_ns: Vec<u64>,
+    /// How many are elsewhere for a while, and for good.
     elsewhere: usize,
+    given: usize,
     turn: u64,
 }
 
@@ -60,6 +65,7 @@ impl Buffers {
             free: Vec::with_capacity(BUFFERS_MAX),
             since_ns: vec![0; BUFFERS_MAX],
             elsewhere: 0,
+            given: 0,
             turn,
         };
         for (index, state) in states.enumerate().rev() {
@@ -90,10 +96,16 @@ impl Buffers {
         self.free.len()
     }
 
-    /// How many other processes have, or are about to.
+    /// How many other processes have for a while, or are about to.
     #[must_use]
     pub const fn elsewhere(&self) -> usize {
         self.elsewhere
+    }
+
+    /// How many they have for as long as they like.
+    #[must_use]
+    pub const fn given(&self) -> usize {
+        self.given
     }
 
     /// Where the bytes of `lease` are: [`BUFFER_LEN`] of them.
@@ -115,13 +127,14 @@ impl Buffers {
         unsafe { into.copy_from(from, len) };
     }
 
-    /// Hand it to whichever process takes what the name says.
+    /// Hand it to whichever process takes what the name says, now; [`FOR_GOOD`] if it may take as long as
+    /// it likes.
     pub fn hand(&mut self, lease: Lease, extent: [u16; 2], from: NetAddress, now_ns: u64) -> Name {
         self.turn = (self.turn + 1) & TURN_MASK;
         let name = Name { index: lease.index(), turn: self.turn };
         self.pool.buffers[name.index].hand(name.turn, extent, from);
         self.since_ns[name.index] = now_ns.max(1);
-        self.elsewhere += 1;
+        *self.count_of(now_ns) += 1;
         name
     }
 
@@ -133,10 +146,22 @@ impl Buffers {
         (ours && buffer.take_back(seen)).then(|| self.is_back(name.index))
     }
 
+    /// Have buffer `index` back if it was handed and nobody has taken it.
+    pub fn take_back_any(&mut self, index: usize) -> Option<Lease> {
+        let buffer = &self.pool.buffers[index];
+        let seen = buffer.state();
+        let ours = seen.place == Place::Handed && self.since_ns[index] != 0;
+        (ours && buffer.take_back(seen)).then(|| self.is_back(index))
+    }
+
     fn is_back(&mut self, index: usize) -> Lease {
-        self.since_ns[index] = 0;
-        self.elsewhere -= 1;
+        let since = std::mem::take(&mut self.since_ns[index]);
+        *self.count_of(since) -= 1;
         Lease(index as u16)
+    }
+
+    const fn count_of(&mut self, since_ns: u64) -> &mut usize {
+        if since_ns == FOR_GOOD { &mut self.given } else { &mut self.elsewhere }
     }
 
     /// What processes are through with, the first first.
@@ -202,6 +227,12 @@ impl Buffers {
     #[must_use]
     pub const fn done(&self) -> &'static Done {
         &self.pool.done
+    }
+
+    /// A process's place at a port; None if there is no such number.
+    #[must_use]
+    pub fn seat(&self, number: usize) -> Option<&'static Seat> {
+        self.pool.seats.get(number)
     }
 
     /// What a port has seen.

@@ -17,19 +17,20 @@ mod datagrams;
 pub mod driver;
 pub mod epoll;
 mod patience;
+mod seats;
 mod streams;
 pub mod uring;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use ext_api::abi::{NET_PASS, NetAddress, PacketBlock, Reply, Status};
-use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX, PORTS_MAX};
-use ext_api::pool::{Holder, Outcome, Tally};
+use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX, PORTS_MAX, SEATS_MAX};
+use ext_api::pool::{Holder, Outcome, Piece, Tally};
 use serde::{Deserialize, Serialize};
 use slab::Slab;
 
@@ -39,6 +40,7 @@ use batch::Batch;
 use datagrams::{FlowKey, Outgoing, Socket};
 use driver::{Doorbell, Driver, Event, Source};
 use patience::Patience;
+use seats::Seated;
 use streams::Connection;
 
 /// Buffers that wait for what comes next.
@@ -47,8 +49,6 @@ const LENT: usize = 128;
 const SHARE: usize = BUFFERS_MAX / 2;
 /// Answers under way at one time; each is of a buffer or of a handler's own memory.
 const SENDS_MAX: usize = 4 * BUFFERS_MAX;
-/// Connections at one time, forwarded ones counted twice.
-const CONNECTIONS_MAX: usize = 16 << 10;
 /// How long a packet may wait for a process to take it.
 const PATIENCE_NS: u64 = 5_000_000_000;
 /// How often is looked for what the dead held, while anything is elsewhere.
@@ -68,7 +68,9 @@ pub trait Sandbox: fmt::Debug {
     fn spilled(&self, spill: u64, len: usize) -> Option<*const u8>;
     /// Post an event: how, to whom, which handler; its one word.
     fn post(&mut self, hand: [u64; 3], word: u64) -> Status;
-    /// Is that process gone, or the upcall over, if it is not 0?
+    /// Wake who sleeps on that word.
+    fn wake(&mut self, word: &'static AtomicU32);
+    /// Is that process gone, or the upcall over, if it is one?
     fn is_over(&self, holder: Holder, upcall: u64) -> bool;
     /// Monotonic time.
     fn now_ns(&self) -> u64;
@@ -92,7 +94,10 @@ pub enum Kind {
 #[derive(Debug)]
 struct Port {
     kind: Kind,
+    /// 0: processes serve it themselves.
     handler: u64,
+    /// Those that do, and whose turn it is.
+    seats: VecDeque<u32>,
     fd: Option<OwnedFd>,
     /// The address that it is bound to.
     local: NetAddress,
@@ -137,6 +142,8 @@ struct Handed {
     from: Address,
     start: usize,
     len: usize,
+    /// The process that serves the port itself, and what this is of its connection.
+    seat: Option<(u32, Piece)>,
 }
 
 /// A packet for which no process had room.
@@ -178,6 +185,8 @@ pub struct Engine<D, S> {
     over: Vec<u32>,
     events: Vec<Event>,
     returned: Vec<Returned>,
+    /// Processes that serve ports themselves, by seat.
+    seated: Vec<Option<Seated>>,
     swept_ns: u64,
     expired_ns: u64,
     /// What is watched can be read.
@@ -213,13 +222,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             over: Vec::new(),
             events: Vec::new(),
             returned: Vec::new(),
+            seated: (0..SEATS_MAX).map(|_| None).collect(),
             swept_ns,
             expired_ns: swept_ns,
             is_readable: false,
         }
     }
 
-    /// Serve `fd` by `handler` as port `number`.
+    /// Serve `fd` by `handler` as port `number`; by processes that [`Engine::sit`] there if it is 0.
     ///
     /// # Errors
     /// There is no such number, it is in use, or the kind does not fit the descriptor.
@@ -242,6 +252,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.ports[number] = Some(Port {
             kind,
             handler,
+            seats: VecDeque::new(),
             fd,
             local,
             tally,
@@ -250,7 +261,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             is_paused: false,
             is_closing: false,
         });
-        self.begin(number as u32);
+        if handler != 0 {
+            self.begin(number as u32);
+        }
         Ok(())
     }
 
@@ -341,6 +354,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
         self.events = events;
         self.take_returned();
+        self.take_asks();
         self.offer_again();
         self.retry();
         self.resume();
@@ -381,7 +395,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let until = self.sandbox.now_ns() + ns;
         loop {
             for _ in 0..LOOKS {
-                if self.driver.has_news() || !self.buffers.done().is_empty() {
+                if self.driver.has_news() || !self.buffers.done().is_empty() || self.has_asks() {
                     return true;
                 }
                 std::hint::spin_loop();
@@ -397,14 +411,19 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let has_to_try = !self.waiting.is_empty() || !self.retries.is_empty();
         let expires = !self.flows.is_empty() || self.lingering != 0;
         let is_elsewhere = self.buffers.elsewhere() != 0;
-        let reasons = [(has_to_try, AGAIN_NS), (is_elsewhere, SWEEP_NS), (expires, EXPIRE_NS)];
+        let is_given = self.buffers.given() != 0 || self.has_seats();
+        let reasons = [
+            (has_to_try, AGAIN_NS),
+            (is_elsewhere, SWEEP_NS),
+            (expires || self.buffers.given() != 0, EXPIRE_NS),
+        ];
         let most = reasons.iter().filter(|(holds, _)| *holds).map(|(_, ns)| *ns).min();
         let timeout = [most.map(Duration::from_nanos), timeout].into_iter().flatten().min();
-        if !is_elsewhere {
+        if !is_elsewhere && !is_given {
             return (timeout, None);
         }
         let done = self.buffers.done();
-        match done.lie_down() {
+        match done.lie_down(|| self.has_asks()) {
             None => (Some(Duration::ZERO), None),
             Some(seen) => (timeout, Some(Doorbell { word: &done.word, seen })),
         }
@@ -675,7 +694,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// What other processes are through with, and what the dead held.
     fn take_returned(&mut self) {
-        if self.buffers.elsewhere() == 0 {
+        if self.buffers.elsewhere() + self.buffers.given() == 0 {
             return;
         }
         let mut returned = std::mem::take(&mut self.returned);
@@ -699,6 +718,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     fn answered(&mut self, lease: Lease, handed: Handed, outcome: Option<Outcome>) {
         self.come_in(handed.port);
+        if let Some((_, piece)) = handed.seat {
+            return self.seat_answered(lease, handed, piece, outcome);
+        }
         let outcome = outcome.filter(|it| it.flags & Outcome::DROP == 0);
         let Some(outcome) = outcome else {
             add(&self.tally(handed.port).lost, 1);

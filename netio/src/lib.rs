@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod buffers;
+pub mod endpoint;
 pub mod engine;
 pub mod listen;
 pub mod probe;

@@ -63,6 +63,8 @@ impl Sandbox for Here {
         self.is_dead.load(Relaxed)
     }
 
+    fn wake(&mut self, _: &'static std::sync::atomic::AtomicU32) {}
+
     fn now_ns(&self) -> u64 {
         1 + self.began.elapsed().as_nanos() as u64
     }

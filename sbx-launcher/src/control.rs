@@ -5,19 +5,23 @@
 #![expect(unsafe_code, reason = "passes descriptors")]
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ext_api::abi::NO_EVENT;
 use libos::data::{Context, Joined, Tally};
-use libos::manifest::Hook;
+use libos::manifest::{Hook, Port};
+use netio::address::Address;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::filter::Armed;
 use crate::follow::Listener;
+use crate::sandbox::Sandbox;
 use crate::sandbox::extensions::{Life, Loaded};
 use crate::sandbox::ports::Listen;
 use crate::sandbox::{event_words, status_text};
@@ -87,6 +91,18 @@ pub enum Request {
     Sockets,
     /// Which ports handlers are hooked to, and what they have seen.
     Net,
+    /// Have the asking participant serve a port itself; comes with the socket, unless another does already.
+    Serve {
+        /// Datagrams, rather than connections?
+        udp: bool,
+        /// Where the socket is bound.
+        at: SocketAddr,
+    },
+    /// Have it serve that no longer.
+    Leave {
+        /// Its seat.
+        seat: usize,
+    },
     /// Which file's code lies where.
     Symbols,
     /// Run a handler in the worker.
@@ -261,7 +277,8 @@ impl Drop for Server {
 }
 
 /// Carry a request out and answer it. Some: the supervisor should end.
-pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
+pub fn answer(supervisor: &mut Supervisor, mut received: Received) -> Option<End> {
+    let mut served = None;
     let changes = matches!(
         received.request,
         Ok(Request::Down
@@ -311,15 +328,44 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
                 Err(why) => Err(why),
             }
         }
+        Ok(Request::Serve { udp, at }) => {
+            let fd = received.fd.take();
+            serve_port(&mut supervisor.sandbox, received.pid, (*udp, *at), fd).map(
+                |(seat, socket)| {
+                    served = socket;
+                    json!({ "seat": seat })
+                },
+            )
+        }
         Ok(request) => carry_out(supervisor, request, &received),
     };
     let fds = match (&received.request, &result) {
+        (Ok(Request::Serve { .. }), Ok(_)) => served.iter().map(AsRawFd::as_raw_fd).collect(),
         (Ok(Request::Attach), Ok(_)) => supervisor.sandbox.zones.fds().to_vec(),
         _ => Vec::new(),
     };
     let down = matches!(received.request, Ok(Request::Down)) && result.is_ok();
     supervisor.tell(Answer { fds, ..Answer::new(received.connection, result) });
     down.then_some(End::Asked)
+}
+
+/// A seat at a port, and the port's socket; neither if nobody serves it and no socket came.
+fn serve_port(
+    sandbox: &mut Sandbox,
+    pid: u32,
+    (udp, at): (bool, SocketAddr),
+    fd: Option<OwnedFd>,
+) -> Result<(Option<usize>, Option<Rc<OwnedFd>>), String> {
+    let port = if udp { Port::Udp(at.port()) } else { Port::Tcp(at.port()) };
+    let is_there = fd.is_none()
+        || fd
+            .as_ref()
+            .is_some_and(|fd| Address::of_socket(fd.as_raw_fd(), false).net().socket() == Some(at));
+    if !is_there {
+        return Err(format!("the socket that came with the request is not bound to {at}"));
+    }
+    let seat = sandbox.take_seat(pid, port, at, fd).map_err(|error| error.to_string())?;
+    Ok(seat.map_or((None, None), |(seat, fd)| (Some(seat), Some(fd))))
 }
 
 /// An answer that has not been sent yet: the keeper must know first what it promises.
@@ -411,12 +457,17 @@ fn carry_out(
         Request::Extensions => Ok(extensions(supervisor)),
         Request::Stats => Ok(stats(supervisor)),
         Request::Net => Ok(crate::net::table(&supervisor.sandbox, supervisor.net())),
+        Request::Leave { seat } => {
+            supervisor.sandbox.leave_seat(received.pid, Some(*seat));
+            Ok(Value::Null)
+        }
         Request::Sockets => Ok(crate::sockets::table(supervisor.sandbox.common().sockets())),
         Request::Symbols => symbols(supervisor),
         Request::Load { .. }
         | Request::Upgrade { .. }
         | Request::Call { .. }
-        | Request::Post { .. } => Err("answered later".to_owned()),
+        | Request::Post { .. }
+        | Request::Serve { .. } => Err("answered later".to_owned()),
         Request::Log => Ok(json!({ "text": log_text(supervisor) })),
     }
 }

@@ -42,6 +42,18 @@ enum Order {
         /// The handler's handle.
         handler: u64,
     },
+    /// A process serves a port itself, too.
+    Sit {
+        /// The port's row of the tallies.
+        number: usize,
+        /// The process's seat.
+        seat: usize,
+    },
+    /// A process serves no longer.
+    Leave {
+        /// Its seat.
+        seat: usize,
+    },
     /// Serve it no longer.
     Close {
         /// Its row of the tallies.
@@ -62,6 +74,8 @@ struct Worker {
     pid: u32,
     control: OwnedFd,
     told: Vec<Told>,
+    /// Seats, and the ports that they are at.
+    seats: Vec<(usize, usize)>,
 }
 
 /// The supervisor's side of it.
@@ -103,10 +117,11 @@ impl Net {
             return;
         }
         self.seen = Some(sandbox.changes);
-        if self.worker.is_none() && sandbox.ports().next().is_some() {
+        if self.worker.is_none() && has_ports(sandbox) {
             match worker::start(sandbox) {
                 Ok((pid, control)) => {
-                    self.worker = Some(Worker { pid, control, told: Vec::new() });
+                    self.worker =
+                        Some(Worker { pid, control, told: Vec::new(), seats: Vec::new() });
                 }
                 Err(error) => {
                     let text = format!("sbx: the network's worker cannot be started: {error}\n");
@@ -127,10 +142,18 @@ impl Net {
 impl Worker {
     /// Tell it what has changed.
     fn tell(&mut self, sandbox: &Sandbox) -> io::Result<()> {
-        let wanted: Vec<(Told, Kind)> = sandbox
-            .ports()
+        let wanted: Vec<(Told, Kind)> = all_ports(sandbox)
             .map(|(port, handler)| (told(port, handler), kind_of(port.port)))
             .collect();
+        let seats: Vec<(usize, usize)> = sandbox
+            .shared()
+            .iter()
+            .flat_map(|port| port.seats.iter().map(|(seat, _)| (**seat, *port.opened.number)))
+            .collect();
+        for (seat, _) in self.seats.iter().filter(|known| !seats.contains(known)) {
+            self.order(&Order::Leave { seat: *seat }, None)?;
+        }
+        self.seats.retain(|known| seats.contains(known));
         let (kept, gone): (Vec<Told>, Vec<Told>) =
             self.told.iter().partition(|known| wanted.iter().any(|(told, _)| told == *known));
         for known in gone {
@@ -145,12 +168,28 @@ impl Worker {
             self.order(&order, (told.fd >= 0).then_some(told.fd))?;
             self.told.push(told);
         }
+        for known in seats {
+            if !self.seats.contains(&known) {
+                let (seat, number) = known;
+                self.order(&Order::Sit { number, seat }, None)?;
+                self.seats.push(known);
+            }
+        }
         Ok(())
     }
 
     fn order(&self, order: &Order, fd: Option<RawFd>) -> io::Result<()> {
         control::send(&self.control, &serde_json::to_string(order)?, fd.as_slice())
     }
+}
+
+/// The ports of handlers and their handles, and those that processes serve themselves.
+fn all_ports(sandbox: &Sandbox) -> impl Iterator<Item = (&Opened, u64)> {
+    sandbox.ports().chain(sandbox.shared().iter().map(|port| (&port.opened, 0)))
+}
+
+fn has_ports(sandbox: &Sandbox) -> bool {
+    all_ports(sandbox).next().is_some()
 }
 
 fn told(port: &Opened, handler: u64) -> Told {
@@ -170,7 +209,12 @@ const fn kind_of(port: Port) -> Kind {
 /// The ports of a sandbox and what they have seen, for people and scripts.
 #[must_use]
 pub fn table(sandbox: &Sandbox, net: &Net) -> Value {
-    let ports: Vec<Value> = sandbox.ports().map(|(port, _)| row(sandbox, port)).collect();
+    let of_handlers = sandbox.ports().map(|(port, _)| row(sandbox, port, port.handler.clone()));
+    let shared = sandbox.shared().iter().map(|port| {
+        let pids: Vec<String> = port.seats.iter().map(|(_, pid)| pid.to_string()).collect();
+        row(sandbox, &port.opened, format!("pid {}", pids.join(" ")))
+    });
+    let ports: Vec<Value> = of_handlers.chain(shared).collect();
     json!({
         "ports": ports,
         "worker": net.worker.as_ref().map(|worker| worker.pid),
@@ -178,11 +222,11 @@ pub fn table(sandbox: &Sandbox, net: &Net) -> Value {
     })
 }
 
-fn row(sandbox: &Sandbox, port: &Opened) -> Value {
+fn row(sandbox: &Sandbox, port: &Opened, handler: String) -> Value {
     let mut row = json!({
         "port": port.port.to_string(),
         "at": port.at.map(|at| at.to_string()),
-        "handler": port.handler,
+        "handler": handler,
     });
     for (name, count) in sandbox.tally(*port.number).iter().flat_map(|tally| tally.counts()) {
         row[name] = count.load(Relaxed).into();

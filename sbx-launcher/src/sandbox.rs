@@ -147,6 +147,10 @@ pub struct Sandbox {
     /// Offset of the pool of buffers, once there is one.
     pool: Option<usize>,
     port_numbers: ports::Numbers,
+    seat_numbers: ports::Numbers,
+    next_seat: usize,
+    /// Ports that processes serve themselves.
+    shared: Vec<ports::Shared>,
     /// The changes that the hook table knows.
     hooks_of: Option<u64>,
 }
@@ -278,6 +282,9 @@ impl Sandbox {
             carries_sockets: false,
             pool: None,
             port_numbers: ports::Numbers::new(),
+            seat_numbers: ports::Numbers::new(),
+            next_seat: 0,
+            shared: Vec::new(),
             hooks_of: None,
         };
         sandbox.install(&image, 0);
@@ -742,6 +749,7 @@ impl Sandbox {
             }
         }
         self.take_sockets_back(pid);
+        self.leave_seat(pid, None);
     }
 }
 

@@ -82,6 +82,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             return self.datagram_back(socket, lease, extent);
         }
         let port = self.ports[number as usize].as_ref();
+        if port.is_some_and(|port| port.handler == 0) {
+            return self.seat_datagram(number, lease, extent, from);
+        }
         let to = port.map_or(NetAddress::default(), |port| port.local);
         let asked = Asked { lease: &lease, extent, from: from.net(), to, flags: 0, word: 0 };
         let answer = self.ask(number, &asked);
@@ -119,7 +122,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 None => self.buffers.put(lease),
             },
             NET_HAND => {
-                let handed = Handed { port: number, connection: None, from, start, len };
+                let handed =
+                    Handed { port: number, connection: None, from, start, len, seat: None };
                 self.hand(lease, handed, block.hand);
             }
             _ => {
@@ -130,7 +134,13 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Answer a datagram, or a frame.
-    fn reply(&mut self, number: u32, bytes: Bytes, [start, len]: [usize; 2], to: Address) {
+    pub(super) fn reply(
+        &mut self,
+        number: u32,
+        bytes: Bytes,
+        [start, len]: [usize; 2],
+        to: Address,
+    ) {
         let is_frame =
             self.ports[number as usize].as_ref().is_some_and(|port| port.kind == Kind::Interface);
         let to = (!is_frame).then_some(to);

@@ -20,11 +20,11 @@ use ext_api::abi::{
     NET_BEGINS, NET_CLOSE, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_REPLY_IN_PLACE,
     NetAddress,
 };
-use ext_api::limits::BUFFER_LEN;
+use ext_api::limits::{BUFFER_LEN, NET_CONNECTIONS_MAX};
 use ext_api::pool::Outcome;
 
 use super::driver::{Driver, Source};
-use super::{Answer, Asked, Bytes, CONNECTIONS_MAX, Engine, Handed, Sandbox, Sending, add};
+use super::{Answer, Asked, Bytes, Engine, Handed, Sandbox, Sending, add};
 use crate::address::Address;
 use crate::buffers::Lease;
 use crate::listen;
@@ -32,21 +32,21 @@ use crate::listen;
 /// Answers of one connection that wait to be sent; more are not asked for.
 const OUTPUT_MAX: usize = 16;
 /// Pieces of one connection that wait to be shown; then no more are received.
-const PIECES_MAX: usize = 8;
+pub(super) const PIECES_MAX: usize = 8;
 /// How long a connection that we have ended may still send, before it is cut.
 const LINGER_NS: u64 = 2_000_000_000;
 
 /// Bytes that have come.
 #[derive(Debug)]
-struct Piece {
-    lease: Lease,
-    start: usize,
-    len: usize,
+pub(super) struct Piece {
+    pub(super) lease: Lease,
+    pub(super) start: usize,
+    pub(super) len: usize,
 }
 
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
+pub(super) enum Life {
     /// It is being made.
     Connecting,
     /// Bytes go both ways.
@@ -64,18 +64,18 @@ enum Life {
 pub(super) struct Connection {
     fd: OwnedFd,
     pub(super) port: u32,
-    life: Life,
-    from: NetAddress,
+    pub(super) life: Life,
+    pub(super) from: NetAddress,
     to: NetAddress,
     word: u64,
     /// It has not been shown yet.
-    is_new: bool,
-    pieces: VecDeque<Piece>,
+    pub(super) is_new: bool,
+    pub(super) pieces: VecDeque<Piece>,
     output: VecDeque<u32>,
     is_sending: bool,
     is_receiving: bool,
     is_stopping: bool,
-    has_ended: bool,
+    pub(super) has_ended: bool,
     is_handed: bool,
     is_connecting: bool,
     /// It came by a listening socket.
@@ -85,9 +85,16 @@ pub(super) struct Connection {
     /// The other one, while there is one.
     partner: Option<u32>,
     /// What the other one has sent is all there is.
-    end_wanted: bool,
+    pub(super) end_wanted: bool,
     /// Our end is closed.
     end_sent: bool,
+    /// The process that serves it itself, and how many buffers of it that one has.
+    pub(super) seat: Option<u32>,
+    pub(super) with_process: usize,
+    /// The process has been told that nothing more comes.
+    pub(super) end_told: bool,
+    /// The process wants room to write.
+    pub(super) room_asked: bool,
     /// It is one of those that linger, or was.
     lingers: bool,
     /// Where it connects to. It does not move: the kernel has its address.
@@ -117,6 +124,10 @@ impl Connection {
             partner: None,
             end_wanted: false,
             end_sent: false,
+            seat: None,
+            with_process: 0,
+            end_told: false,
+            room_asked: false,
             lingers: false,
             target: None,
         }
@@ -128,7 +139,7 @@ impl Connection {
         is_ended && !self.is_receiving && !self.is_sending && !self.is_handed && !self.is_connecting
     }
 
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.output.len() < OUTPUT_MAX
     }
 }
@@ -137,7 +148,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     pub(super) fn accepted(&mut self, number: u32, fd: OwnedFd) {
         let is_served = self.ports[number as usize].as_ref().is_some_and(|port| !port.is_closing);
         let tally = self.tally(number);
-        if !is_served || self.connections.len() >= CONNECTIONS_MAX {
+        if !is_served || self.connections.len() >= NET_CONNECTIONS_MAX {
             add(&tally.dropped, 1);
             return;
         }
@@ -145,10 +156,17 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let mut connection = Connection::new(fd, number, Life::Open);
         connection.from = Address::of_socket(connection.fd.as_raw_fd(), true).net();
         connection.to = Address::of_socket(connection.fd.as_raw_fd(), false).net();
+        if self.is_served_by_processes(number) {
+            connection.seat = self.next_seat(number);
+            if connection.seat.is_none() {
+                add(&tally.dropped, 1);
+                return;
+            }
+        }
         let index = self.connections.insert(connection) as u32;
         add(&tally.received, 1);
         tally.open.store(tally.open.load(Relaxed) + 1, Relaxed);
-        self.show(index);
+        self.go_on(index);
         self.receive_stream(index);
     }
 
@@ -203,14 +221,18 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Do what can be done for it now.
-    fn go_on(&mut self, index: u32) {
+    pub(super) fn go_on(&mut self, index: u32) {
+        let Some(known) = self.connections.get(index as usize) else { return };
+        if known.seat.is_some() {
+            self.show_seated(index);
+        }
         let Some(known) = self.connections.get(index as usize) else { return };
         if known.life != Life::Open {
             return self.close_when_sent(index);
         }
         match known.partner {
             Some(partner) => self.pass_on(index, partner),
-            None if known.is_joined => {}
+            None if known.is_joined || known.seat.is_some() => {}
             None => self.show(index),
         }
         self.take_up(index);
@@ -259,7 +281,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Something to show when nothing has come: that it begins, or has ended.
-    fn empty_piece(&mut self) -> Option<Piece> {
+    pub(super) fn empty_piece(&mut self) -> Option<Piece> {
         self.buffers.take().map(|lease| Piece { lease, start: 0, len: 0 })
     }
 
@@ -323,7 +345,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         known.is_handed = true;
         let (port, connection, from) = (known.port, Some(index), Address::new(&[]));
         let Piece { lease, start, len } = piece;
-        self.hand(lease, Handed { port, connection, from, start, len }, hand);
+        self.hand(lease, Handed { port, connection, from, start, len, seat: None }, hand);
     }
 
     /// Send the first bytes of a piece back; how many, and how many are left.
@@ -421,7 +443,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Send, behind what waits already.
-    fn answer(&mut self, index: u32, bytes: Bytes, [start, len]: [usize; 2]) {
+    pub(super) fn answer(&mut self, index: u32, bytes: Bytes, [start, len]: [usize; 2]) {
         let known = &self.connections[index as usize];
         let (port, connection) = (known.port, Some(index));
         let sending = Sending { bytes, start, len, port, connection, to: None };
@@ -536,7 +558,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             let fd = listen::connecting_tcp(server).ok()?;
             Some((fd, Box::new(Address::of(server))))
         });
-        let Some((fd, target)) = made.filter(|_| self.connections.len() < CONNECTIONS_MAX) else {
+        let Some((fd, target)) = made.filter(|_| self.connections.len() < NET_CONNECTIONS_MAX)
+        else {
             add(&self.tally(number).unsent, 1);
             return self.cut(index);
         };
@@ -596,7 +619,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Close our end once all that was written is sent.
-    fn close_stream(&mut self, index: u32) {
+    pub(super) fn close_stream(&mut self, index: u32) {
         let Some(known) = self.connections.get_mut(index as usize) else { return };
         if known.life != Life::Open {
             return;
@@ -607,7 +630,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.close_when_sent(index);
     }
 
-    fn close_when_sent(&mut self, index: u32) {
+    pub(super) fn close_when_sent(&mut self, index: u32) {
         let now_ns = self.sandbox.now_ns();
         let Some(known) = self.connections.get_mut(index as usize) else { return };
         if !known.output.is_empty() {
@@ -650,6 +673,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         pieces.into_iter().for_each(|piece| self.buffers.put(piece.lease));
         output.into_iter().for_each(|place| self.finish_send(place));
         partner.into_iter().for_each(|partner| self.cut(partner));
+        self.show_seated(index);
         self.forget_if_over(index);
     }
 
@@ -677,7 +701,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// It may be over: looked at when the event that is being handled is through.
-    fn forget_if_over(&mut self, index: u32) {
+    pub(super) fn forget_if_over(&mut self, index: u32) {
         self.over.push(index);
     }
 

@@ -5,9 +5,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::AtomicU32;
 
 use ext_api::abi::{CallFn, POST_HANDLE, PacketBlock, ReleaseFn, Reply, Runtime, Status};
-use ext_api::pool::{Holder, Pool};
+use ext_api::pool::{BY_PROCESS, Holder, Pool};
 use libos::data::Common;
 use libos::layout::{ARENAS_OFFSET, Place};
 use netio::buffers::Buffers;
@@ -93,6 +94,8 @@ fn obey<D: Driver>(mut engine: Engine<D, Region>, control: OwnedFd) -> io::Resul
         while let Some((order, fd)) = orders.pop_front() {
             match order {
                 Order::Close { number } => engine.close(number),
+                Order::Sit { number, seat } => engine.sit(number, seat),
+                Order::Leave { seat } => engine.leave(seat),
                 // Its number's former port is not through yet.
                 Order::Open { number, .. } if engine.is_open(number) => {
                     orders.push_front((order, fd));
@@ -171,6 +174,13 @@ impl engine::Sandbox for Region {
         }
     }
 
+    fn wake(&mut self, word: &'static AtomicU32) {
+        // SAFETY: libos's table, mapped for good.
+        let runtime = unsafe { &*self.runtime };
+        // SAFETY: a word of the pool.
+        unsafe { (runtime.futex_wake)(word.as_ptr(), u32::MAX >> 1) };
+    }
+
     fn is_over(&self, holder: Holder, upcall: u64) -> bool {
         let seen = self.common.process(holder.row()).claim.load();
         if seen.pid == 0 || !holder.is_of(seen.generation) {
@@ -178,7 +188,7 @@ impl engine::Sandbox for Region {
         }
         // SAFETY: libos's table, mapped for good.
         let runtime = unsafe { &*self.runtime };
-        upcall != 0 && (runtime.owner_alive)(upcall) == 0
+        !matches!(upcall, 0 | BY_PROCESS) && (runtime.owner_alive)(upcall) == 0
     }
 
     fn now_ns(&self) -> u64 {

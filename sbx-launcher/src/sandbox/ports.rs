@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use ext_api::abi::Superblock;
-use ext_api::limits::PORTS_MAX;
+use ext_api::limits::{PORTS_MAX, SEATS_MAX};
 use ext_api::pool::{POOL_LEN, Pool, Tally};
 use libos::manifest::{Hook, Port};
 use netio::address::Address;
@@ -52,8 +52,27 @@ pub struct Opened {
     pub at: Option<SocketAddr>,
 }
 
-/// Numbers of ports that are in use.
+/// A port that processes serve themselves.
+#[derive(Debug)]
+pub struct Shared {
+    /// The port.
+    pub opened: Opened,
+    /// Who serves it: seat and pid.
+    pub seats: Vec<(Rc<usize>, u32)>,
+}
+
+/// Numbers that are in use, of ports or of seats.
 pub(super) type Numbers = Vec<Weak<usize>>;
+
+/// One of `count` numbers that is free: the first from `from` on, round and round.
+fn free_number(numbers: &mut Numbers, count: usize, from: usize) -> Option<Rc<usize>> {
+    numbers.resize(count, Weak::new());
+    let mut all = (0..count).map(|at| (from + at) % count);
+    let free = all.find(|&at| numbers[at].strong_count() == 0)?;
+    let number = Rc::new(free);
+    numbers[free] = Rc::downgrade(&number);
+    Some(number)
+}
 
 impl Sandbox {
     /// Open the ports that `handlers` are hooked to; those that are among `kept` stay as they are.
@@ -115,14 +134,7 @@ impl Sandbox {
         // The kernel's choice, if it was left to it.
         let chosen =
             fd.as_ref().and_then(|fd| Address::of_socket(fd.as_raw_fd(), false).net().socket());
-        let number = self.free_number().ok_or_else(|| {
-            SandboxError::Refused(format!(
-                "handlers are hooked to {PORTS_MAX} ports already; unload an extension first"
-            ))
-        })?;
-        if let Some(tally) = self.tally(*number) {
-            tally.reset();
-        }
+        let number = self.port_number()?;
         Ok(Opened {
             number,
             port,
@@ -132,12 +144,79 @@ impl Sandbox {
         })
     }
 
-    fn free_number(&mut self) -> Option<Rc<usize>> {
-        self.port_numbers.resize(PORTS_MAX, Weak::new());
-        let free = self.port_numbers.iter().position(|known| known.strong_count() == 0)?;
-        let number = Rc::new(free);
-        self.port_numbers[free] = Rc::downgrade(&number);
-        Some(number)
+    /// Give the process `pid` a seat at a port: at the one of this address that others serve already, or at
+    /// a new one with this socket. The seat's number, and the socket; None if there is neither.
+    pub fn take_seat(
+        &mut self,
+        pid: u32,
+        port: Port,
+        at: SocketAddr,
+        fd: Option<OwnedFd>,
+    ) -> Result<Option<(usize, Rc<OwnedFd>)>, SandboxError> {
+        if self.joined_as(pid).is_none() {
+            return Err(SandboxError::Refused(format!("pid {pid} takes no part in the sandbox")));
+        }
+        let same = |one: &Shared| one.opened.at == Some(at) && kind(one.opened.port) == kind(port);
+        let index = match (self.shared.iter().position(same), fd) {
+            (Some(index), _) => index,
+            (None, None) => return Ok(None),
+            (None, Some(fd)) => {
+                self.make_pool()?;
+                let number = self.port_number()?;
+                let opened = Opened {
+                    number,
+                    port,
+                    handler: String::new(),
+                    fd: Some(Rc::new(fd)),
+                    at: Some(at),
+                };
+                self.shared.push(Shared { opened, seats: Vec::new() });
+                self.shared.len() - 1
+            }
+        };
+        let seat =
+            free_number(&mut self.seat_numbers, SEATS_MAX, self.next_seat).ok_or_else(|| {
+                let what =
+                    format!("{SEATS_MAX} processes serve ports already; wait until one ends");
+                SandboxError::Refused(what)
+            })?;
+        self.changed();
+        let number = *seat;
+        // Not the same again soon: what is on its way to its last process is not for the next.
+        self.next_seat = number + 1;
+        let shared = &mut self.shared[index];
+        shared.seats.push((seat, pid));
+        Ok(shared.opened.fd.clone().map(|fd| (number, fd)))
+    }
+
+    /// The process `pid` gives a seat up; all of its seats if it does not say which.
+    pub fn leave_seat(&mut self, pid: u32, seat: Option<usize>) {
+        let leaves =
+            |known: &(Rc<usize>, u32)| known.1 == pid && seat.is_none_or(|seat| seat == *known.0);
+        if !self.shared.iter().any(|one| one.seats.iter().any(leaves)) {
+            return;
+        }
+        self.changed();
+        self.shared.iter_mut().for_each(|one| one.seats.retain(|known| !leaves(known)));
+        self.shared.retain(|one| !one.seats.is_empty());
+    }
+
+    /// Ports that processes serve themselves.
+    #[must_use]
+    pub fn shared(&self) -> &[Shared] {
+        &self.shared
+    }
+
+    fn port_number(&mut self) -> Result<Rc<usize>, SandboxError> {
+        let number = free_number(&mut self.port_numbers, PORTS_MAX, 0).ok_or_else(|| {
+            SandboxError::Refused(format!(
+                "{PORTS_MAX} ports are served already; unload an extension first"
+            ))
+        })?;
+        if let Some(tally) = self.tally(*number) {
+            tally.reset();
+        }
+        Ok(number)
     }
 
     /// Make room for the pool, if there is none yet.
@@ -187,4 +266,9 @@ impl Sandbox {
         let numbers = 0..PORTS_MAX;
         numbers.filter_map(|it| self.tally(it)).map(|it| it.buffers.load(Relaxed)).sum()
     }
+}
+
+/// Is it a datagram port?
+const fn kind(port: Port) -> bool {
+    matches!(port, Port::Udp(_))
 }

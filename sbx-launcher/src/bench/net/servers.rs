@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::AtomicU32;
 
 use ext_api::abi::{NET_REPLY_IN_PLACE, PacketBlock, Reply, Status};
 use ext_api::pool::{Holder, POOL_LEN, Pool};
@@ -190,6 +191,8 @@ impl Sandbox for Alone {
     fn is_over(&self, _: Holder, _: u64) -> bool {
         true
     }
+
+    fn wake(&mut self, _: &'static AtomicU32) {}
 
     fn now_ns(&self) -> u64 {
         now_ns()

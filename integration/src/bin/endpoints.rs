@@ -1,0 +1,64 @@
+//! `endpoints udp|tcp ADDRESS`: serves a port of its sandbox itself, until it is killed. Says where, then
+//! answers: each datagram, and each line of a connection, by its own pid and the same text. `bye` ends the
+//! connection, `half` only this side's end of it, `big N` is answered by N bytes.
+
+use std::io::{BufRead, Read, Write};
+use std::net::Shutdown;
+
+use netio::endpoint::{TcpListener, TcpStream, UdpEndpoint};
+
+fn main() -> std::process::ExitCode {
+    if let Err(error) = run() {
+        eprintln!("{error}");
+        return std::process::ExitCode::FAILURE;
+    }
+    std::process::ExitCode::SUCCESS
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, kind, at] = &args[..] else { return Err("usage: endpoints udp|tcp ADDRESS".into()) };
+    if kind == "udp" {
+        let endpoint = UdpEndpoint::bind(at)?;
+        println!("{}", endpoint.local_addr()?);
+        loop {
+            let datagram = endpoint.recv()?;
+            let answer = [format!("{} ", std::process::id()).as_bytes(), datagram.bytes()].concat();
+            datagram.reply(&answer)?;
+        }
+    }
+    let listener = TcpListener::bind(at)?;
+    println!("{}", listener.local_addr());
+    loop {
+        let (stream, _) = listener.accept()?;
+        std::thread::spawn(move || {
+            if let Err(error) = serve(stream) {
+                eprintln!("{error}");
+            }
+        });
+    }
+}
+
+fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        match line.trim_end().split_once(' ').unwrap_or((line.trim_end(), "")) {
+            ("bye", _) => return stream.write_all(b"bye\n"),
+            ("half", _) => {
+                stream.write_all(b"half\n")?;
+                stream.shutdown(Shutdown::Write)?;
+                let mut rest = Vec::new();
+                stream.read_to_end(&mut rest)?;
+                println!("rest {}", rest.len());
+            }
+            ("big", count) => {
+                let count = count.parse().unwrap_or(0);
+                stream.write_all(&vec![b'b'; count])?;
+            }
+            _ => stream.write_all(format!("{} {line}", std::process::id()).as_bytes())?,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Connections for a linked program.
+
+use std::io::{self, BufRead, Error, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ext_api::pool::Ask;
+
+use super::desk::{Desk, Lent};
+use super::udp::first;
+use crate::address::Address;
+use crate::listen;
+
+/// A TCP port that this process serves, alone or with others of its sandbox.
+#[derive(Debug)]
+pub struct TcpListener {
+    desk: Arc<Desk>,
+    at: SocketAddr,
+}
+
+impl TcpListener {
+    /// Serve `at`. Others of the sandbox that do so, too, share it.
+    ///
+    /// # Errors
+    /// The program is in no named sandbox, or the kernel's for the socket.
+    pub fn bind(at: impl ToSocketAddrs) -> io::Result<Self> {
+        let at = first(at)?;
+        let local = |fd: i32| {
+            let address = Address::of_socket(fd, false).net().socket();
+            address.ok_or_else(|| Error::other("the socket has no address"))
+        };
+        let desk = Desk::sit(false, at, || {
+            let fd = listen::tcp(at)?;
+            let at = local(fd.as_raw_fd())?;
+            Ok((fd, at))
+        })?;
+        let at = local(desk.fd.as_raw_fd())?;
+        Ok(Self { desk: Arc::new(desk), at })
+    }
+
+    /// The address that it serves.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.at
+    }
+
+    /// The next connection for this process.
+    ///
+    /// # Errors
+    /// None: it waits for ever.
+    pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.accept_for(None)
+    }
+
+    /// The next connection, if one comes in time.
+    ///
+    /// # Errors
+    /// `WouldBlock`: none came.
+    pub fn accept_timeout(&self, timeout: Duration) -> io::Result<(TcpStream, SocketAddr)> {
+        self.accept_for(Some(Instant::now() + timeout))
+    }
+
+    fn accept_for(&self, until: Option<Instant>) -> io::Result<(TcpStream, SocketAddr)> {
+        let (index, from) = self.desk.wait(until, |state| {
+            let index = state.accepted.pop_front()?;
+            Some((index, state.streams.get(&index).and_then(|known| known.from)))
+        })?;
+        let from = from.ok_or_else(|| Error::from(ErrorKind::ConnectionAborted))?;
+        let desk = self.desk.clone();
+        let stream =
+            TcpStream { desk, index, from, timeouts: [None; 2], reading: None, writing: None };
+        Ok((stream, from))
+    }
+}
+
+/// A connection that this process serves. Reading by [`BufRead`] copies nothing.
+#[derive(Debug)]
+pub struct TcpStream {
+    desk: Arc<Desk>,
+    index: u32,
+    from: SocketAddr,
+    /// For reading and for writing.
+    timeouts: [Option<Duration>; 2],
+    reading: Option<Lent>,
+    /// A buffer that has been read: there is room behind what was in it.
+    writing: Option<Lent>,
+}
+
+impl TcpStream {
+    /// The other side.
+    #[must_use]
+    pub const fn peer_addr(&self) -> SocketAddr {
+        self.from
+    }
+
+    /// How long to wait for bytes.
+    pub const fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeouts[0] = timeout;
+    }
+
+    /// How long to wait for room to write.
+    pub const fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeouts[1] = timeout;
+    }
+
+    /// End a direction. What has been written is sent first.
+    ///
+    /// # Errors
+    /// `Unsupported` for reading alone.
+    pub fn shutdown(&mut self, how: Shutdown) -> io::Result<()> {
+        let ask = match how {
+            Shutdown::Write => Ask::End,
+            Shutdown::Both => Ask::Close,
+            Shutdown::Read => return Err(Error::from(ErrorKind::Unsupported)),
+        };
+        self.writing = None;
+        self.desk.ask(ask, self.index);
+        Ok(())
+    }
+
+    fn until(&self, which: usize) -> Option<Instant> {
+        self.timeouts[which].map(|timeout| Instant::now() + timeout)
+    }
+
+    /// A buffer to write into.
+    fn room(&mut self) -> io::Result<Lent> {
+        if let Some(lent) = self.writing.take() {
+            return Ok(lent);
+        }
+        let (index, desk) = (self.index, self.desk.clone());
+        let until = self.until(1);
+        desk.wait(until, |state| {
+            let known = state.streams.get_mut(&index).filter(|known| !known.is_cut);
+            let Some(known) = known else {
+                return Some(Err(Error::from(ErrorKind::BrokenPipe)));
+            };
+            if let Some(room) = known.room.take() {
+                return Some(Ok(room));
+            }
+            if !std::mem::replace(&mut known.room_asked, true) {
+                desk.ask(Ask::Room, index);
+            }
+            None
+        })?
+    }
+}
+
+impl BufRead for TcpStream {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.reading.as_ref().is_none_or(|lent| lent.bytes().is_empty()) {
+            // What has been read is a place to write the answer into, until there is more to read.
+            if let Some(read) = self.reading.take() {
+                self.writing = Some(read);
+            }
+            let (index, until) = (self.index, self.until(0));
+            let spare = &mut self.writing;
+            let next = self.desk.wait(until, |state| {
+                let known = state.streams.get_mut(&index)?;
+                if let Some(piece) = known.pieces.pop_front() {
+                    return Some(Ok(Some(piece)));
+                }
+                if known.is_cut {
+                    return Some(Err(Error::from(ErrorKind::ConnectionReset)));
+                }
+                if known.has_ended {
+                    return Some(Ok(None));
+                }
+                // Whoever waits keeps no buffer.
+                (*spare, known.room) = (None, None);
+                None
+            })??;
+            self.reading = next;
+        }
+        Ok(self.reading.as_ref().map_or(&[], Lent::bytes))
+    }
+
+    fn consume(&mut self, len: usize) {
+        if let Some(lent) = &mut self.reading {
+            lent.consume(len);
+            if lent.bytes().is_empty() {
+                self.writing = self.reading.take();
+            }
+        }
+    }
+}
+
+impl Read for TcpStream {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.fill_buf()?;
+        let len = bytes.len().min(to.len());
+        to[..len].copy_from_slice(&bytes[..len]);
+        self.consume(len);
+        Ok(len)
+    }
+}
+
+impl Write for TcpStream {
+    /// Sends at once as much as there is room for in a buffer.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        // A buffer that is full of what was read has no room.
+        loop {
+            let mut room = self.room()?;
+            let len = room.answer(bytes);
+            if len > 0 {
+                return Ok(len);
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for TcpStream {
+    fn drop(&mut self) {
+        (self.reading, self.writing) = (None, None);
+        self.desk.leave(self.index);
+    }
+}
