@@ -169,6 +169,30 @@ fn connections_are_read_in_place_and_end_as_they_should() {
 }
 
 #[test]
+fn tasks_are_served_at_the_same_time() {
+    let sandbox = Sandbox::up("end-async");
+    let serves = Serves::start(&sandbox, "async", "127.0.0.1:0");
+    let mut streams: Vec<_> = (0..50).map(|_| connect(serves.at)).collect();
+    for round in 0..20 {
+        for stream in &mut streams {
+            stream.get_mut().write_all(format!("round {round}\n").as_bytes()).expect("send");
+        }
+        for stream in &mut streams {
+            let mut line = String::new();
+            stream.read_line(&mut line).expect("an answer");
+            assert!(line.ends_with(&format!(" round {round}\n")), "{line}");
+        }
+    }
+    let long = "y".repeat(100_000);
+    assert!(ask(&mut streams[0], &long).ends_with(&long));
+    for stream in &mut streams {
+        assert!(ask(stream, "bye").ends_with(" bye"));
+        assert_eq!(stream.read_line(&mut String::new()).expect("an end"), 0);
+    }
+    until(&sandbox, "without a buffer out", no_buffer_is_out);
+}
+
+#[test]
 fn who_is_not_in_a_named_sandbox_is_told_so() {
     let said = integration::run(Command::new(built("endpoints")).args(["udp", "127.0.0.1:0"]));
     assert!(said.status != 0 && said.stderr.contains("sbx-launcher run"), "{said:?}");

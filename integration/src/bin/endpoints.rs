@@ -1,4 +1,4 @@
-//! `endpoints udp|tcp ADDRESS`: serves a port of its sandbox itself, until it is killed. Says where, then
+//! `endpoints udp|tcp|async ADDRESS`: serves a port of its sandbox itself, until it is killed. Says where, then
 //! answers: each datagram, and each line of a connection, by its own pid and the same text. `bye` ends the
 //! connection, `half` only this side's end of it, `big N` is answered by N bytes.
 
@@ -17,7 +17,9 @@ fn main() -> std::process::ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
-    let [_, kind, at] = &args[..] else { return Err("usage: endpoints udp|tcp ADDRESS".into()) };
+    let [_, kind, at] = &args[..] else {
+        return Err("usage: endpoints udp|tcp|async ADDRESS".into());
+    };
     if kind == "udp" {
         let endpoint = UdpEndpoint::bind(at)?;
         println!("{}", endpoint.local_addr()?);
@@ -28,6 +30,21 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let listener = TcpListener::bind(at)?;
+    if kind == "async" {
+        println!("{}", listener.local_addr());
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let tasks = tokio::task::LocalSet::new();
+        return tasks.block_on(&runtime, async {
+            loop {
+                let (stream, _) = listener.accept_async().await?;
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = serve_async(stream).await {
+                        eprintln!("{error}");
+                    }
+                });
+            }
+        });
+    }
     println!("{}", listener.local_addr());
     loop {
         let (stream, _) = listener.accept()?;
@@ -36,6 +53,23 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
                 eprintln!("{error}");
             }
         });
+    }
+}
+
+async fn serve_async(stream: TcpStream) -> std::io::Result<()> {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+    let mut stream = tokio::io::BufStream::new(stream);
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).await? == 0 {
+            return Ok(());
+        }
+        let answer = format!("{} {line}", std::process::id());
+        stream.write_all(answer.as_bytes()).await?;
+        stream.flush().await?;
+        if line == "bye\n" {
+            return stream.shutdown().await;
+        }
     }
 }
 

@@ -107,6 +107,11 @@ pub(super) struct State {
     pub(super) datagrams: VecDeque<Lent>,
     pub(super) accepted: VecDeque<u32>,
     pub(super) streams: HashMap<u32, Incoming>,
+    /// Tasks that wait for something to come.
+    #[cfg(feature = "tokio")]
+    wakers: Vec<std::task::Waker>,
+    #[cfg(feature = "tokio")]
+    is_watched: bool,
 }
 
 /// What buffers need to know of their desk.
@@ -226,6 +231,42 @@ impl Desk {
                 self.seat.get_up();
             }
         }
+    }
+
+    /// As [`Desk::wait`], for a task: it is woken when something has come.
+    #[cfg(feature = "tokio")]
+    pub(super) fn poll<T>(
+        self: &Arc<Self>,
+        cx: &std::task::Context<'_>,
+        ready: impl FnOnce(&mut State) -> Option<T>,
+    ) -> std::task::Poll<T> {
+        let mut state = self.look();
+        if let Some(found) = ready(&mut state) {
+            return std::task::Poll::Ready(found);
+        }
+        if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            state.wakers.push(cx.waker().clone());
+        }
+        if !std::mem::replace(&mut state.is_watched, true) {
+            let desk = Arc::downgrade(self);
+            std::thread::spawn(move || while desk.upgrade().is_some_and(|desk| desk.watch()) {});
+        }
+        std::task::Poll::Pending
+    }
+
+    /// Wait for a moment at most, and wake the tasks if something has come.
+    #[cfg(feature = "tokio")]
+    fn watch(&self) -> bool {
+        const MOMENT: Duration = Duration::from_millis(500);
+        let mut state = self.look();
+        std::mem::take(&mut state.wakers).into_iter().for_each(std::task::Waker::wake);
+        let at = state.at;
+        drop(state);
+        if let Some(seen) = self.seat.lie_down(at) {
+            let _ = self.shared.sandbox.wait_on(&self.seat.word, seen, MOMENT);
+            self.seat.get_up();
+        }
+        true
     }
 
     /// Ask the worker something for a connection.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ext_api::pool::Ask;
 
-use super::desk::{Desk, Lent};
+use super::desk::{Desk, Lent, State};
 use super::udp::first;
 use crate::address::Address;
 use crate::listen;
@@ -63,16 +63,33 @@ impl TcpListener {
     }
 
     fn accept_for(&self, until: Option<Instant>) -> io::Result<(TcpStream, SocketAddr)> {
-        let (index, from) = self.desk.wait(until, |state| {
-            let index = state.accepted.pop_front()?;
-            Some((index, state.streams.get(&index).and_then(|known| known.from)))
-        })?;
+        self.made(self.desk.wait(until, accepted)?)
+    }
+
+    /// As [`TcpListener::accept`], for a task.
+    #[cfg(feature = "tokio")]
+    pub(super) fn poll_accept(
+        &self,
+        cx: &std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<(TcpStream, SocketAddr)>> {
+        self.desk.poll(cx, accepted).map(|found| self.made(found))
+    }
+
+    fn made(
+        &self,
+        (index, from): (u32, Option<SocketAddr>),
+    ) -> io::Result<(TcpStream, SocketAddr)> {
         let from = from.ok_or_else(|| Error::from(ErrorKind::ConnectionAborted))?;
         let desk = self.desk.clone();
         let stream =
             TcpStream { desk, index, from, timeouts: [None; 2], reading: None, writing: None };
         Ok((stream, from))
     }
+}
+
+fn accepted(state: &mut State) -> Option<(u32, Option<SocketAddr>)> {
+    let index = state.accepted.pop_front()?;
+    Some((index, state.streams.get(&index).and_then(|known| known.from)))
 }
 
 /// A connection that this process serves. Reading by [`BufRead`] copies nothing.
@@ -129,51 +146,95 @@ impl TcpStream {
         if let Some(lent) = self.writing.take() {
             return Ok(lent);
         }
-        let (index, desk) = (self.index, self.desk.clone());
-        let until = self.until(1);
-        desk.wait(until, |state| {
-            let known = state.streams.get_mut(&index).filter(|known| !known.is_cut);
-            let Some(known) = known else {
-                return Some(Err(Error::from(ErrorKind::BrokenPipe)));
-            };
-            if let Some(room) = known.room.take() {
-                return Some(Ok(room));
-            }
-            if !std::mem::replace(&mut known.room_asked, true) {
-                desk.ask(Ask::Room, index);
-            }
-            None
-        })?
+        let (index, desk) = (self.index, &self.desk);
+        desk.wait(self.until(1), |state| room_in(desk, state, index))?
     }
+
+    /// As [`TcpStream::room`], for a task.
+    #[cfg(feature = "tokio")]
+    pub(super) fn poll_room(
+        &mut self,
+        cx: &std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<Lent>> {
+        if let Some(lent) = self.writing.take() {
+            return std::task::Poll::Ready(Ok(lent));
+        }
+        let (index, desk) = (self.index, &self.desk);
+        desk.poll(cx, |state| room_in(desk, state, index))
+    }
+
+    /// Is there nothing left of what is being read? What has been read is a place to write the answer
+    /// into, until there is more to read.
+    fn wants_more(&mut self) -> bool {
+        if self.reading.as_ref().is_some_and(|lent| !lent.bytes().is_empty()) {
+            return false;
+        }
+        if let Some(read) = self.reading.take() {
+            self.writing = Some(read);
+        }
+        true
+    }
+
+    /// What is being read.
+    pub(super) fn filled(&self) -> &[u8] {
+        self.reading.as_ref().map_or(&[], Lent::bytes)
+    }
+
+    /// As [`BufRead::fill_buf`], for a task.
+    #[cfg(feature = "tokio")]
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        if self.wants_more() {
+            let (index, spare) = (self.index, &mut self.writing);
+            let next = self.desk.poll(cx, |state| next_piece(state, index, spare));
+            self.reading = std::task::ready!(next)?;
+        }
+        std::task::Poll::Ready(Ok(()))
+    }
+}
+
+/// Room to write for connection `index`, which is asked for if there is none.
+fn room_in(desk: &Desk, state: &mut State, index: u32) -> Option<io::Result<Lent>> {
+    let known = state.streams.get_mut(&index).filter(|known| !known.is_cut);
+    let Some(known) = known else { return Some(Err(Error::from(ErrorKind::BrokenPipe))) };
+    if let Some(room) = known.room.take() {
+        return Some(Ok(room));
+    }
+    if !std::mem::replace(&mut known.room_asked, true) {
+        desk.ask(Ask::Room, index);
+    }
+    None
+}
+
+/// What has come next for connection `index`: None inside if it has ended. Whoever waits keeps no buffer.
+fn next_piece(
+    state: &mut State,
+    index: u32,
+    spare: &mut Option<Lent>,
+) -> Option<io::Result<Option<Lent>>> {
+    let known = state.streams.get_mut(&index)?;
+    if let Some(piece) = known.pieces.pop_front() {
+        return Some(Ok(Some(piece)));
+    }
+    if known.is_cut {
+        return Some(Err(Error::from(ErrorKind::ConnectionReset)));
+    }
+    if known.has_ended {
+        return Some(Ok(None));
+    }
+    (*spare, known.room) = (None, None);
+    None
 }
 
 impl BufRead for TcpStream {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.reading.as_ref().is_none_or(|lent| lent.bytes().is_empty()) {
-            // What has been read is a place to write the answer into, until there is more to read.
-            if let Some(read) = self.reading.take() {
-                self.writing = Some(read);
-            }
-            let (index, until) = (self.index, self.until(0));
-            let spare = &mut self.writing;
-            let next = self.desk.wait(until, |state| {
-                let known = state.streams.get_mut(&index)?;
-                if let Some(piece) = known.pieces.pop_front() {
-                    return Some(Ok(Some(piece)));
-                }
-                if known.is_cut {
-                    return Some(Err(Error::from(ErrorKind::ConnectionReset)));
-                }
-                if known.has_ended {
-                    return Some(Ok(None));
-                }
-                // Whoever waits keeps no buffer.
-                (*spare, known.room) = (None, None);
-                None
-            })??;
-            self.reading = next;
+        if self.wants_more() {
+            let (index, until, spare) = (self.index, self.until(0), &mut self.writing);
+            self.reading = self.desk.wait(until, |state| next_piece(state, index, spare))??;
         }
-        Ok(self.reading.as_ref().map_or(&[], Lent::bytes))
+        Ok(self.filled())
     }
 
     fn consume(&mut self, len: usize) {

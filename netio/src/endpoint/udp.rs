@@ -3,7 +3,7 @@
 use std::io::{self, Error};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::desk::{Desk, Lent};
@@ -12,7 +12,7 @@ use crate::listen;
 /// A UDP port that this process serves, alone or with others of its sandbox.
 #[derive(Debug)]
 pub struct UdpEndpoint {
-    desk: Desk,
+    desk: Arc<Desk>,
     socket: UdpSocket,
     timeout: Mutex<Option<Duration>>,
 }
@@ -67,7 +67,7 @@ impl UdpEndpoint {
             Ok((fd, socket.local_addr()?))
         })?;
         let socket = UdpSocket::from(OwnedFd::try_clone(&desk.fd)?);
-        Ok(Self { desk, socket, timeout: Mutex::new(None) })
+        Ok(Self { desk: Arc::new(desk), socket, timeout: Mutex::new(None) })
     }
 
     /// The address that it serves.
@@ -91,6 +91,12 @@ impl UdpEndpoint {
         let timeout = *self.timeout.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let until = timeout.map(|timeout| Instant::now() + timeout);
         self.desk.wait(until, |state| state.datagrams.pop_front()).map(Datagram)
+    }
+
+    /// As [`UdpEndpoint::recv`], for a task.
+    #[cfg(feature = "tokio")]
+    pub(super) fn poll_recv(&self, cx: &std::task::Context<'_>) -> std::task::Poll<Datagram> {
+        self.desk.poll(cx, |state| state.datagrams.pop_front()).map(Datagram)
     }
 
     /// As [`std::net::UdpSocket::recv_from`]: copies.
