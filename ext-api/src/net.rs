@@ -336,7 +336,8 @@ impl Held {
         if !taken {
             return Err(CallError::Refused(Status::Gone));
         }
-        let mut held = Self { pool, name, holder, used: 0, flags: 0, reply: Reply::empty(), spill_cap: 0 };
+        let mut held =
+            Self { pool, name, holder, used: 0, flags: 0, reply: Reply::empty(), spill_cap: 0 };
         let [start, len] = held.extent();
         held.used = len;
         held.reply.cap = BUFFER_LEN - start - len;
