@@ -3,7 +3,7 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -201,6 +201,16 @@ fn client(server: SocketAddr) -> UdpSocket {
     socket
 }
 
+/// The next datagram; a socket with a time limit may be interrupted by nobody's signal.
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> usize {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            got => return got.expect("an answer"),
+        }
+    }
+}
+
 fn connect(server: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(server).expect("connect");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
@@ -228,13 +238,13 @@ fn datagrams_are_answered_in_place_and_by_writing() {
         let mut buffer = [0; 40_000];
         for len in [0, 1, 64, 1472, 16_000] {
             client.send(&vec![b'a'; len]).expect("send");
-            let got = client.recv(&mut buffer).expect("an answer");
+            let got = receive(&client, &mut buffer);
             assert_eq!(&buffer[..got], vec![b'A'; len], "{way}");
         }
         // Longer than a buffer: counted, and nothing comes back.
         client.send(&vec![b'a'; 33_000]).expect("send");
         client.send(b"x").expect("send");
-        let got = client.recv(&mut buffer).expect("an answer");
+        let got = receive(&client, &mut buffer);
         assert_eq!(&buffer[..got], b"X", "{way}");
         assert_eq!(served.tally(|it| &it.too_long), 1, "{way}");
         assert_eq!(served.tally(|it| &it.received), 7, "{way}");
@@ -262,12 +272,12 @@ fn what_one_handler_passes_the_next_is_asked_about() {
         let mut buffer = [0; 16];
         for (sent, answer) in [(&b"a"[..], &b"a"[..]), (b"b", b"other")] {
             client.send(sent).expect("send");
-            let got = client.recv(&mut buffer).expect("an answer");
+            let got = receive(&client, &mut buffer);
             assert_eq!(&buffer[..got], answer, "{way}");
         }
         client.send(b"drop").expect("send");
         client.send(b"a").expect("send");
-        let got = client.recv(&mut buffer).expect("an answer");
+        let got = receive(&client, &mut buffer);
         assert_eq!(&buffer[..got], b"a", "{way}");
         assert_eq!(served.tally(|it| &it.dropped), 1, "{way}");
         served.end();
@@ -420,7 +430,7 @@ fn datagrams_and_connections_are_sent_on_and_back() {
         }
         for (client, text) in clients.iter().zip([b"eno", b"owt"]) {
             let mut buffer = [0; 16];
-            let got = client.recv(&mut buffer).expect("sent back");
+            let got = receive(&client, &mut buffer);
             assert_eq!(&buffer[..got], text, "{way}");
         }
         assert_eq!(served.tally(|it| &it.forwarded), 2, "{way}");
@@ -507,7 +517,7 @@ fn another_process_answers_and_its_death_costs_one_answer() {
         let mut buffer = [0; 16];
         for text in [b"abc", b"def"] {
             client.send(text).expect("send");
-            let got = client.recv(&mut buffer).expect("an answer");
+            let got = receive(&client, &mut buffer);
             assert!(buffer[..got].iter().rev().eq(text), "{way}");
         }
         client.send(b"lost").expect("send");
@@ -520,7 +530,7 @@ fn another_process_answers_and_its_death_costs_one_answer() {
         }
         served.is_dead.store(false, Relaxed);
         client.send(b"xyz").expect("send");
-        let got = client.recv(&mut buffer).expect("an answer");
+        let got = receive(&client, &mut buffer);
         assert_eq!(&buffer[..got], b"zyx", "{way}");
         served.end();
 

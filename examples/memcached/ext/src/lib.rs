@@ -2,7 +2,7 @@
 
 use ext_api::prelude::*;
 
-mod marks;
+pub mod marks;
 mod partial;
 pub mod protocol;
 pub mod session;

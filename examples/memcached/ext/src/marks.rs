@@ -32,7 +32,11 @@ pub struct Marks {
 }
 
 impl Marks {
-    pub(crate) fn new() -> Result<Self, String> {
+    /// None yet.
+    ///
+    /// # Errors
+    /// The heap is too small.
+    pub fn new() -> Result<Self, String> {
         let map = Map::new(MARKS).map_err(|_| format!("no room for {MARKS} marks"))?;
         Ok(Self { map, hand: AtomicU64::new(1) })
     }

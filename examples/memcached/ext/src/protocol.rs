@@ -201,8 +201,10 @@ fn with_args<'a>(name: &[u8], args: &[&'a [u8]], noreply: bool) -> Result<Comman
         (b"flush_all", []) => Command::Flush { delay: 0, noreply },
         (b"flush_all", [delay]) => Command::Flush { delay: delay_of(delay)?, noreply },
         (b"verbosity", [_, ..]) => Command::Verbosity { noreply },
-        (b"version", []) => Command::Version,
-        (b"stats", []) => Command::Stats,
+        (b"verbosity", []) if noreply => return Err(LineError::Silent),
+        // Whatever follows.
+        (b"version", _) => Command::Version,
+        (b"stats", []) if !noreply => Command::Stats,
         (b"quit", []) => Command::Quit,
         _ => return Err(LineError::Unknown),
     })

@@ -48,6 +48,8 @@ pub struct Counts {
     sets: Counter,
 }
 
+/// Whose protocol it is: clients ask, and libmemcached takes a 0 in front for no version at all.
+const VERSION: &str = "1.6.0";
 /// Times up to this are seconds from now; later ones are times of day. The protocol's.
 const RELATIVE_S_MAX: i64 = 60 * 60 * 24 * 30;
 /// Digits of the longest number, and so the longest value that is counted.
@@ -57,9 +59,11 @@ const DIGITS_MAX: usize = 20;
 #[derive(Debug, Clone, Copy)]
 pub struct Session<'a, E> {
     /// The entries.
-    pub(crate) entries: &'a E,
-    pub(crate) marks: &'a Marks,
-    pub(crate) counts: &'a Counts,
+    pub entries: &'a E,
+    /// What they do not say of themselves.
+    pub marks: &'a Marks,
+    /// Counted here.
+    pub counts: &'a Counts,
 }
 
 /// An entry that was found.
@@ -243,7 +247,7 @@ impl<E: Entries> Session<'_, E> {
         let lines = [
             ("pid", std::process::id().to_string()),
             ("time", self.entries.unix_s().to_string()),
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("version", VERSION.to_owned()),
             ("curr_items", of_kv("entries")),
             ("bytes", of_kv("bytes")),
             ("limit_maxbytes", of_kv("limit")),
@@ -264,7 +268,7 @@ fn failed(error: &str) -> String {
 }
 
 fn version() -> String {
-    format!("VERSION {}\r\n", env!("CARGO_PKG_VERSION"))
+    format!("VERSION {VERSION}\r\n")
 }
 
 /// What `gets` says and `cas` compares: a value's own, since kv-cache does not count its changes.
