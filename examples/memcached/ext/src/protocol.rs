@@ -200,7 +200,7 @@ fn with_args<'a>(name: &[u8], args: &[&'a [u8]], noreply: bool) -> Result<Comman
         }
         (b"flush_all", []) => Command::Flush { delay: 0, noreply },
         (b"flush_all", [delay]) => Command::Flush { delay: delay_of(delay)?, noreply },
-        (b"verbosity", [_, ..]) => Command::Verbosity { noreply },
+        (b"verbosity", [_]) => Command::Verbosity { noreply },
         (b"verbosity", []) if noreply => return Err(LineError::Silent),
         // Whatever follows.
         (b"version", _) => Command::Version,
