@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::filter::Armed;
 use crate::follow::Listener;
 use crate::sandbox::extensions::{Life, Loaded};
-use crate::sandbox::ports::Listen;
+use crate::sandbox::ports::{Listen, Whose};
 use crate::sandbox::{event_words, status_text};
 use crate::supervisor::{End, Supervisor};
 use crate::worker::{Job, Outcome};
@@ -278,7 +278,7 @@ pub fn answer(supervisor: &mut Supervisor, received: Received) -> Option<End> {
             Err("a participant cannot change its own sandbox".to_owned())
         }
         Ok(Request::Load { file, config, listen }) => {
-            match supervisor.sandbox.begin_load(file, config, listen) {
+            match supervisor.sandbox.begin_load(file, config, listen, Whose::One) {
                 Ok((job, loading)) => {
                     supervisor.start_load(job, loading, Some(received.connection));
                     return None;

@@ -55,6 +55,7 @@ pub fn in_own_sandbox(
     for file in &command.extensions {
         supervisor.load(file, &command.config, &command.listen)?;
     }
+    supervisor.sandbox.check_listen(&command.listen)?;
     for (handler, set) in command.policy.upcalls() {
         supervisor.sandbox.hook_by_policy(handler, set)?;
     }

@@ -19,7 +19,7 @@ use crate::keeper::{Keeper, Side};
 use crate::net::Net;
 use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
-use crate::sandbox::ports::Listen;
+use crate::sandbox::ports::{Listen, Whose};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::watchdog::{Watchdog, wake_promptly};
 use crate::worker::Job;
@@ -391,7 +391,7 @@ impl Supervisor {
         config: &str,
         listen: &[Listen],
     ) -> Result<(), SandboxError> {
-        let (job, loading) = self.sandbox.begin_load(file, config, listen)?;
+        let (job, loading) = self.sandbox.begin_load(file, config, listen, Whose::Any)?;
         self.start_load(job, loading, None);
         self.loaded = None;
         loop {
