@@ -9,6 +9,7 @@
 //!
 //! The worker outlives its supervisor if a keeper takes over, and is made anew if it is killed: the
 //! sockets are the supervisor's, so that what waits in them is not lost.
+#![expect(unsafe_code, reason = "ends the worker")]
 
 mod worker;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::control;
+use crate::follow::pidfd;
 use crate::sandbox::Sandbox;
 use crate::sandbox::ports::Opened;
 
@@ -47,6 +49,11 @@ enum Order {
         /// Its row of the tallies.
         number: usize,
     },
+    /// Serve none but these: a successor knows no others, whatever its predecessor has ordered since.
+    Only {
+        /// Their rows.
+        numbers: Vec<usize>,
+    },
 }
 
 /// A port as the worker knows it.
@@ -60,8 +67,11 @@ struct Told {
 #[derive(Debug)]
 struct Worker {
     pid: u32,
+    pidfd: OwnedFd,
     control: OwnedFd,
     told: Vec<Told>,
+    /// A predecessor gave it orders that are not known.
+    is_inherited: bool,
 }
 
 /// The supervisor's side of it.
@@ -80,11 +90,32 @@ impl Net {
         self.worker.as_ref().is_some_and(|worker| worker.pid == pid)
     }
 
+    /// Is there one, whose upcalls somebody has to look after?
+    #[must_use]
+    pub const fn has_worker(&self) -> bool {
+        self.worker.is_some()
+    }
+
     /// It has ended.
     pub fn forget_worker(&mut self) {
         self.worker = None;
         self.seen = None;
         self.died = Some(Instant::now());
+    }
+
+    /// End it: one that is in a handler does not hear that there is nobody to give it orders.
+    pub fn end_worker(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            kill(&worker.pidfd);
+        }
+    }
+
+    /// The supervisor that gave the worker its orders has died, and the caller takes its place.
+    pub fn take_over(&mut self) {
+        self.seen = None;
+        if let Some(worker) = &mut self.worker {
+            worker.is_inherited = true;
+        }
     }
 
     /// How long until there is something to do; None if there is nothing.
@@ -93,44 +124,55 @@ impl Net {
         self.died.map(|when| AGAIN.saturating_sub(when.elapsed()))
     }
 
-    /// Have the worker serve what is hooked now.
-    pub fn run(&mut self, sandbox: &Sandbox) {
+    /// Have the worker serve what is hooked now. True: there is something that the keeper has to know.
+    #[must_use]
+    pub fn run(&mut self, sandbox: &Sandbox) -> bool {
         if self.left().is_some_and(|left| !left.is_zero()) {
-            return;
+            return false;
         }
         self.died = None;
         if self.seen == Some(sandbox.changes) {
-            return;
+            return false;
         }
         self.seen = Some(sandbox.changes);
-        if self.worker.is_none() && sandbox.ports().next().is_some() {
-            match worker::start(sandbox) {
-                Ok((pid, control)) => {
-                    self.worker = Some(Worker { pid, control, told: Vec::new() });
-                }
-                Err(error) => {
-                    let text = format!("sbx: the network's worker cannot be started: {error}\n");
-                    sandbox.common().log().append(text.as_bytes());
-                    self.forget_worker();
-                    return;
-                }
-            }
+        let is_new = self.worker.is_none() && sandbox.ports().next().is_some();
+        if is_new && let Err(error) = self.start(sandbox) {
+            let text = format!("sbx: the network's worker cannot be started: {error}\n");
+            sandbox.common().log().append(text.as_bytes());
+            self.forget_worker();
+            return false;
         }
-        let Some(worker) = &mut self.worker else { return };
-        if worker.tell(sandbox).is_err() {
+        let Some(worker) = &mut self.worker else { return false };
+        let told = worker.tell(sandbox);
+        if told.is_err() {
             // It has died, or is about to: the next one is told everything.
             self.seen = None;
         }
+        is_new || told.unwrap_or(true)
+    }
+
+    fn start(&mut self, sandbox: &Sandbox) -> io::Result<()> {
+        let (pid, control) = worker::start(sandbox)?;
+        // Our own child: it is there until it is waited for.
+        let pidfd = pidfd(pid).ok_or_else(io::Error::last_os_error)?;
+        self.worker = Some(Worker { pid, pidfd, control, told: Vec::new(), is_inherited: false });
+        Ok(())
     }
 }
 
 impl Worker {
-    /// Tell it what has changed.
-    fn tell(&mut self, sandbox: &Sandbox) -> io::Result<()> {
+    /// Tell it what has changed; false if nothing has.
+    fn tell(&mut self, sandbox: &Sandbox) -> io::Result<bool> {
         let wanted: Vec<(Told, Kind)> = sandbox
             .ports()
             .map(|(port, handler)| (told(port, handler), kind_of(port.port)))
             .collect();
+        let before = self.told.clone();
+        if std::mem::take(&mut self.is_inherited) {
+            let numbers = wanted.iter().map(|(told, _)| told.number).collect();
+            self.order(&Order::Only { numbers }, None)?;
+            self.told.clear();
+        }
         let (kept, gone): (Vec<Told>, Vec<Told>) =
             self.told.iter().partition(|known| wanted.iter().any(|(told, _)| told == *known));
         for known in gone {
@@ -145,12 +187,18 @@ impl Worker {
             self.order(&order, (told.fd >= 0).then_some(told.fd))?;
             self.told.push(told);
         }
-        Ok(())
+        Ok(self.told != before)
     }
 
     fn order(&self, order: &Order, fd: Option<RawFd>) -> io::Result<()> {
         control::send(&self.control, &serde_json::to_string(order)?, fd.as_slice())
     }
+}
+
+fn kill(process: &OwnedFd) {
+    let (fd, none) = (process.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: takes numbers and no information. One that has ended needs no end.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
 }
 
 fn told(port: &Opened, handler: u64) -> Told {

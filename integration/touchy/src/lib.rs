@@ -9,7 +9,7 @@ pub mod touchy {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use ext_api::net::{Packet, Stream, Verdict};
-    use ext_api::prelude::{Config, Cx};
+    use ext_api::prelude::{Config, Cx, Saved};
 
     /// What tells a restarted extension from one that goes on.
     pub struct State {
@@ -19,6 +19,17 @@ pub mod touchy {
     #[init]
     fn init(_cx: &Cx, _config: Config) -> Result<State, String> {
         Ok(State { lines: AtomicU64::new(0) })
+    }
+
+    #[save(version = 1)]
+    fn save(state: &State) -> Vec<u8> {
+        state.lines.load(Ordering::Relaxed).to_le_bytes().to_vec()
+    }
+
+    #[upgrade]
+    fn upgrade(_cx: &Cx, _config: Config, old: Saved<'_>) -> Result<State, String> {
+        let lines = old.bytes.try_into().map_err(|_| "eight bytes were expected")?;
+        Ok(State { lines: AtomicU64::new(u64::from_le_bytes(lines)) })
     }
 
     /// What a line is answered with; "long 5" with five times a thousand bytes, in pieces of ten.

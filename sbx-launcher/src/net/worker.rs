@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use ext_api::abi::{CallFn, POST_HANDLE, PacketBlock, ReleaseFn, Reply, Runtime, Status};
+use ext_api::limits::PORTS_MAX;
 use ext_api::pool::{Holder, Pool};
 use libos::data::Common;
 use libos::layout::{ARENAS_OFFSET, Place};
@@ -93,8 +94,16 @@ fn obey<D: Driver>(mut engine: Engine<D, Region>, control: OwnedFd) -> io::Resul
         while let Some((order, fd)) = orders.pop_front() {
             match order {
                 Order::Close { number } => engine.close(number),
+                Order::Only { numbers } => {
+                    let others = (0..PORTS_MAX).filter(|number| !numbers.contains(number));
+                    others.for_each(|number| engine.close(number));
+                }
+                // A successor says once more what its predecessor has said.
+                Order::Open { number, kind, handler }
+                    if engine.served(number) == Some((kind, handler)) => {}
                 // Its number's former port is not through yet.
                 Order::Open { number, .. } if engine.is_open(number) => {
+                    engine.close(number);
                     orders.push_front((order, fd));
                     engine.turn(Some(std::time::Duration::from_millis(1)))?;
                 }
