@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hasher};
 use ext_api::shared::Counter;
 
 use crate::marks::{Mark, Marks};
-use crate::protocol::{Command, How, Set};
+use crate::protocol::{Command, How, Set, VALUE_LEN_MAX};
 
 /// Entries, as kv-cache has them.
 pub trait Entries {
@@ -52,8 +52,6 @@ pub struct Counts {
 const VERSION: &str = "1.6.0";
 /// Times up to this are seconds from now; later ones are times of day. The protocol's.
 const RELATIVE_S_MAX: i64 = 60 * 60 * 24 * 30;
-/// Digits of the longest number, and so the longest value that is counted.
-const DIGITS_MAX: usize = 20;
 
 /// Entries, and what is known of them.
 #[derive(Debug, Clone, Copy)]
@@ -137,6 +135,11 @@ impl<E: Entries> Session<'_, E> {
             (How::Cas(_), None) => return Ok("NOT_FOUND\r\n".to_owned()),
             (How::Cas(number), Some(found)) if number_of(&found.value) != number => {
                 return Ok("EXISTS\r\n".to_owned());
+            }
+            (How::Append | How::Prepend, Some(found))
+                if found.value.len() + value.len() > VALUE_LEN_MAX =>
+            {
+                return not_stored;
             }
             (How::Append, Some(found)) => {
                 self.put(set.key, &[&found.value, value].concat(), found.mark)?;
@@ -278,12 +281,11 @@ fn number_of(value: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// The number that a value begins with, if nothing but spaces follow.
+/// The number that a value begins with, up to the first space.
 fn number_in(value: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= DIGITS_MAX)?;
-    let text = text.trim_start();
-    let end = text.find(|it: char| it.is_ascii_whitespace()).unwrap_or(text.len());
-    text[..end].parse().ok()
+    let text = value.trim_ascii_start();
+    let end = text.iter().position(u8::is_ascii_whitespace).unwrap_or(text.len());
+    std::str::from_utf8(&text[..end]).ok()?.parse().ok()
 }
 
 #[cfg(test)]
