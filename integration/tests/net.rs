@@ -1,13 +1,17 @@
 //! Handlers on the network: real clients, and what is left when a process of the way is killed.
 
+#[path = "net/memcached.rs"]
+mod memcached;
+#[path = "net/servers.rs"]
+mod servers;
+
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use integration::{Ended, Random, Sandbox, Scratch, built, full, launcher, run};
+use integration::{Ended, Sandbox, built, launcher, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -91,6 +95,16 @@ fn shoot(pid: u64) {
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("it is there");
 }
 
+fn is_gone(pid: u64) -> bool {
+    kill(Pid::from_raw(pid as i32), None).is_err()
+}
+
+/// Kill a worker; back once it is gone, so that what comes now comes to nobody.
+fn shoot_worker(pid: u64) {
+    shoot(pid);
+    until("it is gone", || is_gone(pid));
+}
+
 /// A connection that asks in lines.
 struct Lines(BufReader<TcpStream>);
 
@@ -162,7 +176,7 @@ fn a_worker_that_is_killed_is_made_anew_and_its_ports_go_on() {
         clients.iter_mut().for_each(|client| assert_eq!(client.ask("hello"), "hello"));
         assert_eq!(ask_udp(&socket, b"hello"), b"hello");
         let former = worker(&sandbox).expect("a worker");
-        shoot(former);
+        shoot_worker(former);
         // Whoever connects or sends now finds the sockets as they were.
         assert_eq!(Lines::to(tcp).ask("again"), "again");
         assert_eq!(ask_udp(&socket, b"again"), b"again");
@@ -193,7 +207,7 @@ fn connections_outlive_the_supervisor() {
         assert_eq!(worker(&sandbox), former, "the worker goes on");
     }
     // The new supervisor watches the worker as well.
-    shoot(former.expect("a worker"));
+    shoot_worker(former.expect("a worker"));
     assert_eq!(Lines::to(tcp).ask("again"), "again");
     // And gives it orders.
     load(&sandbox, "libtouchy.so", 7300);
@@ -281,7 +295,7 @@ fn a_handler_without_end_does_not_outlive_its_sandbox() {
     assert_eq!(client.ask("hello"), "1 hello");
     client.send("spin\n");
     drop(sandbox);
-    until("the worker has ended", || kill(Pid::from_raw(pid as i32), None).is_err());
+    until("the worker has ended", || is_gone(pid));
     assert_eq!(client.next(), "");
 }
 
@@ -346,221 +360,4 @@ fn several_extensions_of_a_launch_have_places_to_listen_at() {
     let ended =
         launcher(&["run", "--ext", kv, "--ext", memcached, "--listen", listen, "--", "true"]);
     assert_eq!(ended.status, 0, "{}", ended.stderr);
-}
-
-#[test]
-fn dig_is_answered_from_a_zone() {
-    let sandbox = Sandbox::up("net-dns");
-    let zone = Scratch::new("zone");
-    let long = format!("long.example 60 TXT {}\n", "x".repeat(250)).repeat(8);
-    let lines = "example 300 SOA ns.example mail.example 1 7200 3600 86400 60\n\
-        www.example 60 A 192.0.2.1\nwww.example 60 AAAA 2001:db8::1\n\
-        alias.example 60 CNAME www.example\nexample 60 MX 10 mail.example\n\
-        text.example 60 TXT \"one\" \"and two\"\n_sip._udp.example 60 SRV 1 2 5060 www.example\n";
-    std::fs::write(&zone.0, lines.to_owned() + &long).expect("written");
-    load_with(&sandbox, "libdns.so", 5300, &format!("zone={}", zone.text()));
-    let dig = |protocol: &str, more: &[&str]| {
-        let port = at(&sandbox, &format!("{protocol} 5300")).port().to_string();
-        let mut argv = vec!["dig", "@127.0.0.1", "-p", &port, "+tries=1", "+time=10"];
-        argv.extend(if protocol == "tcp" { &["+tcp"][..] } else { &["+ignore"] });
-        argv.extend(more);
-        said(&argv)
-    };
-    for protocol in ["udp", "tcp"] {
-        let short = |name: &str, kind: &str| dig(protocol, &["+short", name, kind]);
-        assert_eq!(short("www.example", "A"), "192.0.2.1\n");
-        assert_eq!(short("WWW.example", "AAAA"), "2001:db8::1\n");
-        assert_eq!(short("alias.example", "A"), "www.example.\n192.0.2.1\n");
-        assert_eq!(short("example", "MX"), "10 mail.example.\n");
-        assert_eq!(short("text.example", "TXT"), "\"one\" \"and two\"\n");
-        assert_eq!(short("_sip._udp.example", "SRV"), "1 2 5060 www.example.\n");
-        for (asked, status) in [
-            (&["none.example"][..], "NXDOMAIN"),
-            (&["www.example", "MX"], "NOERROR"),
-            (&["elsewhere.test"], "REFUSED"),
-            (&["-c", "CH", "www.example"], "REFUSED"),
-            (&["+opcode=update", "www.example"], "NOTIMP"),
-            (&["+edns=1", "+noednsneg", "www.example"], "BADVERS"),
-            (&["+noedns", "www.example"], "NOERROR"),
-        ] {
-            let said = dig(protocol, asked);
-            assert!(said.contains(&format!("status: {status}")), "{asked:?}: {said}");
-            assert!(!said.contains("WARNING: Message"), "{said}");
-        }
-    }
-    let cut = dig("udp", &["long.example", "TXT"]);
-    assert!(cut.contains("flags: qr aa tc") && cut.contains("ANSWER: 0"), "{cut}");
-    assert_eq!(dig("tcp", &["+short", "long.example", "TXT"]).lines().count(), 8);
-    let two =
-        dig("tcp", &["+keepopen", "+short", "www.example", "A", "+tcp", "alias.example", "A"]);
-    assert_eq!(two.lines().count(), 3, "{two}");
-    nonsense_is_survived(&sandbox, dig("udp", &["+short", "www.example"]));
-}
-
-/// Random datagrams and connections' bytes: none of them fails, and `answer` is still right.
-fn nonsense_is_survived(sandbox: &Sandbox, answer: String) {
-    let [tcp, datagrams] = [at(sandbox, "tcp 5300"), at(sandbox, "udp 5300")];
-    let (mut random, socket) = (Random::new(53), udp(datagrams));
-    let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\0\0\x01\0\x01";
-    for round in 0..2000 {
-        let mut bytes = query.to_vec();
-        for _ in 0..random.below(6) {
-            bytes[random.below(query.len() as u64) as usize] = random.next() as u8;
-        }
-        bytes.truncate(random.below(query.len() as u64 + 1) as usize);
-        socket.send(&bytes).expect("sent");
-        if round % 100 == 0 {
-            let mut stream = TcpStream::connect(tcp).expect("it listens");
-            // It may be cut before all is written.
-            let _ = stream.write_all(&bytes);
-        }
-    }
-    until("all are seen", || row(sandbox, "udp 5300")["received"].as_u64() > Some(2000));
-    for port in ["tcp 5300", "udp 5300"] {
-        assert_eq!(row(sandbox, port)["failed"], 0, "{port}");
-    }
-    assert_eq!(answer, "192.0.2.1\n");
-    assert_eq!(ask_udp(&udp(datagrams), query).last_chunk(), Some(&[192, 0, 2, 1]));
-    all_buffers_come_back(sandbox);
-}
-
-/// A sandbox that serves kv-cache's entries, and where.
-fn memcached(test: &str) -> (Sandbox, SocketAddr) {
-    let sandbox = Sandbox::up(test);
-    sandbox.load(&built("libkv_cache.so"));
-    load(&sandbox, "libmemcached.so", 11211);
-    let at = at(&sandbox, "tcp 11211");
-    (sandbox, at)
-}
-
-#[test]
-fn memcached_clients_find_what_participants_store() {
-    let (sandbox, server) = memcached("net-memcached");
-    let servers = format!("--servers={server}");
-    assert_eq!(sandbox.call(&["kv.put", "ours", "from kv", "0"]).status, 0);
-    assert_eq!(said(&["memccat", &servers, "ours"]).trim_end(), "from kv");
-    let folder = Scratch::new("memcached");
-    std::fs::create_dir(&folder.0).expect("made");
-    for (name, len) in [("theirs", 7), ("long", 1 << 20), ("empty", 0)] {
-        let mut random = Random::new(len);
-        let bytes: Vec<u8> = (0..len).map(|_| b'a' + random.below(26) as u8).collect();
-        let path = folder.0.join(name);
-        std::fs::write(&path, &bytes).expect("written");
-        said(&["memccp", &servers, path.to_str().expect("a UTF-8 path")]);
-        let got = said(&["memccat", &servers, name]);
-        assert!(got.trim_end().as_bytes() == bytes, "{name}: {} bytes", got.len());
-        let direct = sandbox.call(&["kv.get", name]).stdout;
-        assert!(direct.trim_end().as_bytes() == bytes, "{name}: {} bytes", direct.len());
-    }
-    said(&["memcrm", &servers, "theirs"]);
-    assert_ne!(command(&["memcexist", &servers, "theirs"]).status, 0);
-    assert!(said(&["memcstat", &servers]).contains("curr_items: 3"));
-    let host = ["-h", "127.0.0.1", "-p", &server.port().to_string()].map(str::to_owned);
-    let capable = said(&["memccapable", "-a", &host[0], &host[1], &host[2], &host[3]]);
-    assert!(capable.contains("All tests passed"), "{capable}");
-    let load = ["--concurrency=8", "--execute-number=500", "--test=set"];
-    said(&[&["memcslap", &servers][..], &load].concat());
-    said(&["memcflush", &servers]);
-    assert_eq!(sandbox.call(&["kv.len"]).stdout.trim_end(), "0");
-    assert_eq!(row(&sandbox, "tcp 11211")["failed"], 0);
-    all_buffers_come_back(&sandbox);
-}
-
-#[test]
-fn memcached_does_not_know_the_difference() {
-    let (sandbox, ours) = memcached("net-difference");
-    let theirs = free_port();
-    let port = theirs.port().to_string();
-    // One thread: others that look at an entry keep memcached from counting in place.
-    let alone = ["-t", "1", "-o", "no_lru_maintainer,no_lru_crawler,no_slab_reassign"];
-    let place = ["memcached", "-u", "nobody", "-l", "127.0.0.1", "-p", &port];
-    let _real = Program::start(&[&place[..], &alone].concat());
-    until("memcached listens", || TcpStream::connect(theirs).is_ok());
-    let mut random = Random::new(11211);
-    for round in 0..if full() { 20_000 } else { 1000 } {
-        // What memcached counts it fills up with spaces only if it is not being sent: so it comes first.
-        let mut bytes = random_count(&mut random);
-        (0..random.below(12)).for_each(|_| bytes.extend(random_command(&mut random)));
-        bytes.extend(b"quit\r\n");
-        let answers = [ours, theirs].map(|server| exchange(server, &bytes));
-        let [one, other] = answers.each_ref().map(|answer| answer.escape_ascii().to_string());
-        assert!(one == other, "{round}: {one}\n{other}\nfor {}", bytes.escape_ascii());
-    }
-    assert_eq!(row(&sandbox, "tcp 11211")["failed"], 0);
-}
-
-/// Send all, and read to the end.
-fn exchange(server: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let stream = TcpStream::connect(server).expect("it listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit");
-    std::thread::scope(|scope| {
-        scope.spawn(|| (&stream).write_all(bytes).expect("sent"));
-        let mut got = Vec::new();
-        let end = (&stream).read_to_end(&mut got);
-        let last = got[got.len().saturating_sub(100)..].escape_ascii().to_string();
-        assert!(end.is_ok(), "{server} ends with {last}: {end:?}");
-        got
-    })
-}
-
-fn pick(random: &mut Random, from: &[&str]) -> String {
-    from[random.below(from.len() as u64) as usize].to_owned()
-}
-
-fn random_count(random: &mut Random) -> Vec<u8> {
-    let mut pick = |from: &[&str]| pick(random, from);
-    let (name, key) = (pick(&["incr", "decr"]), pick(&["a", "b", "c", "d", "e", "f"]));
-    let by =
-        pick(&["0", "1", "5", "99", "18446744073709551615", "18446744073709551616", "-1", "x"]);
-    format!("{name} {key} {by}{}\r\n", pick(&["", "", " noreply"])).into_bytes()
-}
-
-fn random_command(random: &mut Random) -> Vec<u8> {
-    let mut pick = |from: &[&str]| pick(random, from);
-    let long = ["x".repeat(250), "y".repeat(251)];
-    let keys = ["a", "b", "c", "d", "e", "f", "a", "b", "c", "d", "e", "f", &long[0], &long[1]];
-    let (key, noreply) = (pick(&keys), pick(&["", "", "", " noreply"]));
-    let numbers =
-        ["0", "1", "5", "99", "18446744073709551615", "18446744073709551616", "-1", "x", "7 "];
-    let number = pick(&numbers);
-    let which = pick(&["get", "get", "store", "store", "store", "other"]);
-    match which.as_str() {
-        // memcached forgets what it has not sent yet when it is asked for a key that is too long.
-        "get" if key.len() > 250 => b"gets\r\n".to_vec(),
-        "get" => format!("get {key} {}\r\n", pick(&keys[..13])).into_bytes(),
-        "store" => {
-            let name = pick(&["set", "set", "set", "add", "replace", "append", "prepend"]);
-            let flags = pick(&["0", "0", "0", "7", "4294967295", "x"]);
-            let exptime = pick(&["0", "0", "0", "0", "1000", "-1", "x"]);
-            let long = ["z".repeat(3000), "z".repeat(50_000)];
-            let values = ["", "text", "a\r\nget b", "10", "100", " 8", &long[0], &long[1], &number];
-            let value = pick(&values);
-            // A value that is taken for a line is too long for one; each server has its own limit.
-            let is_long = value.len() > 1000;
-            let number = |text: String| if is_long && text == "x" { "0".to_owned() } else { text };
-            let (flags, exptime) = (number(flags), number(exptime));
-            let key = if is_long && key.len() > 250 { "a".to_owned() } else { key };
-            let end = pick(&["\r\n", "\r\n", "\r\n", "\r\n", "\r\n", "xx"]);
-            let is_read = flags != "x" && exptime != "x" && key.len() <= 250;
-            let end = if is_read { end } else { "\r\n".to_owned() };
-            let len = value.len();
-            format!("{name} {key} {flags} {exptime} {len}{noreply}\r\n{value}{end}").into_bytes()
-        }
-        _ => {
-            let others = [
-                format!("delete {key}{noreply}"),
-                format!("delete {key} 0"),
-                format!("delete {key} 5"),
-                format!("touch {key} 1000{noreply}"),
-                format!("touch {key} {}", number.trim_end()),
-                format!("set {key} 0 0"),
-                format!("set {key} 0 0 -1"),
-                "verbosity 1".to_owned(),
-                "nonsense".to_owned(),
-                "get".to_owned(),
-                String::new(),
-            ];
-            format!("{}\r\n", pick(&others.each_ref().map(String::as_str))).into_bytes()
-        }
-    }
 }
