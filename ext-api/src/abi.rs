@@ -744,6 +744,8 @@ pub struct Runtime {
     pub own: extern "C" fn() -> u64,
     /// Address of the [`crate::pool::Pool`], or 0.
     pub pool: extern "C" fn() -> u64,
+    /// Address of the [`Superblock`]: what handlers call other extensions by.
+    pub superblock: extern "C" fn() -> u64,
 }
 
 const _: () = assert!(size_of::<Superblock>() <= 4096);

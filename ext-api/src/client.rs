@@ -29,13 +29,17 @@ static CURRENT: AtomicUsize = AtomicUsize::new(0);
 static ATTACHING: Mutex<()> = Mutex::new(());
 
 impl Sandbox {
-    /// The sandbox of this process.
+    /// The sandbox of this process; in a handler, the one that it runs in, so that it can call other
+    /// extensions: an upcall within its own.
     ///
     /// # Errors
     /// [`CallError::NotAttached`], or a sandbox of another version.
     pub fn current() -> Result<Self, CallError> {
         let base = match CURRENT.load(Ordering::Acquire) {
-            0 => find_control().ok_or(CallError::NotAttached)?,
+            0 => match crate::extension::runtime() {
+                Some(runtime) => (runtime.superblock)() as usize,
+                None => find_control().ok_or(CallError::NotAttached)?,
+            },
             base => base,
         };
         CURRENT.store(base, Ordering::Release);

@@ -74,18 +74,24 @@ impl Saved<'_> {
 #[derive(Debug)]
 pub struct Out<'a> {
     reply: &'a mut Reply,
+    /// Bytes that the spill has room for.
+    spill_cap: usize,
 }
 
 impl<'a> Out<'a> {
     /// The result of the upcall that `reply` belongs to.
     pub fn new(reply: &'a mut Reply) -> Self {
         reply.len = 0;
-        Self { reply }
+        Self { reply, spill_cap: 0 }
     }
 
-    /// Go on behind the first `len` bytes, which are there already.
-    pub(crate) const fn go_on(&mut self, len: usize) {
-        self.reply.len = len;
+    /// Go on with a result that an earlier `Out` has begun, and left [`Out::spill_cap`] of.
+    pub(crate) const fn resumed(reply: &'a mut Reply, spill_cap: usize) -> Self {
+        Self { reply, spill_cap }
+    }
+
+    pub(crate) const fn spill_cap(&self) -> usize {
+        self.spill_cap
     }
 
     /// Append bytes. If the heap has no room for a result that is larger than the caller's
@@ -102,7 +108,11 @@ impl<'a> Out<'a> {
     /// Where the next `more` bytes go, as [`Out::write`].
     fn room(&mut self, more: usize) -> *mut u8 {
         let len = self.reply.len + more;
-        self.room_for(more).unwrap_or_else(|| self.grow(len).wrapping_add(self.reply.len))
+        if let Some(room) = self.room_for(more) {
+            return room;
+        }
+        let block = if len <= self.spill_cap { self.reply.spill } else { self.grow(len) };
+        block.wrapping_add(self.reply.len)
     }
 
     /// Where the next `more` bytes go in the caller's buffer, if they fit there.
@@ -118,23 +128,33 @@ impl<'a> Out<'a> {
         self.reply.len += more;
     }
 
-    /// A block of the extension's heap for `len` bytes, with what has been written so far.
+    /// A block of the extension's heap for `len` bytes or more, with what has been written so far. It
+    /// doubles, so that a long result in small pieces is not copied for each of them.
     fn grow(&mut self, len: usize) -> *mut u8 {
         let allocate = runtime().expect("a reply spills only in the region").alloc;
+        let cap = len.max(self.spill_cap.saturating_mul(2));
         // SAFETY: takes a number.
-        let block = unsafe { allocate(len) }.cast::<u8>();
+        let block = unsafe { allocate(cap) }.cast::<u8>();
         assert!(
             !block.is_null(),
             "the extension's heap is full: no room for a result of {len} bytes"
         );
-        let from = if self.reply.spill.is_null() { self.reply.buf } else { self.reply.spill };
+        let former = self.reply.spill;
+        let from = if former.is_null() { self.reply.buf } else { former };
         if self.reply.len > 0 {
             // SAFETY: `from` holds `reply.len` bytes and the block at least as many.
             unsafe { block.copy_from_nonoverlapping(from, self.reply.len) };
         }
-        self.reply.spill = block;
+        (self.reply.spill, self.spill_cap) = (block, cap);
+        // SAFETY: null, or a block that was allocated here and that nobody names any more.
+        unsafe { free(former.cast()) };
         block
     }
+}
+
+unsafe extern "C" {
+    /// The region libc's: the other end of [`Runtime::alloc`].
+    fn free(block: *mut std::ffi::c_void);
 }
 
 /// Run a handler's body for the gate: panics end here.

@@ -310,6 +310,7 @@ pub struct Held {
     used: usize,
     flags: u16,
     reply: Reply,
+    spill_cap: usize,
 }
 
 impl fmt::Debug for Held {
@@ -335,7 +336,8 @@ impl Held {
         if !taken {
             return Err(CallError::Refused(Status::Gone));
         }
-        let mut held = Self { pool, name, holder, used: 0, flags: 0, reply: Reply::empty() };
+        let mut held =
+            Self { pool, name, holder, used: 0, flags: 0, reply: Reply::empty(), spill_cap: 0 };
         let [start, len] = held.extent();
         held.used = len;
         held.reply.cap = BUFFER_LEN - start - len;
@@ -368,10 +370,9 @@ impl Held {
 
     /// Append to the answer.
     pub fn write(&mut self, bytes: &[u8]) {
-        let len = self.reply.len;
-        let mut out = Out::new(&mut self.reply);
-        out.go_on(len);
+        let mut out = Out::resumed(&mut self.reply, self.spill_cap);
         out.write(bytes);
+        self.spill_cap = out.spill_cap();
     }
 
     /// Of a connection: only the first `len` bytes are used up. All are if nobody says so.

@@ -283,7 +283,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// when it comes back.
     pub fn close(&mut self, number: usize) {
         let Some(Some(port)) = self.ports.get_mut(number) else { return };
-        port.is_closing = true;
+        if std::mem::replace(&mut port.is_closing, true) {
+            return;
+        }
         let source = match (port.kind, port.socket) {
             (Kind::Tcp, _) => Some(Source::Listener(number as u32)),
             (_, Some(socket)) => Some(Source::Datagrams(socket)),
@@ -321,6 +323,13 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     #[must_use]
     pub fn is_open(&self, number: usize) -> bool {
         self.ports.get(number).is_some_and(Option::is_some)
+    }
+
+    /// As what port `number` is served, and by which handler; None once it is being taken away.
+    #[must_use]
+    pub fn served(&self, number: usize) -> Option<(Kind, u64)> {
+        let port = self.ports.get(number)?.as_ref().filter(|port| !port.is_closing)?;
+        Some((port.kind, port.handler))
     }
 
     /// Buffers that nobody uses: those that are free, and those that wait for what comes next.

@@ -3,7 +3,7 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -580,6 +580,51 @@ fn many_connections_at_once_each_get_their_own() {
             assert!(Instant::now() < late, "{way}: connections stay open");
             std::thread::yield_now();
         }
+        served.end();
+    }
+}
+
+/// Another process that answers whole lines, and leaves what is none yet.
+fn answers_lines(pool: &'static Pool) -> Box<dyn FnMut(u64) -> Status + Send> {
+    let _ = std::ptr::from_ref(pool).expose_provenance();
+    let who = Holder::of_peer(1 << 32 | 3);
+    Box::new(move |word| {
+        let name = Name::from_raw(word);
+        let buffer = &pool.buffers[name.index];
+        assert!(buffer.take(name.turn, who, 1));
+        let [start, len] = buffer.extent();
+        let at = bytes_of(std::ptr::from_ref(pool).addr(), name.index) + start;
+        let at = std::ptr::with_exposed_provenance_mut::<u8>(at);
+        // SAFETY: the buffer is this process's now.
+        let bytes = unsafe { std::slice::from_raw_parts(at, len) };
+        let used = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        // SAFETY: there is room behind it.
+        unsafe { at.add(len).copy_from_nonoverlapping(at, used) };
+        let outcome = Outcome { used: used as u16, answer: used as u32, ..Outcome::default() };
+        assert!(buffer.finish(name.turn, who, outcome));
+        let _ = pool.done.push(&pool.buffers, name.index);
+        Status::Ok
+    })
+}
+
+#[test]
+fn what_another_process_leaves_is_given_out_again_with_more_only() {
+    for way in ways() {
+        let (fd, server) = tcp_port();
+        let served = Served::with(way, Kind::Tcp, fd, vec![hands()], answers_lines);
+        let mut stream = connect(server);
+        stream.write_all(b"ab").expect("send");
+        while served.tally(|it| &it.handed) < 1 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(served.tally(|it| &it.handed), 1, "{way}");
+        stream.write_all(b"c\nde").expect("send");
+        let mut got = [0; 4];
+        stream.read_exact(&mut got).expect("an answer");
+        assert_eq!(&got, b"abc\n", "{way}");
+        stream.shutdown(Shutdown::Write).expect("shutdown");
+        assert_eq!(stream.read(&mut got).expect("an end"), 0, "{way}");
         served.end();
     }
 }

@@ -4,6 +4,8 @@
 //! participant may ask, but not change anything.
 #![expect(unsafe_code, reason = "passes descriptors")]
 
+mod request;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -14,133 +16,24 @@ use ext_api::abi::NO_EVENT;
 use libos::data::{Context, Joined, Tally};
 use libos::manifest::{Hook, Port};
 use netio::address::Address;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::filter::Armed;
 use crate::follow::Listener;
 use crate::sandbox::Sandbox;
 use crate::sandbox::extensions::{Life, Loaded};
-use crate::sandbox::ports::Listen;
+use crate::sandbox::ports::Whose;
 use crate::sandbox::{event_words, status_text};
 use crate::supervisor::{End, Supervisor};
 use crate::worker::{Job, Outcome};
+
+pub use request::Request;
 
 /// Longest request. A longer answer comes as a file.
 const MESSAGE_LEN_MAX: usize = 128 << 10;
 /// What is sent with the file that has the answer.
 const IN_FILE: &str = "in-file";
-
-/// What can be asked.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "kebab-case")]
-pub enum Request {
-    /// Descriptors of the zones, to attach late.
-    Attach,
-    /// Have a handler decide system calls, as a policy wants.
-    HookCalls {
-        /// `extension.handler`.
-        handler: String,
-        /// Bit per number.
-        calls: [u64; 8],
-    },
-    /// Where the region lies.
-    Place,
-    /// Take over the notifications of a command that is about to start; comes with a descriptor.
-    Follow {
-        /// What is hooked in it.
-        armed: Armed,
-    },
-    /// End the sandbox.
-    Down,
-    /// Who takes part.
-    Ps,
-    /// Load an extension.
-    Load {
-        /// File, as the supervisor sees it.
-        file: PathBuf,
-        /// Configuration text.
-        config: String,
-        /// Where its ports are listened to, if not where they say.
-        listen: Vec<Listen>,
-    },
-    /// Put another version in the place of a loaded extension.
-    Upgrade {
-        /// File, as the supervisor sees it.
-        file: PathBuf,
-        /// Configuration text; as before if there is none.
-        config: Option<String>,
-    },
-    /// Write the state of all extensions to a file.
-    Snapshot {
-        /// File, as the supervisor sees it.
-        file: PathBuf,
-    },
-    /// Unload an extension.
-    Unload {
-        /// Its name.
-        name: String,
-    },
-    /// What is loaded.
-    Extensions,
-    /// How system calls of programs came.
-    Stats,
-    /// Which connections are carried.
-    Sockets,
-    /// Which ports handlers are hooked to, and what they have seen.
-    Net,
-    /// Have the asking participant serve a port itself; comes with the socket, unless another does already.
-    Serve {
-        /// Datagrams, rather than connections?
-        udp: bool,
-        /// Where the socket is bound.
-        at: SocketAddr,
-    },
-    /// Have it serve that no longer.
-    Leave {
-        /// Its seat.
-        seat: usize,
-    },
-    /// Which file's code lies where.
-    Symbols,
-    /// Run a handler in the worker.
-    Call {
-        /// `extension.handler`.
-        handler: String,
-        /// Arguments as typed.
-        args: Vec<String>,
-    },
-    /// Post an event, in the worker.
-    Post {
-        /// `extension.handler`.
-        handler: String,
-        /// As [`ext_api::abi::HOW_KIND`].
-        how: u64,
-        /// A pid, if that is what `how` says.
-        target: u64,
-        /// Arguments as typed.
-        args: Vec<String>,
-    },
-    /// The log of the sandbox.
-    Log,
-}
-
-impl Request {
-    const fn is_repeatable(&self) -> bool {
-        !matches!(
-            self,
-            Self::Down
-                | Self::Load { .. }
-                | Self::Upgrade { .. }
-                | Self::Snapshot { .. }
-                | Self::Unload { .. }
-                | Self::Call { .. }
-                | Self::Post { .. }
-        )
-    }
-}
 
 /// A request that has been received.
 #[derive(Debug)]
@@ -295,7 +188,7 @@ pub fn answer(supervisor: &mut Supervisor, mut received: Received) -> Option<End
             Err("a participant cannot change its own sandbox".to_owned())
         }
         Ok(Request::Load { file, config, listen }) => {
-            match supervisor.sandbox.begin_load(file, config, listen) {
+            match supervisor.sandbox.begin_load(file, config, listen, Whose::One) {
                 Ok((job, loading)) => {
                     supervisor.start_load(job, loading, Some(received.connection));
                     return None;

@@ -9,6 +9,7 @@
 //!
 //! The worker outlives its supervisor if a keeper takes over, and is made anew if it is killed: the
 //! sockets are the supervisor's, so that what waits in them is not lost.
+#![expect(unsafe_code, reason = "ends the worker")]
 
 mod worker;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::control;
+use crate::follow::pidfd;
 use crate::sandbox::Sandbox;
 use crate::sandbox::ports::Opened;
 
@@ -59,6 +61,13 @@ enum Order {
         /// Its row of the tallies.
         number: usize,
     },
+    /// Serve none but these: a successor knows no others, whatever its predecessor has ordered since.
+    Only {
+        /// Their rows.
+        numbers: Vec<usize>,
+        /// The seats of processes that still serve.
+        seats: Vec<usize>,
+    },
 }
 
 /// A port as the worker knows it.
@@ -72,10 +81,13 @@ struct Told {
 #[derive(Debug)]
 struct Worker {
     pid: u32,
+    pidfd: OwnedFd,
     control: OwnedFd,
     told: Vec<Told>,
     /// Seats, and the ports that they are at.
     seats: Vec<(usize, usize)>,
+    /// A predecessor gave it orders that are not known.
+    is_inherited: bool,
 }
 
 /// The supervisor's side of it.
@@ -94,11 +106,32 @@ impl Net {
         self.worker.as_ref().is_some_and(|worker| worker.pid == pid)
     }
 
+    /// Is there one, whose upcalls somebody has to look after?
+    #[must_use]
+    pub const fn has_worker(&self) -> bool {
+        self.worker.is_some()
+    }
+
     /// It has ended.
     pub fn forget_worker(&mut self) {
         self.worker = None;
         self.seen = None;
         self.died = Some(Instant::now());
+    }
+
+    /// End it: one that is in a handler does not hear that there is nobody to give it orders.
+    pub fn end_worker(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            kill(&worker.pidfd);
+        }
+    }
+
+    /// The supervisor that gave the worker its orders has died, and the caller takes its place.
+    pub fn take_over(&mut self) {
+        self.seen = None;
+        if let Some(worker) = &mut self.worker {
+            worker.is_inherited = true;
+        }
     }
 
     /// How long until there is something to do; None if there is nothing.
@@ -107,41 +140,52 @@ impl Net {
         self.died.map(|when| AGAIN.saturating_sub(when.elapsed()))
     }
 
-    /// Have the worker serve what is hooked now.
-    pub fn run(&mut self, sandbox: &Sandbox) {
+    /// Have the worker serve what is hooked now. True: there is something that the keeper has to know.
+    #[must_use]
+    pub fn run(&mut self, sandbox: &Sandbox) -> bool {
         if self.left().is_some_and(|left| !left.is_zero()) {
-            return;
+            return false;
         }
         self.died = None;
         if self.seen == Some(sandbox.changes) {
-            return;
+            return false;
         }
         self.seen = Some(sandbox.changes);
-        if self.worker.is_none() && has_ports(sandbox) {
-            match worker::start(sandbox) {
-                Ok((pid, control)) => {
-                    self.worker =
-                        Some(Worker { pid, control, told: Vec::new(), seats: Vec::new() });
-                }
-                Err(error) => {
-                    let text = format!("sbx: the network's worker cannot be started: {error}\n");
-                    sandbox.common().log().append(text.as_bytes());
-                    self.forget_worker();
-                    return;
-                }
-            }
+        let is_new = self.worker.is_none() && has_ports(sandbox);
+        if is_new && let Err(error) = self.start(sandbox) {
+            let text = format!("sbx: the network's worker cannot be started: {error}\n");
+            sandbox.common().log().append(text.as_bytes());
+            self.forget_worker();
+            return false;
         }
-        let Some(worker) = &mut self.worker else { return };
-        if worker.tell(sandbox).is_err() {
+        let Some(worker) = &mut self.worker else { return false };
+        let told = worker.tell(sandbox);
+        if told.is_err() {
             // It has died, or is about to: the next one is told everything.
             self.seen = None;
         }
+        is_new || told.unwrap_or(true)
+    }
+
+    fn start(&mut self, sandbox: &Sandbox) -> io::Result<()> {
+        let (pid, control) = worker::start(sandbox)?;
+        // Our own child: it is there until it is waited for.
+        let pidfd = pidfd(pid).ok_or_else(io::Error::last_os_error)?;
+        self.worker = Some(Worker {
+            pid,
+            pidfd,
+            control,
+            told: Vec::new(),
+            seats: Vec::new(),
+            is_inherited: false,
+        });
+        Ok(())
     }
 }
 
 impl Worker {
-    /// Tell it what has changed.
-    fn tell(&mut self, sandbox: &Sandbox) -> io::Result<()> {
+    /// Tell it what has changed; false if nothing has.
+    fn tell(&mut self, sandbox: &Sandbox) -> io::Result<bool> {
         let wanted: Vec<(Told, Kind)> = all_ports(sandbox)
             .map(|(port, handler)| (told(port, handler), kind_of(port.port)))
             .collect();
@@ -150,6 +194,14 @@ impl Worker {
             .iter()
             .flat_map(|port| port.seats.iter().map(|(seat, _)| (**seat, *port.opened.number)))
             .collect();
+        let before = (self.told.clone(), self.seats.clone());
+        if std::mem::take(&mut self.is_inherited) {
+            let numbers = wanted.iter().map(|(told, _)| told.number).collect();
+            let seats = seats.iter().map(|(seat, _)| *seat).collect();
+            self.order(&Order::Only { numbers, seats }, None)?;
+            self.told.clear();
+            self.seats.clear();
+        }
         for (seat, _) in self.seats.iter().filter(|known| !seats.contains(known)) {
             self.order(&Order::Leave { seat: *seat }, None)?;
         }
@@ -175,7 +227,7 @@ impl Worker {
                 self.seats.push(known);
             }
         }
-        Ok(())
+        Ok((&self.told, &self.seats) != (&before.0, &before.1))
     }
 
     fn order(&self, order: &Order, fd: Option<RawFd>) -> io::Result<()> {
@@ -190,6 +242,12 @@ fn all_ports(sandbox: &Sandbox) -> impl Iterator<Item = (&Opened, u64)> {
 
 fn has_ports(sandbox: &Sandbox) -> bool {
     all_ports(sandbox).next().is_some()
+}
+
+fn kill(process: &OwnedFd) {
+    let (fd, none) = (process.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: takes numbers and no information. One that has ended needs no end.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
 }
 
 fn told(port: &Opened, handler: u64) -> Told {

@@ -55,6 +55,7 @@ pub fn in_own_sandbox(
     for file in &command.extensions {
         supervisor.load(file, &command.config, &command.listen)?;
     }
+    supervisor.sandbox.check_listen(&command.listen)?;
     for (handler, set) in command.policy.upcalls() {
         supervisor.sandbox.hook_by_policy(handler, set)?;
     }
@@ -77,8 +78,11 @@ pub fn in_own_sandbox(
             // A caller that reads the command's output to its end must not wait for us.
             detach();
             supervisor.serve();
+            supervisor.end_network();
             std::process::exit(0);
         }
+    } else {
+        supervisor.end_network();
     }
     Ok(exit_status(status))
 }
@@ -447,7 +451,10 @@ pub fn up(
         -1 => Err(io::Error::last_os_error().into()),
         0 => {
             detach();
-            let served = Supervisor::new(sandbox, Some(server)).map(|mut s| s.serve());
+            let served = Supervisor::new(sandbox, Some(server)).map(|mut supervisor| {
+                supervisor.serve();
+                supervisor.end_network();
+            });
             std::process::exit(i32::from(served.is_err()));
         }
         _ => {

@@ -19,7 +19,7 @@ use crate::keeper::{Keeper, Side};
 use crate::net::Net;
 use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
-use crate::sandbox::ports::Listen;
+use crate::sandbox::ports::{Listen, Whose};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::watchdog::{Watchdog, wake_promptly};
 use crate::worker::Job;
@@ -206,6 +206,7 @@ impl Supervisor {
         self.command = None;
         self.sandbox.kept = None;
         self.hooks.forget_server();
+        self.net.take_over();
         self.sandbox.set_supervisor();
         self.sandbox.restore_tables();
         // Those that have joined since the keeper was made.
@@ -221,6 +222,7 @@ impl Supervisor {
         self.look_now();
         self.serve();
         self.dismiss_keeper();
+        self.end_network();
         self.server = None;
         std::process::exit(0)
     }
@@ -229,6 +231,11 @@ impl Supervisor {
     pub fn dismiss_keeper(&mut self) {
         self.keeper = None;
         self.hooks.forget_server();
+    }
+
+    /// The sandbox goes down: nobody serves its ports any more.
+    pub fn end_network(&mut self) {
+        self.net.end_worker();
     }
 
     /// Pid of the keeper, if there is one.
@@ -258,7 +265,10 @@ impl Supervisor {
         self.follower.look_after_late();
         let happened = std::mem::take(&mut self.sandbox.happened);
         self.hooks.run(&self.sandbox, happened);
-        self.net.run(&self.sandbox);
+        if self.net.run(&self.sandbox) {
+            // A keeper that knows nothing of the worker would make another.
+            self.sandbox.kept = None;
+        }
         self.look_after_upcalls();
         let done: Vec<u32> = ready
             .iter()
@@ -301,7 +311,8 @@ impl Supervisor {
     }
 
     fn timeout_without_hooks(&self) -> Option<Duration> {
-        if self.watched.is_empty() && self.jobs.is_empty() && !self.sandbox.is_busy() {
+        let makes_upcalls = !self.watched.is_empty() || self.net.has_worker();
+        if !makes_upcalls && self.jobs.is_empty() && !self.sandbox.is_busy() {
             return self.follower.busy().then_some(Duration::from_millis(50));
         }
         let period = self.watchdog.period();
@@ -391,7 +402,7 @@ impl Supervisor {
         config: &str,
         listen: &[Listen],
     ) -> Result<(), SandboxError> {
-        let (job, loading) = self.sandbox.begin_load(file, config, listen)?;
+        let (job, loading) = self.sandbox.begin_load(file, config, listen, Whose::Any)?;
         self.start_load(job, loading, None);
         self.loaded = None;
         loop {

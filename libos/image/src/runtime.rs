@@ -31,6 +31,7 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     is_live: events::is_live,
     own,
     pool,
+    superblock,
 };
 
 /// [`Runtime::own`].
@@ -43,6 +44,11 @@ extern "C" fn pool() -> u64 {
     let superblock = boot::place().base as *const Superblock;
     // SAFETY: the control zone begins with it, and stays mapped.
     unsafe { &*superblock }.pool.load(Acquire)
+}
+
+/// [`Runtime::superblock`].
+extern "C" fn superblock() -> u64 {
+    boot::place().base as u64
 }
 
 /// Names the upcall that the calling thread is in; 0 outside of one.

@@ -19,6 +19,10 @@ pub(super) struct Seated {
 impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Have the process that has seat `seat` serve port `number`, too.
     pub fn sit(&mut self, number: usize, seat: usize) {
+        // A successor says once more what its predecessor has said.
+        if self.seated.get(seat).is_some_and(Option::is_some) {
+            return;
+        }
         let is_first = matches!(self.ports.get(number), Some(Some(port)) if port.seats.is_empty());
         let (Some(Some(port)), Some(_)) = (self.ports.get_mut(number), self.buffers.seat(seat))
         else {

@@ -540,7 +540,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 }
             }
         }
-        self.go_on(index);
+        // What was left whole is given out again with more only.
+        if used > 0 || left == 0 || self.join_pieces(index) {
+            self.go_on(index);
+        } else if self.connections.get(index as usize).is_some_and(|known| known.has_ended) {
+            self.close_stream(index);
+        } else {
+            self.take_up(index);
+        }
         self.forget_if_over(index);
     }
 

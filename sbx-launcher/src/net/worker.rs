@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::AtomicU32;
 
 use ext_api::abi::{CallFn, POST_HANDLE, PacketBlock, ReleaseFn, Reply, Runtime, Status};
+use ext_api::limits::{PORTS_MAX, SEATS_MAX};
 use ext_api::pool::{BY_PROCESS, Holder, Pool};
 use libos::data::Common;
 use libos::layout::{ARENAS_OFFSET, Place};
@@ -96,8 +97,18 @@ fn obey<D: Driver>(mut engine: Engine<D, Region>, control: OwnedFd) -> io::Resul
                 Order::Close { number } => engine.close(number),
                 Order::Sit { number, seat } => engine.sit(number, seat),
                 Order::Leave { seat } => engine.leave(seat),
+                Order::Only { numbers, seats } => {
+                    let others = (0..SEATS_MAX).filter(|seat| !seats.contains(seat));
+                    others.for_each(|seat| engine.leave(seat));
+                    let others = (0..PORTS_MAX).filter(|number| !numbers.contains(number));
+                    others.for_each(|number| engine.close(number));
+                }
+                // A successor says once more what its predecessor has said.
+                Order::Open { number, kind, handler }
+                    if engine.served(number) == Some((kind, handler)) => {}
                 // Its number's former port is not through yet.
                 Order::Open { number, .. } if engine.is_open(number) => {
+                    engine.close(number);
                     orders.push_front((order, fd));
                     engine.turn(Some(std::time::Duration::from_millis(1)))?;
                 }

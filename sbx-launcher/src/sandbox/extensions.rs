@@ -20,7 +20,7 @@ use libos::image::{self, Image, ImageError};
 use libos::layout::{ARENAS_OFFSET, slot_offset};
 use libos::manifest::{self, Hook};
 
-use super::ports::{Listen, Opened};
+use super::ports::{Listen, Opened, Whose};
 use super::{LIBOS_ROWS, Sandbox, SandboxError, global_barrier};
 use crate::worker::{self, Job, Outcome};
 
@@ -173,18 +173,19 @@ impl Sandbox {
         file: &Path,
         config: &str,
         listen: &[Listen],
+        whose: Whose,
     ) -> Result<Begun, SandboxError> {
         let shown = file.display().to_string();
         let bytes = std::fs::read(file)
             .map_err(|error| SandboxError::Refused(format!("{shown}: {error}")))?;
-        self.begin(Rc::new(bytes), shown, (config.to_owned(), listen.to_vec()), None)
+        self.begin(Rc::new(bytes), shown, (config.to_owned(), listen.to_vec(), whose), None)
     }
 
     fn begin(
         &mut self,
         image: Rc<Vec<u8>>,
         file: String,
-        (config, listen): (String, Vec<Listen>),
+        (config, listen, whose): (String, Vec<Listen>, Whose),
         rows: Option<Vec<usize>>,
     ) -> Result<Begun, SandboxError> {
         self.changed();
@@ -201,7 +202,11 @@ impl Sandbox {
         let ports = if restart {
             Vec::new()
         } else {
-            self.open_ports(&hooks_of(&extension), &listen, &[])?
+            let hooks = hooks_of(&extension);
+            if whose == Whose::One {
+                Self::check_listen_of(&hooks, &listen)?;
+            }
+            self.open_ports(&hooks, &listen, &[])?
         };
         let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
         let rows = match rows {
@@ -726,7 +731,7 @@ impl Sandbox {
         let known = &self.loaded[index];
         let (image, file) = (known.image.clone(), known.file.clone());
         let rows = known.handlers.iter().map(|handler| handler.row).collect();
-        let text = (known.config.clone(), known.listen.clone());
+        let text = (known.config.clone(), known.listen.clone(), Whose::Any);
         match self.begin(image, file, text, Some(rows)) {
             Ok(begun) => {
                 self.starting.push(name.to_owned());

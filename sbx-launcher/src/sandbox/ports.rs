@@ -37,6 +37,15 @@ impl FromStr for Listen {
     }
 }
 
+/// Whose ports the places to listen at are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of the extension that is loaded: one that it has no port for is an error.
+    One,
+    /// Those of any that are loaded together; see [`Sandbox::check_listen`].
+    Any,
+}
+
 /// A port that a handler of a loaded extension is hooked to.
 #[derive(Debug, Clone)]
 pub struct Opened {
@@ -59,6 +68,19 @@ pub struct Shared {
     pub opened: Opened,
     /// Who serves it: seat and pid.
     pub seats: Vec<(Rc<usize>, u32)>,
+}
+
+/// Is each of `listen` for one of `ports`?
+fn check_used(listen: &[Listen], ports: impl Iterator<Item = Port>) -> Result<(), SandboxError> {
+    let is_for =
+        |port, one: &Listen| matches!(port, Port::Udp(at) | Port::Tcp(at) if at == one.port);
+    let ports: Vec<Port> = ports.collect();
+    let unused = listen.iter().find(|one| !ports.iter().any(|port| is_for(*port, one)));
+    unused.map_or(Ok(()), |Listen { port, at }| {
+        Err(SandboxError::Refused(format!(
+            "--listen {port}={at}: no handler is hooked to port {port}"
+        )))
+    })
 }
 
 /// Numbers that are in use, of ports or of seats.
@@ -95,16 +117,27 @@ impl Sandbox {
                 None => self.open_port(port, handler, listen)?,
             });
         }
-        let is_used = |one: &&Listen| {
-            opened.iter().any(|it| matches!(it.port, Port::Udp(p) | Port::Tcp(p) if p == one.port))
-        };
-        if let Some(unused) = listen.iter().find(|one| !is_used(one)) {
-            return Err(SandboxError::Refused(format!(
-                "--listen {}={}: no handler of it is hooked to port {}",
-                unused.port, unused.at, unused.port
-            )));
-        }
         Ok(opened)
+    }
+
+    /// Is each of these for a port that one of `handlers` is hooked to?
+    pub(super) fn check_listen_of(
+        handlers: &[(Hook, String)],
+        listen: &[Listen],
+    ) -> Result<(), SandboxError> {
+        let port = |(hook, _): &(Hook, String)| match hook {
+            Hook::Network(port) => Some(*port),
+            _ => None,
+        };
+        check_used(listen, handlers.iter().filter_map(port))
+    }
+
+    /// Is each of these for a port that a handler of a loaded extension is hooked to?
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check_listen(&self, listen: &[Listen]) -> Result<(), SandboxError> {
+        check_used(listen, self.ports().map(|(port, _)| port.port))
     }
 
     fn open_port(
