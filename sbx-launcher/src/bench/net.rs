@@ -3,6 +3,7 @@
 //! The server on one core, the client on the other. Each server is a process of its own; ours is the
 //! network's worker of a sandbox.
 
+mod forward;
 mod load;
 mod servers;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::events::Child as Process;
 use super::pin::{pin, unpin};
 use super::{BenchError, Measure, Options, Report, built, measure};
 use crate::control::{self, Request};
@@ -45,9 +47,13 @@ struct Server {
 impl Server {
     /// One of our rivals.
     fn rival(what: &str, port: u16) -> io::Result<Self> {
+        Self::rival_on(what, port, SERVER_CPU)
+    }
+
+    fn rival_on(what: &str, port: u16, cpu: usize) -> io::Result<Self> {
         let launcher = std::env::current_exe()?;
         let port_text = port.to_string();
-        let core = SERVER_CPU.to_string();
+        let core = cpu.to_string();
         Self::program(
             &["taskset", "-c", &core, &launcher.to_string_lossy(), "bench-serve", what, &port_text],
             port,
@@ -84,6 +90,13 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
+            // A launcher ends when what it has started does.
+            let list = format!("/proc/{0}/task/{0}/children", child.id());
+            let children = std::fs::read_to_string(list).unwrap_or_default();
+            let started = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+            for pid in started.map(nix::unistd::Pid::from_raw) {
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -104,18 +117,22 @@ struct Ours {
 }
 
 impl Ours {
-    fn start(images: &[&str]) -> Result<Self, BenchError> {
+    fn start() -> Result<Self, BenchError> {
         let doing = |error| BenchError::Io("starting a sandbox", error);
         let launcher = std::env::current_exe().map_err(doing)?;
         let name = format!("bench-net-{}", std::process::id());
         let ours = Self { name, launcher };
         ours.launcher(&["up", &ours.name]).map_err(doing)?;
-        for image in images {
+        let upstream = format!("to=127.0.0.1:{}", forward::UPSTREAM);
+        for (image, port, config) in [
+            ("libnet_echo.so", "9000", ""),
+            ("libhand_over.so", "9100", ""),
+            ("libforward.so", "8000", &upstream),
+        ] {
             let file = built(image)?.to_string_lossy().into_owned();
-            let listen = ["9000", "9100"].map(|port| format!("{port}=127.0.0.1:0"));
-            let which = usize::from(image.contains("hand_over"));
-            ours.launcher(&["ext", "load", &ours.name, &file, "--listen", &listen[which]])
-                .map_err(doing)?;
+            let listen = format!("{port}=127.0.0.1:0");
+            let load = ["ext", "load", &ours.name, &file, "--listen", &listen, "--config", config];
+            ours.launcher(&load).map_err(doing)?;
         }
         let until = Instant::now() + Duration::from_secs(10);
         while ours.table().map_err(doing)?["worker"].is_null() {
@@ -126,6 +143,17 @@ impl Ours {
         }
         pin(ours.worker().map_err(doing)? as i32, SERVER_CPU);
         Ok(ours)
+    }
+
+    /// A participant that answers what it is handed, on the client's core.
+    fn answerer(&self) -> Result<Server, BenchError> {
+        let core = CLIENT_CPU.to_string();
+        let worker = built("hand-worker")?.to_string_lossy().into_owned();
+        let launcher = self.launcher.to_string_lossy();
+        let run =
+            ["taskset", "-c", &core, &launcher, "run", "--sandbox", &self.name, "--", &worker];
+        let doing = |error| BenchError::Io("starting a participant", error);
+        Server::program(&run, 0, false).map_err(doing)
     }
 
     fn launcher(&self, args: &[&str]) -> io::Result<()> {
@@ -171,6 +199,7 @@ struct Load {
 }
 
 impl Load {
+    /// Answers per second, the time that they took, and the server's CPU time for each.
     fn run(&self, server: &Server, time: Duration) -> io::Result<(Figures, f64)> {
         pin(0, CLIENT_CPU);
         let before = server.cpu_seconds();
@@ -185,9 +214,11 @@ impl Load {
     }
 }
 
+const C1: Load = Load { name: "TCP echo 64 B c1", is_tcp: true, count: 1, len: 64 };
+const C50: Load = Load { name: "TCP echo 64 B c50", is_tcp: true, count: 50, len: 64 };
 const LOADS: [Load; 5] = [
-    Load { name: "TCP echo 64 B c1", is_tcp: true, count: 1, len: 64 },
-    Load { name: "TCP echo 64 B c50", is_tcp: true, count: 50, len: 64 },
+    C1,
+    C50,
     Load { name: "TCP echo 16 KiB c50", is_tcp: true, count: 50, len: 16 << 10 },
     Load { name: "UDP echo 64 B, 1 under way", is_tcp: false, count: 1, len: 64 },
     Load { name: "UDP echo 64 B, 64 under way", is_tcp: false, count: 64, len: 64 },
@@ -196,36 +227,125 @@ const LOADS: [Load; 5] = [
 /// The ways to serve, by what is asked for.
 const TCP_WAYS: [&str; 3] = ["tcp-threads", "tcp-epoll", "tcp-io_uring"];
 const UDP_WAYS: [&str; 3] = ["udp-blocking", "udp-mmsg", "udp-io_uring"];
+/// Programs that want all of the machine.
+const HOGS: [usize; 2] = [0, 4];
+
+type Rows<'a> = Vec<Measure<'a>>;
+
+/// What is measured once for several rows.
+#[derive(Default)]
+struct Last {
+    cpu_us: Cell<f64>,
+    figures: RefCell<Figures>,
+}
+
+fn doing(error: io::Error) -> BenchError {
+    BenchError::Io("serving the network", error)
+}
+
+/// Rows of one server under one load: its rate, and its CPU time.
+fn rate_rows<'a>(
+    rows: &mut Rows<'a>,
+    (load, name): (Load, String),
+    server: &'a Server,
+    last: &'a Last,
+    time: Duration,
+) {
+    let rate = move || {
+        let (figures, each) = load.run(server, time).map_err(doing)?;
+        last.cpu_us.set(each);
+        let rate = figures.rate;
+        last.figures.replace(figures);
+        Ok(rate)
+    };
+    rows.push((name.clone(), "1/s", Box::new(rate)));
+    rows.push((format!("{name}: CPU"), "us", Box::new(|| Ok(last.cpu_us.get()))));
+}
+
+/// Rows of one forwarder: small messages at once, and how long one takes, beside hogs.
+fn forward_rows<'a>(
+    rows: &mut Rows<'a>,
+    name: &str,
+    server: &'a Server,
+    last: &'a Last,
+    time: Duration,
+) {
+    rate_rows(rows, (C50, format!("forward 64 B c50, {name}")), server, last, time);
+    for hogs in HOGS {
+        let prefix = format!("forward 64 B c1, {hogs} hogs, {name}");
+        let run = move || {
+            let spin = || loop {
+                std::hint::spin_loop();
+            };
+            let hogs =
+                (0..hogs).map(|_| Process::start(None, spin)).collect::<io::Result<Vec<_>>>();
+            let _hogs = hogs.map_err(doing)?;
+            let (figures, _) = C1.run(server, time * 2).map_err(doing)?;
+            let p50 = figures.quantile(0.5);
+            last.figures.replace(figures);
+            Ok(p50)
+        };
+        rows.push((format!("{prefix}: p50"), "us", Box::new(run)));
+        let share = |share: f64| move || Ok(last.figures.borrow().quantile(share));
+        rows.push((format!("{prefix}: p99.9"), "us", Box::new(share(0.999))));
+        let spread = || {
+            let figures = last.figures.borrow();
+            Ok(figures.quantile(0.999) - figures.quantile(0.5))
+        };
+        rows.push((format!("{prefix}: p99.9 - p50"), "us", Box::new(spread)));
+    }
+}
 
 pub(super) fn run(options: Options) -> Result<Report, BenchError> {
-    let doing = |error| BenchError::Io("serving the network", error);
     let time = Duration::from_millis(if options.quick { 50 } else { 400 });
-    let ours = Ours::start(&["libnet_echo.so"])?;
-    let mut all: Vec<(&str, Server)> = Vec::new();
+    let ours = Ours::start()?;
+    let _answerer = ours.answerer()?;
+    let mut ways: Vec<(&str, Server)> = Vec::new();
     for (port, way) in (7510..).zip(TCP_WAYS.into_iter().chain(UDP_WAYS)) {
-        all.push((way, Server::rival(way, port).map_err(doing)?));
+        ways.push((way, Server::rival(way, port).map_err(doing)?));
     }
-    all.push(("tcp-region", ours.server("tcp 9000").map_err(doing)?));
-    all.push(("udp-region", ours.server("udp 9000").map_err(doing)?));
-    let all = RefCell::new(all);
-    let cpu = Cell::new(0.0);
-    let mut rows: Vec<Measure<'_>> = Vec::new();
+    ways.push(("tcp-region", ours.server("tcp 9000").map_err(doing)?));
+    ways.push(("udp-region", ours.server("udp 9000").map_err(doing)?));
+    let hops = [
+        ("epoll, Unix sockets", Server::rival("tcp-two-hops", 7518).map_err(doing)?),
+        ("region", ours.server("tcp 9100").map_err(doing)?),
+    ];
+    let folder = std::env::temp_dir().join(&ours.name);
+    std::fs::create_dir_all(&folder).map_err(doing)?;
+    // Beside the client, so that a forwarder has its core for itself.
+    let _upstream = Server::rival_on("tcp-epoll", forward::UPSTREAM, CLIENT_CPU).map_err(doing)?;
+    let mut forwarders = vec![("region", ours.server("tcp 8000").map_err(doing)?)];
+    for (port, rival) in (forward::UPSTREAM + 1..).zip(&forward::RIVALS) {
+        let server = rival.serve(&folder, port).map_err(doing)?;
+        forwarders.extend(server.map(|server| (rival.name, server)));
+    }
+    let last = Last::default();
+    let mut rows: Rows<'_> = Vec::new();
     for load in LOADS {
         let kind = if load.is_tcp { "tcp-" } else { "udp-" };
-        let ways: Vec<&str> = all.borrow().iter().map(|(way, _)| *way).collect();
-        for (index, way) in ways.into_iter().enumerate().filter(|(_, way)| way.starts_with(kind)) {
-            let (all, cpu) = (&all, &cpu);
+        for (way, server) in ways.iter().filter(|(way, _)| way.starts_with(kind)) {
             let name = format!("{}, {}", load.name, &way[4..]);
-            let rate = move || {
-                let (figures, each) = load.run(&all.borrow()[index].1, time).map_err(doing)?;
-                cpu.set(each);
-                Ok(figures.rate)
-            };
-            rows.push((name.clone(), "1/s", Box::new(rate)));
-            rows.push((format!("{name}: CPU"), "us", Box::new(move || Ok(cpu.get()))));
+            rate_rows(&mut rows, (load, name), server, &last, time);
         }
     }
+    for load in [C1, C50] {
+        for (way, server) in &hops {
+            // A line each: what is handed over is whole lines.
+            let name = format!("two hops, {}, {way}", &load.name[4..]);
+            rate_rows(&mut rows, (load, name), server, &last, time);
+        }
+    }
+    for (name, server) in &forwarders {
+        forward_rows(&mut rows, name, server, &last, time);
+    }
     let mut report = Report::new("net", options.rounds, measure(options.rounds, rows)?);
+    goals(&mut report);
+    drop(forwarders);
+    let _ = std::fs::remove_dir_all(folder);
+    Ok(report)
+}
+
+fn goals(report: &mut Report) {
     for load in LOADS {
         let ways = if load.is_tcp { TCP_WAYS } else { UDP_WAYS };
         let rows: Vec<String> = std::iter::once("region")
@@ -237,5 +357,42 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         let names = [&rows[0], &rows[1], &rows[2], &rows[3]].map(String::as_str);
         report.goal(&format!("{}: region / best", load.name), names, best, (">=", goal));
     }
-    Ok(report)
+    let ratio = |[ours, theirs]: [f64; 2]| ours / theirs;
+    for load in ["echo 64 B c1", "echo 64 B c50"] {
+        let rows = ["region", "epoll, Unix sockets"].map(|way| format!("two hops, {load}, {way}"));
+        let name = format!("two hops, {load}: region / Unix sockets");
+        report.goal(&name, [&*rows[0], &*rows[1]], ratio, (">=", 1.5));
+    }
+    // What the second hop adds to one answer: the time with it, less the time without.
+    let hop = |[two, one, their_two, their_one]: [f64; 4]| {
+        (1.0 / their_two - 1.0 / their_one) / (1.0 / two - 1.0 / one)
+    };
+    let rows = [
+        "two hops, echo 64 B c1, region",
+        "TCP echo 64 B c1, region",
+        "two hops, echo 64 B c1, epoll, Unix sockets",
+        "TCP echo 64 B c1, epoll",
+    ];
+    report.goal("the second hop alone: Unix sockets / region", rows, hop, (">=", 5.0));
+    let best = |[ours, a, b, c]: [f64; 4]| ours / a.max(b).max(c);
+    let least = |[ours, a, b, c]: [f64; 4]| ours / a.min(b).min(c);
+    let named = |what: &str| {
+        let names = ["region", "nginx stream", "haproxy", "socat"];
+        names.map(|name| format!("forward 64 B {}", what.replace("NAME", name)))
+    };
+    let rows = named("c50, NAME");
+    let names = [&rows[0], &rows[1], &rows[2], &rows[3]].map(String::as_str);
+    report.goal("forward 64 B c50: region / best", names, best, (">=", 1.2));
+    for hogs in HOGS {
+        for share in ["p99.9", "p99.9 - p50"] {
+            let rows = named(&format!("c1, {hogs} hogs, NAME: {share}"));
+            let names = [&rows[0], &rows[1], &rows[2], &rows[3]].map(String::as_str);
+            let name = format!("forward 64 B c1, {hogs} hogs, {share}: region / best");
+            report.goal(&name, names, least, ("<=", 0.5));
+        }
+    }
+    for rival in &forward::RIVALS {
+        let why = format!("{} is not installed (Debian: {})", rival.name, rival.package);
+        report.explain(rival.name, &why);
+    }
 }

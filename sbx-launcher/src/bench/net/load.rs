@@ -42,7 +42,7 @@ pub(super) fn tcp(
     }
     // What is set up at the first request is not counted.
     for stream in &mut streams {
-        exchange(stream, &vec![b'w'; len])?;
+        exchange(stream, &line(len), &mut [0; 4096])?;
     }
     if let [stream] = &mut streams[..] {
         one_by_one(stream, len, time)
@@ -51,20 +51,31 @@ pub(super) fn tcp(
     }
 }
 
-fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+/// What is sent: a line, since some servers answer whole ones.
+fn line(len: usize) -> Vec<u8> {
+    let mut bytes = vec![b'x'; len];
+    bytes.last_mut().into_iter().for_each(|last| *last = b'\n');
+    bytes
+}
+
+/// Send a line and wait for the end of the one that answers it.
+fn exchange(stream: &mut TcpStream, bytes: &[u8], answer: &mut [u8]) -> io::Result<()> {
     stream.write_all(bytes)?;
-    let mut answer = vec![0; bytes.len()];
-    stream.read_exact(&mut answer)?;
-    if answer == bytes { Ok(()) } else { Err(io::Error::other("another answer came back")) }
+    loop {
+        match stream.read(answer)? {
+            0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+            len if answer[len - 1] == b'\n' => return Ok(()),
+            _ => {}
+        }
+    }
 }
 
 fn one_by_one(stream: &mut TcpStream, len: usize, time: Duration) -> io::Result<Figures> {
-    let (bytes, mut answer) = (vec![b'x'; len], vec![0; len]);
+    let (bytes, mut answer) = (line(len), vec![0; len + 4096]);
     let (began, mut took_us) = (Instant::now(), Vec::new());
     let mut last = began;
     while last.duration_since(began) < time {
-        stream.write_all(&bytes)?;
-        stream.read_exact(&mut answer)?;
+        exchange(stream, &bytes, &mut answer)?;
         let now = Instant::now();
         took_us.push(now.duration_since(last).as_nanos() as f64 / 1e3);
         last = now;
@@ -76,12 +87,11 @@ fn one_by_one(stream: &mut TcpStream, len: usize, time: Duration) -> io::Result<
 
 fn all_at_once(streams: &[TcpStream], len: usize, time: Duration) -> io::Result<Figures> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let bytes = vec![b'x'; len];
+    let bytes = line(len);
     for (index, mut stream) in streams.iter().enumerate() {
         epoll.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
         stream.write_all(&bytes)?;
     }
-    let mut got = vec![0; streams.len()];
     let mut buffer = vec![0; len.max(64 << 10)];
     let mut ready = [EpollEvent::empty(); 256];
     let (began, mut count) = (Instant::now(), 0.0);
@@ -95,12 +105,11 @@ fn all_at_once(streams: &[TcpStream], len: usize, time: Duration) -> io::Result<
             let mut stream = &streams[index];
             match stream.read(&mut buffer)? {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-                more => got[index] += more,
-            }
-            if got[index] >= len {
-                got[index] -= len;
-                count += 1.0;
-                stream.write_all(&bytes)?;
+                got if buffer[got - 1] == b'\n' => {
+                    count += 1.0;
+                    stream.write_all(&bytes)?;
+                }
+                _ => {}
             }
         }
     }
