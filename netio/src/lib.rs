@@ -10,3 +10,4 @@ pub mod device;
 mod engine_frames;
 pub mod pcap;
 pub mod probe;
+pub mod stack;

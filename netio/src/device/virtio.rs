@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_sum_is_the_definition_s() {
-        let bytes: Vec<u8> = (0..999u32).map(|at| (at * 7919 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..999u32).map(|at| ((at * 7919) >> 3) as u8).collect();
         for len in 0..bytes.len() {
             assert_eq!(sum(&bytes[..len], 0), slow(&bytes[..len]), "{len}");
         }
