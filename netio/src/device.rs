@@ -225,9 +225,6 @@ macro_rules! passed_on {
         fn has_room(&mut $self) -> bool {
             $inside.has_room()
         }
-        fn finishes(&$self) -> bool {
-            $inside.finishes()
-        }
         fn flush(&mut $self) {
             $inside.flush();
         }
@@ -250,6 +247,10 @@ pub(crate) use passed_on;
 impl<D: Device + ?Sized> Device for Box<D> {
     passed_on!(self => (**self));
 
+    fn finishes(&self) -> bool {
+        (**self).finishes()
+    }
+
     fn receive(&mut self, now: Duration, into: &mut [u8]) -> Option<usize> {
         (**self).receive(now, into)
     }
@@ -260,6 +261,30 @@ impl<D: Device + ?Sized> Device for Box<D> {
 
     fn send_unfinished(&mut self, now: Duration, frame: &mut [u8], segment_len: u16) {
         (**self).send_unfinished(now, frame, segment_len);
+    }
+}
+
+/// Longest that a device is waited for which another program has.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
+/// How often it is asked for.
+const BUSY_STEP: Duration = Duration::from_millis(5);
+
+/// Do `attempt` until the device is free: the kernel gives one back a little after the descriptor of the one
+/// who had it has gone.
+pub(crate) fn once_free<T>(
+    mut attempt: impl FnMut() -> Result<T, OpenError>,
+) -> Result<T, OpenError> {
+    let start = std::time::Instant::now();
+    loop {
+        match attempt() {
+            Err(error)
+                if error.source.raw_os_error() == Some(libc::EBUSY)
+                    && start.elapsed() < BUSY_LIMIT =>
+            {
+                std::thread::sleep(BUSY_STEP);
+            }
+            result => return result,
+        }
     }
 }
 
@@ -331,7 +356,7 @@ impl OpenError {
             (Some(libc::ENOENT | libc::ENXIO), Step::TunFile) => "load the kernel's module tun",
             (Some(libc::EBUSY), Step::TunInterface) => "another program has it: name another one",
             (Some(libc::EBUSY), Step::Attach | Step::Bind) => {
-                "another program has this queue, or had it a moment ago: try again"
+                "another program has this queue: end it, or name another queue"
             }
             (Some(libc::ENODEV), _) => "see `ip link` for the names of interfaces",
             (Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::ENOSYS), _) => {

@@ -106,6 +106,10 @@ impl<D: Device, W: Write + Send> Capture<D, W> {
 impl<D: Device, W: Write + Send> Device for Capture<D, W> {
     passed_on!(self => self.device);
 
+    fn finishes(&self) -> bool {
+        self.device.finishes()
+    }
+
     fn receive(&mut self, now: Duration, into: &mut [u8]) -> Option<usize> {
         let len = self.device.receive(now, into)?;
         self.record(now, &into[..len]);

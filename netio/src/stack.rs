@@ -139,8 +139,8 @@ impl Stack {
         self.0.lock().host.counters()
     }
 
-    /// Wait until connections that were dropped have ended, their octets acknowledged; false if that takes
-    /// longer than `limit`. A program that drops its last stream and ends at once sends nothing more.
+    /// Wait until the other sides of connections that were dropped or shut down have acknowledged all of
+    /// it; false if that takes longer than `limit`. A program that ends before sends nothing more.
     ///
     /// # Errors
     /// The device has gone.

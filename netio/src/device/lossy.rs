@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::memory::{OUT_OF, Random};
 use super::{Device, passed_on};
 
-/// A device that loses frames. Its counters are those of the device inside.
+/// A device that loses frames, each of those that a line would carry for itself: they are finished here. Its
+/// counters are those of the device inside.
 #[derive(Debug)]
 pub struct Lossy<D> {
     device: D,
@@ -47,12 +48,6 @@ impl<D: Device> Device for Lossy<D> {
     fn send(&mut self, now: Duration, frame: &[u8]) {
         if !self.loses() {
             self.device.send(now, frame);
-        }
-    }
-
-    fn send_unfinished(&mut self, now: Duration, frame: &mut [u8], segment_len: u16) {
-        if !self.loses() {
-            self.device.send_unfinished(now, frame, segment_len);
         }
     }
 }

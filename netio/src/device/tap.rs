@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::descriptor::Descriptor;
 pub use super::descriptor::Reads;
 use super::interface::{Interface, request};
-use super::{Counters, Device, Medium, OpenError, PACKET_MAX, Step, Waiter};
+use super::{Counters, Device, Medium, OpenError, PACKET_MAX, Step, Waiter, once_free};
 
 /// The end of a TUN or TAP interface.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Tap {
             .open("/dev/net/tun")
             .map_err(|error| OpenError::new(Step::TunFile, name, error))?
             .into();
-        let name = join(&file, name, medium)?;
+        let name = once_free(|| join(&file, name, medium))?;
         let mtu = Interface::find(&name)?.mtu.min(PACKET_MAX);
         let descriptor = Descriptor::new(file, &name, medium.header_len(), reads)?;
         Ok(Self { name, descriptor, medium, mtu })

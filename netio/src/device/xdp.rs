@@ -21,7 +21,7 @@ use self::program::Program;
 use self::rings::{Offsets, Queue};
 use super::interface::{Interface, socket};
 use super::waiting::DescriptorWaiter;
-use super::{Checksums, Counters, Device, Medium, OpenError, Step, Waiter};
+use super::{Checksums, Counters, Device, Medium, OpenError, Step, Waiter, once_free};
 
 mod program;
 mod rings;
@@ -120,8 +120,8 @@ impl Xdp {
             fill.put(u64::from(chunk) * CHUNK_LEN as u64);
         }
         fill.publish();
-        rings::bind(&socket, name, interface.index, config.queue)?;
-        let program = Program::attach(name, interface.index, config.queue, &socket)?;
+        once_free(|| rings::bind(&socket, name, interface.index, config.queue))?;
+        let program = once_free(|| Program::attach(name, interface.index, config.queue, &socket))?;
         let socket = Arc::new(socket);
         Ok(Self {
             waiter: Arc::new(DescriptorWaiter::new(Arc::clone(&socket), name)?),

@@ -40,6 +40,9 @@ pub struct Config {
     pub congestion: Congestion,
     /// After how long without an answer a connection is given up.
     pub give_up_after: Duration,
+    /// The least time after which something that is not acknowledged is sent again, from a millisecond to a
+    /// second. More than the longest round trip that is to be expected.
+    pub retransmit_after: Duration,
     /// How long to look at the device again and again before sleeping: costs a core, and saves the tens of
     /// microseconds that waking takes.
     pub spin: Duration,
@@ -96,21 +99,27 @@ impl Config {
     /// A host of one address, with everything else as is mostly right.
     #[must_use]
     pub fn new(address: IpAddr, network_bits: u8) -> Self {
-        let seed = RandomState::new().hash_one(address);
-        let [a, b, c, d, e, ..] = seed.to_le_bytes();
         Self {
             addresses: vec![(address, network_bits)],
             gateways: Vec::new(),
-            // Locally administered.
-            hardware: [2, a, b, c, d, e],
+            hardware: hardware_of(address),
             buffer_len: 512 << 10,
             datagrams_len: 256 << 10,
             congestion: Congestion::Cubic,
             // RFC 1122 wants 100 s at least.
             give_up_after: Duration::from_secs(120),
+            // As Linux has it.
+            retransmit_after: Duration::from_millis(200),
             spin: Duration::ZERO,
-            seed,
+            seed: RandomState::new().hash_one(address),
         }
+    }
+
+    /// How much faster than time the protocols' clock goes. For smoltcp a second is the least after which
+    /// anything is sent again, and cannot be told otherwise.
+    pub(super) fn haste(&self) -> u32 {
+        let least = self.retransmit_after.as_micros().clamp(1000, 1_000_000);
+        (1_000_000 / least) as u32
     }
 
     /// Whether a host on a device of this MTU can be like this.
@@ -145,6 +154,17 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// A locally administered address, the same whenever a host of this address comes up: its neighbours
+/// remember it for a while.
+fn hardware_of(address: IpAddr) -> [u8; 6] {
+    let all = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    let [.., a, b, c, d, e] = all.octets();
+    [2, a, b, c, d, e]
 }
 
 fn is_one_host(address: IpAddr) -> bool {

@@ -80,6 +80,7 @@ pub struct Host {
     /// In microseconds.
     wheel: Box<Wheel<{ SOCKETS_MAX + 1 }>>,
     config: Config,
+    clock: Clock,
     random: Random,
     /// The last poll has left something to do.
     is_busy: bool,
@@ -91,8 +92,28 @@ impl std::fmt::Debug for Host {
     }
 }
 
-fn instant(of: Duration) -> Instant {
-    Instant::from_micros(i64::try_from(of.as_micros()).unwrap_or(i64::MAX))
+/// A clock that goes `haste` times as fast as time.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    haste: u32,
+}
+
+impl Clock {
+    fn at(self, now: Duration) -> Instant {
+        let micros = now.as_micros().saturating_mul(self.haste.into());
+        Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    /// When it will be `at`, at the earliest.
+    fn reaches(self, at: Instant) -> Duration {
+        let micros = at.total_micros().unsigned_abs();
+        Duration::from_micros(micros.div_ceil(self.haste.into()))
+    }
+
+    fn span(self, of: Duration) -> Span {
+        let micros = of.as_micros().saturating_mul(self.haste.into());
+        Span::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
 }
 
 const fn tick(of: Duration) -> u64 {
@@ -118,7 +139,8 @@ impl Host {
         let mut of_interface = InterfaceConfig::new(hardware);
         of_interface.random_seed = random.next();
         let mut port = Port::new(device);
-        let mut interface = Interface::new(of_interface, &mut port, instant(now));
+        let clock = Clock { haste: config.haste() };
+        let mut interface = Interface::new(of_interface, &mut port, clock.at(now));
         interface.update_ip_addrs(|addresses| {
             for &(address, bits) in &config.addresses {
                 // There is room: `check` has counted.
@@ -139,6 +161,7 @@ impl Host {
             entries: Vec::new(),
             wheel: Box::new(Wheel::new(tick(now))),
             config,
+            clock,
             random,
             is_busy: true,
         })
@@ -146,8 +169,8 @@ impl Host {
 
     /// Take what has come, send what is to be sent, and do what is due. True if a socket may have changed.
     pub fn poll(&mut self, now: Duration) -> bool {
-        let at = instant(now);
-        self.port.was_full = false;
+        let at = self.clock.at(now);
+        (self.port.now, self.port.was_full) = (now, false);
         let (mut has_changed, mut taken, mut given) = (false, 0, 0);
         while taken < BATCH {
             match self.interface.poll_ingress_single(at, &mut self.port, &mut self.sockets) {
@@ -194,14 +217,17 @@ impl Host {
         self.port.device.counters()
     }
 
-    /// Connections that nobody holds, and whose octets or end the other side has not acknowledged yet.
+    /// Connections that this side has ended, and whose octets or end the other has not acknowledged yet.
     #[must_use]
     pub fn unfinished(&self) -> usize {
+        use tcp::State::{Closed, Closing, FinWait1, LastAck};
+        let state = |handle| self.sockets.get::<tcp::Socket<'_>>(handle).state();
         let is_unfinished = |entry: &&Entry| match entry.kind {
-            Some(Kind::Orphan(handle)) => !matches!(
-                self.sockets.get::<tcp::Socket<'_>>(handle).state(),
-                tcp::State::TimeWait | tcp::State::FinWait2
-            ),
+            Some(Kind::Connection(handle)) => matches!(state(handle), FinWait1 | Closing | LastAck),
+            // One that is closed has a reset to send.
+            Some(Kind::Orphan(handle)) => {
+                matches!(state(handle), FinWait1 | Closing | LastAck | Closed)
+            }
             _ => false,
         };
         self.entries.iter().filter(is_unfinished).count()
@@ -209,9 +235,9 @@ impl Host {
 
     /// Move the wheel to `now`: set the protocols' timer, and end what has taken too long.
     fn turn(&mut self, now: Duration) {
-        match self.interface.poll_at(instant(now), &self.sockets) {
+        match self.interface.poll_at(self.clock.at(now), &self.sockets) {
             Some(at) => {
-                let at = super::port::duration(at);
+                let at = self.clock.reaches(at);
                 let at = if self.port.was_full { at.max(now + ROOM_RETRY) } else { at };
                 self.wheel.set(PROTOCOLS, tick(at));
             }

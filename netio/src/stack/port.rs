@@ -19,6 +19,8 @@ pub(super) struct Port {
     inbox: Vec<u8>,
     outbox: Vec<u8>,
     capabilities: DeviceCapabilities,
+    /// The time as the device sees it: the protocols' clock is another one.
+    pub(super) now: Duration,
     /// Something could not be sent for want of room since this was last cleared.
     pub(super) was_full: bool,
 }
@@ -44,12 +46,11 @@ impl Port {
                 Checksums::Full => Checksum::Rx,
                 Checksums::SendOnly | Checksums::None => Checksum::None,
             };
-            let longest = NonZeroUsize::new(PACKET_MAX + header_len);
-            capabilities.segmentation.tcpv4 = longest;
-            capabilities.segmentation.tcpv6 = longest;
+            // Not over IPv6: there smoltcp 0.14 drops what is longer than the MTU.
+            capabilities.segmentation.tcpv4 = NonZeroUsize::new(PACKET_MAX + header_len);
         }
         let [inbox, outbox] = [device.frame_max(), PACKET_MAX + header_len].map(|len| vec![0; len]);
-        Self { device, inbox, outbox, capabilities, was_full: false }
+        Self { device, inbox, outbox, capabilities, now: Duration::ZERO, was_full: false }
     }
 }
 
@@ -62,10 +63,6 @@ fn checksums(of: Checksums) -> ChecksumCapabilities {
     };
     (all.ipv4, all.udp, all.tcp, all.icmpv4, all.icmpv6) = (each, each, each, each, each);
     all
-}
-
-pub(super) const fn duration(of: Instant) -> Duration {
-    Duration::from_micros(of.total_micros().unsigned_abs())
 }
 
 /// A frame that has come.
@@ -83,21 +80,21 @@ impl phy::Device for Port {
     type RxToken<'a> = Received<'a>;
     type TxToken<'a> = Sending<'a>;
 
-    fn receive(&mut self, now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
-        let now = duration(now);
+    fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Sending<'_>)> {
+        let now = self.now;
         let len = self.device.receive(now, &mut self.inbox)?;
         let Self { device, inbox, outbox, .. } = self;
         let sending = Sending { device: &mut **device, outbox, now, segment_len: 0 };
         Some((Received(&inbox[..len]), sending))
     }
 
-    fn transmit(&mut self, now: Instant) -> Option<Sending<'_>> {
+    fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
         if !self.device.has_room() {
             self.was_full = true;
             return None;
         }
-        let Self { device, outbox, .. } = self;
-        Some(Sending { device: &mut **device, outbox, now: duration(now), segment_len: 0 })
+        let Self { device, outbox, now, .. } = self;
+        Some(Sending { device: &mut **device, outbox, now: *now, segment_len: 0 })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -7,8 +7,8 @@ use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{self, State};
 
 use super::{
-    BACKLOG_MAX, Congestion, Error, Host, Id, Kind, Listener, ORPHAN_LIMIT, Protocol, Span,
-    listen_at, tick,
+    BACKLOG_MAX, Congestion, Error, Host, Id, Kind, Listener, ORPHAN_LIMIT, Protocol, listen_at,
+    tick,
 };
 
 /// How long a connection that has not been accepted by its peer yet is waited for.
@@ -23,15 +23,11 @@ pub struct Ends {
     pub remote: SocketAddr,
 }
 
-fn span(of: Duration) -> Span {
-    Span::from_micros(of.as_micros() as u64)
-}
-
 impl Host {
     fn make_socket(&self, give_up_after: Duration) -> tcp::Socket<'static> {
         let buffer = || tcp::SocketBuffer::new(vec![0; self.config.buffer_len]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
-        socket.set_timeout(Some(span(give_up_after)));
+        socket.set_timeout(Some(self.clock.span(give_up_after)));
         // An acknowledgement that is put off would need somebody to poll in time. One poll takes many
         // frames, and acknowledges them by one.
         socket.set_ack_delay(None);
@@ -121,7 +117,7 @@ impl Host {
             listener.backlog[place] = next;
         }
         self.listen_again(id.index.into());
-        let give_up_after = span(self.config.give_up_after);
+        let give_up_after = self.clock.span(self.config.give_up_after);
         self.tcp(accepted)?.set_timeout(Some(give_up_after));
         Ok((accepted, self.ends(accepted)?))
     }
