@@ -357,3 +357,24 @@ fn tshark_reads_what_was_recorded() {
         assert_eq!(read("_ws.malformed", "frame.number").stdout, "");
     }
 }
+
+#[test]
+fn the_example_answers() {
+    let Some(net) = Net::new("tap") else { return };
+    let program = built("user-tcp");
+    let argv = [program.to_str().expect("text"), "user7", OURS[0], KERNEL[0]];
+    must(&format!("-n {} link del line", net.kernel));
+    let child = net.beside(&argv).stdout(Stdio::null()).spawn().expect("ip");
+    let _example = Running { child, log: Scratch::new("user-tcp") };
+    let until = Instant::now() + PATIENCE;
+    let said = loop {
+        let ended = net.kernel(&["curl", "-sf", "-m", "5", "http://10.77.0.2/hello"]);
+        if ended.status == 0 {
+            break ended.stdout;
+        }
+        assert!(Instant::now() < until, "it does not come up");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(said.starts_with("GET /hello HTTP/1.1\nfrom 10.77.0.1:"), "{said}");
+    assert_eq!(net.kernel(&["ping", "-c", "1", OURS[0]]).status, 0);
+}
