@@ -378,3 +378,36 @@ fn the_example_answers() {
     assert!(said.starts_with("GET /hello HTTP/1.1\nfrom 10.77.0.1:"), "{said}");
     assert_eq!(net.kernel(&["ping", "-c", "1", OURS[0]]).status, 0);
 }
+
+#[test]
+fn two_processes_speak_over_shared_memory() {
+    let (file, sum) = random_file(if full() { 1 << 30 } else { 64 << 20 });
+    let (memory, log) = (Scratch::new("ring"), Scratch::new("log"));
+    let helper = |side: &str, address: &str, command: &[&str]| {
+        let mut helper = Command::new(built("net-stack"));
+        helper.args([side, memory.text(), address]).args(command);
+        helper
+    };
+    let to = File::create(&log.0).expect("a file");
+    let mut serve = helper("second", "10.78.0.2/24", &["serve", "80", file.text()]);
+    let child = serve.stdout(Stdio::null()).stderr(to).spawn().expect("starts");
+    let server = Running { child, log };
+    // One that comes before the server listens is refused, or heard later.
+    let until = Instant::now() + PATIENCE;
+    let fetch = || {
+        let to = Scratch::new("got");
+        let mut get = helper("first", "10.78.0.1/24", &["get", "10.78.0.2:80", "/"]);
+        let ended = get.stdout(File::create(&to.0).expect("a file")).output().expect("starts");
+        ended.status.success().then(|| (to, String::from_utf8_lossy(&ended.stderr).into_owned()))
+    };
+    for _ in 0..3 {
+        let (to, said) = loop {
+            if let Some(fetched) = fetch() {
+                break fetched;
+            }
+            assert!(Instant::now() < until, "{}", server.said());
+        };
+        assert_eq!(sum_of(&to), sum);
+        println!("{}", said.trim());
+    }
+}

@@ -14,6 +14,29 @@
 //! that is, waits for the device; the others wait for the first. A program that goes about something else
 //! for long, and whose peers are not to notice, has [`Stack::drive`] make a thread that always waits.
 //!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::SocketAddr;
+//!
+//! use netio::device::Medium;
+//! use netio::device::memory::{Faults, pair};
+//! use netio::stack::{Config, Stack};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let [one, other] = pair(Medium::Ethernet, 1500, Faults::default(), 0);
+//! let client = Stack::new(one, Config::new([10, 0, 0, 1].into(), 24))?;
+//! let server = Stack::new(other, Config::new([10, 0, 0, 2].into(), 24))?;
+//! let listener = server.listen(7, 4)?;
+//! let _driver = server.drive()?;
+//! let mut stream = client.connect(SocketAddr::from(([10, 0, 0, 2], 7)))?;
+//! listener.accept()?.write_all(b"hello")?;
+//! let mut got = String::new();
+//! stream.read_to_string(&mut got)?;
+//! assert_eq!(got, "hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! What is not here: fragments of IP, selective acknowledgements that are sent, DHCP, DNS, multicast.
 //!
 //! The time at which to wake up is one wheel's ([`libos::wheel`], in [`host::Host`]): the protocols' own
@@ -45,9 +68,6 @@ mod simulation;
 mod tcp;
 mod udp;
 
-/// A stack that could not be made.
-pub type StackError = ConfigError;
-
 /// A host of this program's, with its sockets. Clones are of the same.
 #[derive(Debug, Clone)]
 pub struct Stack(Arc<Shared>);
@@ -78,7 +98,7 @@ impl Stack {
     ///
     /// # Errors
     /// There can be no such host.
-    pub fn new(device: impl Device + 'static, config: Config) -> Result<Self, StackError> {
+    pub fn new(device: impl Device + 'static, config: Config) -> Result<Self, ConfigError> {
         let (spin, give_up_after) = (config.spin, config.give_up_after);
         let waiter = device.waiter();
         let host = Host::new(Box::new(device), config, Duration::ZERO)?;

@@ -2,15 +2,18 @@
 //!
 //! `net-stack DEVICE INTERFACE ADDRESS/BITS[,ADDRESS/BITS] [OPTION VALUE]... COMMAND`
 //!
-//! Devices: `tap`, `tun`, `packet`, `xdp`. Options: `--pcap FILE`, `--lose N` (of 1000 frames),
+//! Devices: `tap`, `tun`, `packet`, `xdp`; `first` and `second`, the sides of a ring in the file INTERFACE,
+//! which is made if there is none. Options: `--pcap FILE`, `--lose N` (of 1000 frames),
 //! `--reads calls`, `--queue N`. Commands: `serve PORT FILE` (HTTP: the file, `/bytes/N`, and PUT, which
 //! counts), `get ADDRESS:PORT PATH` (to standard output), `echo PORT` (UDP, whatever comes), and
 //! `trickle ADDRESS:PORT`, which connects and sends an octet at a time.
 //! `net-stack ring` prints figures of two hosts at a ring.
 #![expect(unsafe_code, reason = "gives memory to devices")]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -78,6 +81,9 @@ fn at(device: &str, interface: &str, address: &str, rest: &[&str]) -> Result<(),
     }
     let &(first, bits) = addresses.first().ok_or("no address")?;
     let mut config = Config { addresses, ..Config::new(first, bits) };
+    if ["first", "second"].contains(&device) {
+        (config.spin, config.congestion) = (Duration::from_micros(50), Congestion::Unlimited);
+    }
     if let Some(millis) = options.retransmit_ms {
         config.retransmit_after = Duration::from_millis(millis);
     }
@@ -111,6 +117,13 @@ fn open(kind: &str, interface: &str, options: &Options) -> Result<Box<dyn Device
             eprintln!("by the driver: {}", xdp.is_native());
             Box::new(xdp)
         }
+        "first" | "second" => {
+            let side = if kind == "first" { Side::First } else { Side::Second };
+            let len = Ring::memory_len(SHARED_CAPACITY);
+            // SAFETY: mapped until the program ends.
+            let ring = unsafe { Ring::new(shared(interface, len)?, len, side) }?;
+            Box::new(ring)
+        }
         _ => return Err(format!("{kind}: no such device").into()),
     };
     Ok(device)
@@ -124,7 +137,19 @@ fn wrapped(device: Box<dyn Device>, options: &Options) -> Result<Box<dyn Device>
     let Some(path) = &options.pcap else { return Ok(device) };
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     // Not buffered: the program is killed.
-    Ok(Box::new(Capture::new(device, std::fs::File::create(path)?, now)?))
+    Ok(Box::new(Capture::new(device, File::create(path)?, now)?))
+}
+
+/// A file as memory that other programs have as well.
+fn shared(path: &str, len: usize) -> Result<*mut u8, Failed> {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    file.set_len(len as u64)?;
+    let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let len = NonZeroUsize::new(len).ok_or("empty")?;
+    // SAFETY: a new mapping, wherever there is room.
+    let start = unsafe { mmap(None, len, rights, MapFlags::MAP_SHARED, &file, 0) }?;
+    Ok(start.as_ptr().cast())
 }
 
 /// Zeroed memory, aligned to a page, that is never given back.
@@ -188,6 +213,9 @@ fn answer(stream: TcpStream, file: &[u8]) -> std::io::Result<()> {
             Some(len) => reply(reader.get_mut(), &vec![b'x'; len])?,
             None => reply(reader.get_mut(), file)?,
         }
+        if first.contains("HTTP/1.0") {
+            return Ok(());
+        }
     }
 }
 
@@ -237,6 +265,9 @@ fn trickle(stack: &Stack, address: SocketAddr) -> Result<(), Failed> {
     stack.finish(PATIENCE)?;
     Ok(())
 }
+
+/// Octets each way of a ring that programs share.
+const SHARED_CAPACITY: usize = 1 << 20;
 
 /// Of 256 KiB.
 const PIECES: u32 = 10_000;

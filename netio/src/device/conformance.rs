@@ -249,6 +249,23 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_that_goes_is_told_of() {
+        for reads in [Reads::IoUring, Reads::Calls] {
+            apart(|| {
+                let tap = Tap::open_with("gone%d", Medium::Ethernet, reads);
+                let Some(mut tap) = available(tap) else { return };
+                ip(&format!("link set {} up", tap.name()));
+                ip(&format!("link del {}", tap.name()));
+                let (start, mut into) = (Instant::now(), vec![0; tap.frame_max()]);
+                while tap.wait(Some(Duration::from_millis(20))).is_ok() {
+                    while tap.receive(Duration::ZERO, &mut into).is_some() {}
+                    assert!(start.elapsed() < PATIENCE, "nobody says that it has gone");
+                }
+            });
+        }
+    }
+
+    #[test]
     fn errors_say_what_to_do() {
         let error = Packet::open("none-such").expect_err("there is no such interface");
         assert_eq!(error.step, Step::Find);

@@ -11,6 +11,7 @@ pub(crate) struct Interface {
     pub(crate) index: u32,
     pub(crate) mtu: usize,
     pub(crate) medium: Medium,
+    pub(crate) hardware: [u8; 6],
 }
 
 /// A request about `name`.
@@ -62,9 +63,11 @@ impl Interface {
         // SAFETY: as above.
         let mtu = unsafe { mtu.ifr_ifru.ifru_mtu };
         // SAFETY: as above.
-        let kind = unsafe { address.ifr_ifru.ifru_hwaddr.sa_family };
+        let address = unsafe { address.ifr_ifru.ifru_hwaddr };
+        let [a, b, c, d, e, f, ..] = address.sa_data.map(|octet| octet.cast_unsigned());
+        let kind = address.sa_family;
         let has_header = [libc::ARPHRD_ETHER, libc::ARPHRD_LOOPBACK].contains(&kind);
         let medium = if has_header { Medium::Ethernet } else { Medium::Ip };
-        Ok(Self { index: index as u32, mtu: mtu as usize, medium })
+        Ok(Self { index: index as u32, mtu: mtu as usize, medium, hardware: [a, b, c, d, e, f] })
     }
 }

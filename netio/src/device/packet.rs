@@ -19,6 +19,7 @@ pub struct Packet {
     descriptor: Descriptor,
     medium: Medium,
     mtu: usize,
+    hardware: [u8; 6],
     /// Frames that the kernel had no room for. It forgets them when it is asked.
     overrun: AtomicU64,
 }
@@ -37,16 +38,23 @@ impl Packet {
     /// # Errors
     /// The kernel refused, or there is no such interface.
     pub fn open_with(name: &str, reads: Reads) -> Result<Self, OpenError> {
-        let Interface { index, mtu, medium } = Interface::find(name)?;
+        let Interface { index, mtu, medium, hardware } = Interface::find(name)?;
         // Without a protocol, so that nothing comes before it is bound.
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK;
         let socket = socket(name, libc::AF_PACKET, kind, 0)?;
         set(&socket, name, libc::PACKET_VNET_HDR, 1)?;
         set(&socket, name, libc::PACKET_IGNORE_OUTGOING, 1)?;
         bind(&socket, name, index)?;
+        hear_all(&socket, name, index)?;
         let descriptor = Descriptor::new(socket, name, medium.header_len(), reads)?;
         let mtu = mtu.min(PACKET_MAX);
-        Ok(Self { descriptor, medium, mtu, overrun: AtomicU64::new(0) })
+        Ok(Self { descriptor, medium, mtu, hardware, overrun: AtomicU64::new(0) })
+    }
+
+    /// The interface's own address on Ethernet. A host at this device may have another one.
+    #[must_use]
+    pub const fn hardware(&self) -> [u8; 6] {
+        self.hardware
     }
 
     /// How frames are read.
@@ -56,10 +64,10 @@ impl Packet {
     }
 }
 
-fn set(socket: &OwnedFd, name: &str, option: i32, value: i32) -> Result<(), OpenError> {
-    let (fd, len) = (socket.as_raw_fd(), size_of::<i32>() as u32);
+fn set<T>(socket: &OwnedFd, name: &str, option: i32, value: T) -> Result<(), OpenError> {
+    let (fd, len) = (socket.as_raw_fd(), size_of::<T>() as u32);
     let value = (&raw const value).cast();
-    // SAFETY: the kernel reads one number.
+    // SAFETY: the kernel reads a value of that size.
     if unsafe { libc::setsockopt(fd, libc::SOL_PACKET, option, value, len) } < 0 {
         return Err(OpenError::last(Step::Option, name));
     }
@@ -78,6 +86,17 @@ fn bind(socket: &OwnedFd, name: &str, index: u32) -> Result<(), OpenError> {
         return Err(OpenError::last(Step::Bind, name));
     }
     Ok(())
+}
+
+/// Have the interface pass on what is addressed to others, while the socket is open.
+fn hear_all(socket: &OwnedFd, name: &str, index: u32) -> Result<(), OpenError> {
+    let membership = libc::packet_mreq {
+        mr_ifindex: index.cast_signed(),
+        mr_type: libc::PACKET_MR_PROMISC as u16,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    set(socket, name, libc::PACKET_ADD_MEMBERSHIP, membership)
 }
 
 /// Frames that were dropped since this was last asked.

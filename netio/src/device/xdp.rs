@@ -26,7 +26,7 @@ use super::{Checksums, Counters, Device, Medium, OpenError, Step, Waiter, once_f
 mod program;
 mod rings;
 
-/// Length of a chunk; a frame lies in one, after [`HEADROOM`].
+/// Length of a chunk; a frame lies in one, after some room that the kernel wants.
 pub const CHUNK_LEN: usize = 4096;
 /// What the kernel leaves before a frame that it receives.
 const HEADROOM: usize = 256;
@@ -71,6 +71,7 @@ pub struct Xdp {
     waiter: Arc<DescriptorWaiter>,
     config: Config,
     mtu: usize,
+    hardware: [u8; 6],
     to_kick: bool,
     counters: Counters,
 }
@@ -93,8 +94,8 @@ impl Xdp {
     /// The kernel refused, there is no such interface, or the memory does not fit ([`Step::Memory`]).
     ///
     /// # Safety
-    /// The memory must stay readable and writable for as long as the device lives. Whoever else writes
-    /// there changes frames.
+    /// The memory must stay readable and writable for as long as the device or one of its waiters lives.
+    /// Whoever else writes there changes frames.
     pub unsafe fn open(
         name: &str,
         memory: *mut u8,
@@ -135,6 +136,7 @@ impl Xdp {
             memory: Chunks { start: memory, count },
             config,
             mtu: interface.mtu.min(FRAME_MAX - Medium::Ethernet.header_len()),
+            hardware: interface.hardware,
             to_kick: false,
             counters: Counters::default(),
         })
@@ -144,6 +146,13 @@ impl Xdp {
     #[must_use]
     pub const fn is_native(&self) -> bool {
         self.program.is_native()
+    }
+
+    /// The interface's own address on Ethernet: a host of another one hears only what goes to all, unless
+    /// the interface passes everything on, as veth does.
+    #[must_use]
+    pub const fn hardware(&self) -> [u8; 6] {
+        self.hardware
     }
 
     /// Take back what has been sent.
