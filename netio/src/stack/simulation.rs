@@ -96,6 +96,7 @@ fn octets(seed: u64, len: usize) -> Vec<u8> {
 /// Send `bytes` from the first host to the second, which answers by the same, backwards.
 fn there_and_back(world: &mut World, ids: [Id; 2], bytes: &[u8]) {
     let (mut given, mut there, mut back) = (0, Vec::new(), Vec::new());
+    let mut answer: Vec<u8> = Vec::new();
     let (mut returned, mut into, mut is_shut) = (0, vec![0; 20_000], [false; 2]);
     world.until(|[one, other]| {
         if given < bytes.len() {
@@ -106,7 +107,9 @@ fn there_and_back(world: &mut World, ids: [Id; 2], bytes: &[u8]) {
         }
         match other.receive(ids[1], &mut into) {
             Ok(0) => {
-                let answer: Vec<u8> = there.iter().rev().copied().collect();
+                if answer.is_empty() {
+                    answer.extend(there.iter().rev());
+                }
                 if returned < answer.len() {
                     let sent = other.send(ids[1], &answer[returned..]);
                     returned += sent.or_else(later_is_0).expect("sends");
