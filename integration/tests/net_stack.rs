@@ -303,7 +303,7 @@ fn a_transfer_on_a_bad_line_arrives_whole() {
         if let Some(helper) = net.serving(&lose, &["serve", "8080", file.text()]) {
             let to = Scratch::new("fetched");
             let rate = "%{speed_download} B/s";
-            let argv = ["curl", "-sf", "-w", rate, "-o", to.text(), &url(OURS[0], "/")];
+            let argv = ["curl", "-sSf", "-w", rate, "-o", to.text(), &url(OURS[0], "/")];
             let ended = net.kernel(&argv);
             assert_eq!(ended.status, 0, "{device}: {} {}", ended.stderr, helper.said());
             assert_eq!(sum_of(&to), sum, "{device}");

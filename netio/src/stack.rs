@@ -263,7 +263,7 @@ impl Shared {
                     return Ok(result?);
                 }
             }
-            let has_changed = state.host.poll(now);
+            let has_changed = self.poll(&mut state, now);
             if deadline.is_some_and(|deadline| deadline <= now) && (is_late || !has_changed) {
                 self.tell(&state);
                 return Err(io::ErrorKind::TimedOut.into());
@@ -321,16 +321,22 @@ impl Shared {
 
     /// Send what an action has left to be sent, and see that everybody else goes on.
     fn settle(&self, state: &mut State) {
-        let now = self.now();
-        state.host.poll(now);
+        self.poll(state, self.now());
+        self.tell(state);
+    }
+
+    /// Poll the host; true if a socket may have changed. Who waits for the device is woken if what he waits
+    /// for may have been taken from it here, or if something is due before he would wake up.
+    fn poll(&self, state: &mut State, now: Duration) -> bool {
+        let has_changed = state.host.poll(now);
         if let Some(wake_at) = state.leader {
-            let needed = state.host.next_at(now);
-            let is_early = wake_at.is_none_or(|at| needed.is_some_and(|needed| needed < at));
-            if needed.is_some() && is_early {
+            let due = state.host.next_at(now);
+            let is_early = due.is_some_and(|due| wake_at.is_none_or(|at| due < at));
+            if state.host.took_frames() || is_early {
                 self.waiter.wake();
             }
         }
-        self.tell(state);
+        has_changed
     }
 
     /// Have followers look again: at what has changed, or whether one of them is to lead.

@@ -139,7 +139,7 @@ pub(crate) fn conforms(one: &mut dyn Device, other: &mut dyn Device) {
     waits(other);
 }
 
-mod tests {
+pub(crate) mod tests {
     #![expect(unsafe_code, reason = "makes namespaces, and memory for AF_XDP")]
 
     use std::process::Command;
@@ -173,7 +173,7 @@ mod tests {
 
     /// Run `test` on a thread in a network namespace of its own, which goes with the thread. False, and
     /// why, if there can be none.
-    fn apart(test: impl FnOnce() + Send) -> bool {
+    pub(crate) fn apart(test: impl FnOnce() + Send) -> bool {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 // SAFETY: concerns this thread alone.
@@ -189,13 +189,13 @@ mod tests {
         })
     }
 
-    fn ip(arguments: &str) {
+    pub(crate) fn ip(arguments: &str) {
         let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2");
         assert!(status.success(), "ip {arguments}");
     }
 
     /// The device, unless this machine cannot have it.
-    fn available<T>(device: Result<T, OpenError>) -> Option<T> {
+    pub(crate) fn available<T>(device: Result<T, OpenError>) -> Option<T> {
         match device {
             Err(error) if error.is_unavailable() => {
                 println!("skipped: {error}");

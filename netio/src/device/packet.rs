@@ -46,6 +46,7 @@ impl Packet {
         set(&socket, name, libc::PACKET_IGNORE_OUTGOING, 1)?;
         bind(&socket, name, index)?;
         hear_all(&socket, name, index)?;
+        make_room(&socket);
         let descriptor = Descriptor::new(socket, name, medium.header_len(), reads)?;
         let mtu = mtu.min(PACKET_MAX);
         Ok(Self { descriptor, medium, mtu, hardware, overrun: AtomicU64::new(0) })
@@ -97,6 +98,21 @@ fn hear_all(socket: &OwnedFd, name: &str, index: u32) -> Result<(), OpenError> {
         mr_address: [0; 8],
     };
     set(socket, name, libc::PACKET_ADD_MEMBERSHIP, membership)
+}
+
+/// Let as much wait as a few connections send at once. The kernel counts the pages that frames lie in.
+fn make_room(socket: &OwnedFd) {
+    let octets: i32 = 32 << 20;
+    let (value, len) = ((&raw const octets).cast(), size_of::<i32>() as u32);
+    // Beyond the system's limit, if we may; else up to it.
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        // SAFETY: the kernel reads one number.
+        let set =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, len) };
+        if set == 0 {
+            break;
+        }
+    }
 }
 
 /// Frames that were dropped since this was last asked.

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use super::{Config, Congestion, Stack};
 use crate::device::Medium;
+use crate::device::conformance::tests::{apart, available, ip};
 use crate::device::lossy::Lossy;
 use crate::device::memory::{Faults, pair};
+use crate::device::packet::{Packet, Reads};
 use crate::device::ring::tests::Shared;
 
 /// Longest that any wait may take.
@@ -84,16 +86,36 @@ fn many_threads_speak_at_once() {
         on_a_ring(Duration::from_micros(50)),
     ];
     for [one, other] in worlds {
-        thread::scope(|scope| {
-            scope.spawn(|| echo(&other, 12));
-            let _driver = one.drive().expect("a thread");
-            for seed in 0..12 {
-                let one = &one;
-                scope.spawn(move || speak(one, seed));
-            }
-        });
-        println!("{one}\n{other}");
+        many_speak(&one, &other);
     }
+}
+
+#[test]
+fn many_threads_speak_over_packet_sockets() {
+    apart(|| {
+        ip("link add one type veth peer name other");
+        ip("link set one up");
+        ip("link set other up");
+        for reads in [Reads::IoUring, Reads::Calls] {
+            let stack = |name, last| {
+                let device = available(Packet::open_with(name, reads))?;
+                Some(Stack::new(device, config(last)).expect("a stack"))
+            };
+            let (Some(one), Some(other)) = (stack("one", 1), stack("other", 2)) else { return };
+            many_speak(&one, &other);
+        }
+    });
+}
+
+fn many_speak(one: &Stack, other: &Stack) {
+    thread::scope(|scope| {
+        scope.spawn(|| echo(other, 12));
+        let _driver = one.drive().expect("a thread");
+        for seed in 0..12 {
+            scope.spawn(move || speak(one, seed));
+        }
+    });
+    println!("{one}\n{other}");
 }
 
 #[test]

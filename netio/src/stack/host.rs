@@ -84,6 +84,8 @@ pub struct Host {
     random: Random,
     /// The last poll has left something to do.
     is_busy: bool,
+    /// Frames that the last poll took.
+    taken: usize,
 }
 
 impl std::fmt::Debug for Host {
@@ -164,6 +166,7 @@ impl Host {
             clock,
             random,
             is_busy: true,
+            taken: 0,
         })
     }
 
@@ -188,9 +191,16 @@ impl Host {
             given += 1;
         }
         self.port.device.flush();
+        self.taken = taken;
         self.is_busy = taken == BATCH || given == BATCH;
         self.turn(now);
         has_changed
+    }
+
+    /// Whether the last poll took frames from the device.
+    #[must_use]
+    pub const fn took_frames(&self) -> bool {
+        self.taken > 0
     }
 
     /// When to poll next, if nothing comes until then.
