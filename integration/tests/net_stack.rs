@@ -98,6 +98,14 @@ impl Net {
         helper
     }
 
+    /// A line carries nothing for a while after somebody is at its other end, longer on a busy machine.
+    fn wait_for_line(&self, helper: &Running) {
+        let until = Instant::now() + PATIENCE;
+        while self.kernel(&["ping", "-c", "1", "-W", "1", OURS[0]]).status != 0 {
+            assert!(Instant::now() < until, "{}: nobody answers: {}", self.device, helper.said());
+        }
+    }
+
     /// The helper, once it is ready; None, and why, if the machine has no such device.
     fn serving(&self, options: &[&str], command: &[&str]) -> Option<Running> {
         let log = Scratch::new("net-stack");
@@ -111,6 +119,7 @@ impl Net {
         // It says so, or ends.
         BufReader::new(stdout).read_line(&mut line).expect("readable");
         if line == "ready\n" {
+            self.wait_for_line(&running);
             return Some(running);
         }
         let status = running.child.wait().expect("ends").code();
@@ -313,7 +322,7 @@ fn a_transfer_on_a_bad_line_arrives_whole() {
         let script = "ip netns exec \"$1\" \"$2\" \"$3\" \"$4\" 10.77.0.2/24 --lose \"$5\" get \
                       10.77.0.1:8080 \"/$6\" | sha256sum";
         let (namespace, interface) = match *device {
-            "tap" => (&net.kernel, "line"),
+            "tap" | "tun" => (&net.kernel, "line"),
             _ => (&net.ours, "mine"),
         };
         let helper = built("net-stack");

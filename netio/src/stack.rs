@@ -62,6 +62,7 @@ mod blocking;
 mod config;
 mod error;
 pub mod host;
+mod opening;
 mod port;
 #[cfg(test)]
 mod simulation;

@@ -12,12 +12,13 @@ use smoltcp::iface::{
     Config as InterfaceConfig, Interface, PollIngressSingleResult, PollResult, SocketHandle,
     SocketSet,
 };
-use smoltcp::socket::{tcp, udp};
+use smoltcp::socket::{Socket, tcp, udp};
 use smoltcp::time::{Duration as Span, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpListenEndpoint};
 
 use super::config::{Config, ConfigError, Congestion};
 use super::error::Error;
+use super::opening::opens;
 use super::port::Port;
 use crate::device::memory::Random;
 use crate::device::{Counters, Device, Medium};
@@ -175,12 +176,9 @@ impl Host {
         let at = self.clock.at(now);
         (self.port.now, self.port.was_full) = (now, false);
         let (mut has_changed, mut taken, mut given) = (false, 0, 0);
-        while taken < BATCH {
-            match self.interface.poll_ingress_single(at, &mut self.port, &mut self.sockets) {
-                PollIngressSingleResult::None => break,
-                PollIngressSingleResult::PacketProcessed => {}
-                PollIngressSingleResult::SocketStateChanged => has_changed = true,
-            }
+        while taken < BATCH && self.fetch() {
+            let seen = self.interface.poll_ingress_single(at, &mut self.port, &mut self.sockets);
+            has_changed |= matches!(seen, PollIngressSingleResult::SocketStateChanged);
             taken += 1;
         }
         while given < BATCH {
@@ -195,6 +193,33 @@ impl Host {
         self.is_busy = taken == BATCH || given == BATCH;
         self.turn(now);
         has_changed
+    }
+
+    /// Take the next frame from the device. One that would open a connection between ends that have one
+    /// is forgotten: the socket that has it sends again what it has to.
+    fn fetch(&mut self) -> bool {
+        let medium = self.port.device.medium();
+        let Some(frame) = self.port.fetch() else { return false };
+        let Some((to, from)) = opens(medium, frame) else { return true };
+        let found = self.sockets.iter().find_map(|(handle, socket)| match socket {
+            Socket::Tcp(socket)
+                if socket.local_endpoint() == Some(to)
+                    && socket.remote_endpoint() == Some(from) =>
+            {
+                Some((handle, socket.state()))
+            }
+            _ => None,
+        });
+        if let Some((handle, state)) = found {
+            let is_orphan =
+                |entry: &Entry| matches!(entry.kind, Some(Kind::Orphan(of)) if of == handle);
+            match self.entries.iter().position(is_orphan) {
+                // Nothing but stray packets was waited for, and nobody will miss it.
+                Some(index) if state == tcp::State::TimeWait => self.drop_orphan(index),
+                _ => self.port.forget(),
+            }
+        }
+        true
     }
 
     /// Whether the last poll took frames from the device.

@@ -17,6 +17,8 @@ const HEADERS_MAX: usize = 128;
 pub(super) struct Port {
     pub(super) device: Box<dyn Device>,
     inbox: Vec<u8>,
+    /// Length of the frame that is in the inbox, and that the protocols have not seen yet.
+    fetched: Option<usize>,
     outbox: Vec<u8>,
     capabilities: DeviceCapabilities,
     /// The time as the device sees it: the protocols' clock is another one.
@@ -50,7 +52,28 @@ impl Port {
             capabilities.segmentation.tcpv4 = NonZeroUsize::new(PACKET_MAX + header_len);
         }
         let [inbox, outbox] = [device.frame_max(), PACKET_MAX + header_len].map(|len| vec![0; len]);
-        Self { device, inbox, outbox, capabilities, now: Duration::ZERO, was_full: false }
+        Self {
+            device,
+            inbox,
+            fetched: None,
+            outbox,
+            capabilities,
+            now: Duration::ZERO,
+            was_full: false,
+        }
+    }
+}
+
+impl Port {
+    /// Take the next frame from the device, for the protocols to see.
+    pub(super) fn fetch(&mut self) -> Option<&[u8]> {
+        self.fetched = self.device.receive(self.now, &mut self.inbox);
+        self.fetched.map(|len| &self.inbox[..len])
+    }
+
+    /// Forget the frame that was fetched.
+    pub(super) fn forget(&mut self) {
+        self.fetched = None;
     }
 }
 
@@ -81,8 +104,7 @@ impl phy::Device for Port {
     type TxToken<'a> = Sending<'a>;
 
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Sending<'_>)> {
-        let now = self.now;
-        let len = self.device.receive(now, &mut self.inbox)?;
+        let (now, len) = (self.now, self.fetched.take()?);
         let Self { device, inbox, outbox, .. } = self;
         let sending = Sending { device: &mut **device, outbox, now, segment_len: 0 };
         Some((Received(&inbox[..len]), sending))

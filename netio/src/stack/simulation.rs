@@ -200,6 +200,25 @@ fn connections_end_and_make_room() {
 }
 
 #[test]
+fn repeated_openings_do_no_harm() {
+    let faults =
+        Faults { lost: 50, duplicated: 200, reordered: 200, delay: Duration::from_millis(2) };
+    for seed in 0..8 {
+        let mut world = World::new(Medium::Ethernet, 1500, faults, seed);
+        let listener = world.hosts[1].listen(SocketAddr::new(v4(2), 80), 3).expect("listens");
+        for _ in 0..60 {
+            let one = world.hosts[0].connect(SocketAddr::new(v4(2), 80)).expect("begins");
+            world.until(|hosts| hosts[0].connected(one));
+            let other = world.until(|hosts| hosts[1].accept(listener)).0;
+            there_and_back(&mut world, [one, other], b"short");
+            let now = world.now;
+            world.hosts[0].close(one, now);
+            world.hosts[1].close(other, now);
+        }
+    }
+}
+
+#[test]
 fn limits_are_errors() {
     let mut world = World::new(Medium::Ip, 1500, Faults::default(), 3);
     let host = &mut world.hosts[0];
