@@ -177,7 +177,7 @@ impl Stack {
     }
 
     /// Have a thread do the stack's work until the value goes: pings are answered, and connections kept,
-    /// whatever the program does.
+    /// whatever the program does. It mostly leads, so that others hear of frames from it, a little later.
     ///
     /// # Errors
     /// There can be no more threads.

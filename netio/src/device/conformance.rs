@@ -144,6 +144,7 @@ pub(crate) mod tests {
 
     use std::process::Command;
 
+    use super::super::lossy::Lossy;
     use super::super::memory::{Faults, pair};
     use super::super::packet::Packet;
     use super::super::ring::tests::Shared;
@@ -151,6 +152,7 @@ pub(crate) mod tests {
     use super::super::xdp::{Config, Xdp};
     use super::super::{OpenError, Step};
     use super::*;
+    use crate::pcap::Capture;
 
     #[test]
     fn memory() {
@@ -158,6 +160,10 @@ pub(crate) mod tests {
             let [mut one, mut other] = pair(medium, 1500, Faults::default(), 1);
             conforms(&mut one, &mut other);
         }
+        let [one, other] = pair(Medium::Ethernet, 1500, Faults::default(), 1);
+        let mut record = Vec::new();
+        let mut one = Capture::new(one, &mut record, Duration::ZERO).expect("a vector");
+        conforms(&mut one, &mut Lossy::new(other, 0, 1));
         let slow = Faults { delay: Duration::from_micros(50), ..Faults::default() };
         let [mut one, mut other] = pair(Medium::Ip, 9000, slow, 1);
         passes(&mut one, &mut other);
