@@ -2,7 +2,8 @@
 //!
 //! smoltcp gives a SYN to the first of its sockets that takes it, and one that listens takes any: one that
 //! came twice, or late, would open a second connection beside the first between the same ends, whose
-//! answers break the first one off. So the host looks at each SYN before.
+//! answers break the first one off. So the host looks at each SYN before. The price: a peer that has
+//! forgotten a connection and opens another from the same port waits until the first is given up.
 
 use smoltcp::wire::{
     EthernetFrame, EthernetProtocol, IpAddress, IpEndpoint, IpProtocol, Ipv4Packet, Ipv6Packet,
