@@ -16,11 +16,13 @@ esac
 # What the tests run, by the program and the package that has it.
 needed=(cc:gcc git:git curl:curl redis-server:redis-server redis-cli:redis-tools
     nginx:nginx-light /usr/bin/python3:python3 /usr/bin/node:nodejs ps:procps
-    memcached:memcached memccat:libmemcached-tools dig:bind9-dnsutils bwrap:bubblewrap musl-gcc:musl-tools go:golang-go gdb:gdb strace:strace
-    sqlite3:sqlite3 haproxy:haproxy iperf3:iperf3 wrk:wrk make:make tar:tar c++:g++ strip:binutils)
+    memcached:memcached memccat:libmemcached-tools dig:bind9-dnsutils bwrap:bubblewrap musl-gcc:musl-tools
+    go:golang-go gdb:gdb strace:strace sqlite3:sqlite3 haproxy:haproxy iperf3:iperf3 wrk:wrk make:make
+    tar:tar c++:g++ strip:binutils ip:iproute2 ping:iputils-ping tshark:tshark socat:socat
+    /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream)
 missing=()
 for pair in "${needed[@]}"; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    [ -e "${pair%%:*}" ] || command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 # CPython's own tests, of the version that Debian's python3 is of here.
 python=$(apt-cache depends python3 2>/dev/null | sed -n 's/.*Depends: \(python3\.[0-9]*\)$/\1/p' | head -1)
