@@ -143,6 +143,10 @@ impl<'a> Piece<'a> {
 }
 
 /// A datagram, or a frame of an interface.
+///
+/// `#[on(packet = "eth0")]` is asked about every frame that comes in by that interface, from its link-layer
+/// header on. The kernel has a copy of each and goes on with it, whatever the verdict. An answer is a frame,
+/// too, and goes out as it is; one to a datagram goes to who has sent that.
 pub struct Packet<'a>(Piece<'a>);
 
 impl fmt::Debug for Packet<'_> {

@@ -477,6 +477,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 None => return,
             },
         };
+        if let Some(port) = &mut self.ports[number as usize]
+            && (port.kind, result) == (Kind::Interface, -libc::ENODEV)
+            && !port.is_closing
+        {
+            // The interface has been removed: its socket gets nothing any more, and says so each time.
+            port.fd = None;
+            return;
+        }
         match self.ports[number as usize].as_ref().map(|port| (port.is_closing, port.is_paused)) {
             Some((true, _)) => self.forget_port(number),
             // It goes on when buffers have come back.

@@ -31,6 +31,12 @@ fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     check(done).map(drop)
 }
 
+/// For what comes while the worker is busy: as much as the administrator allows.
+fn make_room(fd: &OwnedFd) -> io::Result<()> {
+    let forced = set(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_LEN);
+    forced.or_else(|_| set(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_LEN))
+}
+
 fn family_of(address: SocketAddr) -> i32 {
     if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
 }
@@ -46,9 +52,7 @@ fn bind(fd: &OwnedFd, address: &Address) -> io::Result<()> {
 /// The kernel's.
 pub fn udp(address: SocketAddr) -> io::Result<OwnedFd> {
     let fd = socket(family_of(address), libc::SOCK_DGRAM, 0)?;
-    // As much as the administrator allows.
-    let forced = set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_LEN);
-    forced.or_else(|_| set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUF, RECEIVE_LEN))?;
+    make_room(&fd)?;
     bind(&fd, &Address::of(address))?;
     Ok(fd)
 }
@@ -66,7 +70,7 @@ pub fn tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A socket that gets all frames of the interface `name`.
+/// A socket that gets all frames that come in by the interface `name`, and none that go out.
 ///
 /// # Errors
 /// The kernel's: there is no such interface, or the right to its frames is missing (CAP_NET_RAW).
@@ -80,6 +84,9 @@ pub fn interface(name: &str) -> io::Result<OwnedFd> {
     let all = (libc::ETH_P_ALL as u16).to_be();
     // Of no protocol until it is bound: it must not see other interfaces' frames meanwhile.
     let fd = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    // Answers would come back as frames, and so would what the kernel itself sends.
+    set(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+    make_room(&fd)?;
     // SAFETY: plain numbers.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;

@@ -2,6 +2,7 @@
 //! is lost with the worker that serves them; and the pool of buffers that this worker owns.
 #![expect(unsafe_code, reason = "writes the superblock through the supervisor's alias")]
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -162,7 +163,8 @@ impl Sandbox {
         };
         let fd = made.map_err(|error| {
             let place = at.map_or(String::new(), |at| format!(" at {at}"));
-            SandboxError::Refused(format!("handler {handler} on {port}{place}: {error}"))
+            let advice = advice(port, &error);
+            SandboxError::Refused(format!("handler {handler} on {port}{place}: {error}{advice}"))
         })?;
         // The kernel's choice, if it was left to it.
         let chosen =
@@ -298,6 +300,17 @@ impl Sandbox {
     pub fn buffers_out(&self) -> u64 {
         let numbers = 0..PORTS_MAX;
         numbers.filter_map(|it| self.tally(it)).map(|it| it.buffers.load(Relaxed)).sum()
+    }
+}
+
+/// What to do about an error, where it does not say so itself.
+fn advice(port: Port, error: &io::Error) -> &'static str {
+    match (port, error.raw_os_error()) {
+        (Port::Interface(_), Some(libc::ENODEV)) => {
+            "; make it first, in the network namespace that the sandbox was brought up in (ip link)"
+        }
+        (Port::Interface(_), Some(libc::EPERM)) => "; bring the sandbox up with CAP_NET_RAW",
+        _ => "",
     }
 }
 
