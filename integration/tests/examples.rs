@@ -41,6 +41,20 @@ fn rate_limit() {
     follow("rate-limit");
 }
 
+#[test]
+fn balancer() {
+    if !nix::unistd::getuid().is_root() {
+        return println!("skipped: only root can make network namespaces");
+    }
+    let name = format!("sbx-{}-try", std::process::id());
+    let made = run(Command::new("ip").args(["netns", "add", &name]));
+    if made.status != 0 {
+        return println!("skipped: no network namespaces: {}", made.stderr.trim());
+    }
+    let _ = run(Command::new("ip").args(["netns", "del", &name]));
+    follow("balancer");
+}
+
 fn goals_and_rows(bench: &str) -> (Vec<Value>, Vec<Value>) {
     let ended = launcher(&["bench", bench, "--quick", "--json"]);
     assert_eq!(ended.status, 0, "{}", ended.stderr);
