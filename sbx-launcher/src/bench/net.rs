@@ -5,7 +5,9 @@
 
 mod forward;
 mod load;
+mod memcached;
 mod servers;
+mod stack;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -319,6 +321,8 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         let server = rival.serve(&folder, port).map_err(doing)?;
         forwarders.extend(server.map(|server| (rival.name, server)));
     }
+    let stacks = stack::Ways::start().map_err(doing)?;
+    let caches = memcached::Caches::start()?;
     let last = Last::default();
     let mut rows: Rows<'_> = Vec::new();
     for load in LOADS {
@@ -338,8 +342,12 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     for (name, server) in &forwarders {
         forward_rows(&mut rows, name, server, &last, time);
     }
+    stacks.rows(&mut rows, time);
+    caches.rows(&mut rows, &last, time);
     let mut report = Report::new("net", options.rounds, measure(options.rounds, rows)?);
     goals(&mut report);
+    stacks.goals(&mut report);
+    memcached::goals(&mut report);
     drop(forwarders);
     let _ = std::fs::remove_dir_all(folder);
     Ok(report)

@@ -33,6 +33,16 @@ pub(super) fn tcp(
     len: usize,
     time: Duration,
 ) -> io::Result<Figures> {
+    asking(server, count, &line(len), time)
+}
+
+/// The same with a request of one's own, whose answer ends with the end of a line.
+pub(super) fn asking(
+    server: SocketAddr,
+    count: usize,
+    request: &[u8],
+    time: Duration,
+) -> io::Result<Figures> {
     let mut streams = Vec::new();
     for _ in 0..count {
         let stream = TcpStream::connect(server)?;
@@ -42,12 +52,12 @@ pub(super) fn tcp(
     }
     // What is set up at the first request is not counted.
     for stream in &mut streams {
-        exchange(stream, &line(len), &mut [0; 4096])?;
+        exchange(stream, request, &mut [0; 4096])?;
     }
     if let [stream] = &mut streams[..] {
-        one_by_one(stream, len, time)
+        one_by_one(stream, request, time)
     } else {
-        all_at_once(&streams, len, time)
+        all_at_once(&streams, request, time)
     }
 }
 
@@ -70,12 +80,12 @@ fn exchange(stream: &mut TcpStream, bytes: &[u8], answer: &mut [u8]) -> io::Resu
     }
 }
 
-fn one_by_one(stream: &mut TcpStream, len: usize, time: Duration) -> io::Result<Figures> {
-    let (bytes, mut answer) = (line(len), vec![0; len + 4096]);
+fn one_by_one(stream: &mut TcpStream, bytes: &[u8], time: Duration) -> io::Result<Figures> {
+    let mut answer = vec![0; bytes.len() + 4096];
     let (began, mut took_us) = (Instant::now(), Vec::new());
     let mut last = began;
     while last.duration_since(began) < time {
-        exchange(stream, &bytes, &mut answer)?;
+        exchange(stream, bytes, &mut answer)?;
         let now = Instant::now();
         took_us.push(now.duration_since(last).as_nanos() as f64 / 1e3);
         last = now;
@@ -85,14 +95,13 @@ fn one_by_one(stream: &mut TcpStream, len: usize, time: Duration) -> io::Result<
     Ok(Figures { rate: count / began.elapsed().as_secs_f64(), count, took_us })
 }
 
-fn all_at_once(streams: &[TcpStream], len: usize, time: Duration) -> io::Result<Figures> {
+fn all_at_once(streams: &[TcpStream], bytes: &[u8], time: Duration) -> io::Result<Figures> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let bytes = line(len);
     for (index, mut stream) in streams.iter().enumerate() {
         epoll.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
-        stream.write_all(&bytes)?;
+        stream.write_all(bytes)?;
     }
-    let mut buffer = vec![0; len.max(64 << 10)];
+    let mut buffer = vec![0; bytes.len().max(64 << 10)];
     let mut ready = [EpollEvent::empty(); 256];
     let (began, mut count) = (Instant::now(), 0.0);
     while began.elapsed() < time {
@@ -107,7 +116,7 @@ fn all_at_once(streams: &[TcpStream], len: usize, time: Duration) -> io::Result<
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
                 got if buffer[got - 1] == b'\n' => {
                     count += 1.0;
-                    stream.write_all(&bytes)?;
+                    stream.write_all(bytes)?;
                 }
                 _ => {}
             }
