@@ -210,7 +210,7 @@ fn uring(kind: Kind, fd: OwnedFd) -> io::Result<()> {
     // SAFETY: all zeros, and ours alone.
     let buffers = unsafe { Buffers::own(pool.cast::<Pool>(), now_ns()) };
     let mut engine = Engine::new(Uring::new()?, Alone, buffers);
-    engine.open(0, kind, 0, Some(fd))?;
+    engine.open(0, kind, 1, Some(fd))?;
     loop {
         engine.turn(None)?;
     }
