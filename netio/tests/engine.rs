@@ -3,7 +3,7 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -75,7 +75,9 @@ const SPILL_LEN: usize = 300_000;
 fn pool() -> &'static Pool {
     let layout = Layout::from_size_align(POOL_LEN, 4096).expect("a layout");
     // SAFETY: not empty; zeros are a pool.
-    unsafe { &*alloc_zeroed(layout).cast::<Pool>() }
+    let pool = unsafe { alloc_zeroed(layout) }.cast::<Pool>();
+    // SAFETY: aligned, and all atomics.
+    unsafe { &*pool }
 }
 
 fn bytes_in(block: &PacketBlock) -> Vec<u8> {
@@ -85,8 +87,9 @@ fn bytes_in(block: &PacketBlock) -> Vec<u8> {
 
 fn write(reply: &mut Reply, bytes: &[u8]) {
     assert!(reply.len + bytes.len() <= reply.cap);
+    let to = reply.buf.wrapping_add(reply.len);
     // SAFETY: room for as many (asserted).
-    unsafe { reply.buf.add(reply.len).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     reply.len += bytes.len();
 }
 
@@ -294,7 +297,7 @@ fn a_connection_gets_back_what_it_sends() {
         let stream = connect(server);
         let mut writer = stream.try_clone().expect("a clone");
         let sender = std::thread::spawn(move || {
-            let bytes: Vec<u8> = (0..3_000_000u32).map(|at| (at * 7 >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..3_000_000u32).map(|at| ((at * 7) >> 3) as u8).collect();
             for chunk in bytes.chunks(70_001) {
                 writer.write_all(chunk).expect("send");
             }
@@ -488,7 +491,7 @@ fn other_process(pool: &'static Pool, die_at: u64) -> Box<dyn FnMut(u64) -> Stat
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         let answer: Vec<u8> = bytes.iter().rev().copied().collect();
         // SAFETY: there is room behind it.
-        unsafe { at.add(len).copy_from_nonoverlapping(answer.as_ptr(), len) };
+        unsafe { at.wrapping_add(len).copy_from_nonoverlapping(answer.as_ptr(), len) };
         let outcome = Outcome { used: len as u16, answer: len as u32, ..Outcome::default() };
         assert!(buffer.finish(name.turn, who, outcome));
         let _ = pool.done.push(&pool.buffers, name.index);
@@ -599,7 +602,7 @@ fn answers_lines(pool: &'static Pool) -> Box<dyn FnMut(u64) -> Status + Send> {
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         let used = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         // SAFETY: there is room behind it.
-        unsafe { at.add(len).copy_from_nonoverlapping(at, used) };
+        unsafe { at.wrapping_add(len).copy_from_nonoverlapping(at, used) };
         let outcome = Outcome { used: used as u16, answer: used as u32, ..Outcome::default() };
         assert!(buffer.finish(name.turn, who, outcome));
         let _ = pool.done.push(&pool.buffers, name.index);
