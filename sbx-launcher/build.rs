@@ -1,5 +1,5 @@
 //! Builds the image of slot 0 and the extension of `trace`, for the launcher to include: one file to
-//! install.
+//! install. Links the launcher statically where the C library can be.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,38 @@ fn main() {
     for (variable, manifest, file) in images {
         println!("cargo::rustc-env={variable}={}", build(&root.join(manifest), file).display());
     }
+    link_statically();
+}
+
+/// Have the launcher need no shared library: a quarter of a launch was the loading of three of them.
+///
+/// rustc asks for shared ones by name, and its own switch for this (`crt-static`) would hold for
+/// extensions and macros as well. So these names lead to the archives, for the launcher alone. Without
+/// archives, as on systems that keep them in a package of their own, it is linked as usual.
+fn link_statically() {
+    let libc = ["c", "m", "rt", "pthread", "util", "dl"];
+    let mut names: Vec<_> = libc.map(|name| (name, format!("lib{name}.a"))).into();
+    names.push(("gcc_s", "libgcc_eh.a".to_owned()));
+    let found: Option<Vec<_>> =
+        names.into_iter().map(|(name, file)| Some((name, archive(&file)?))).collect();
+    let Some(found) = found.filter(|_| env::var_os("CARGO_CFG_TARGET_ENV").unwrap() == "gnu") else {
+        return;
+    };
+    let folder = PathBuf::from(env::var_os("OUT_DIR").unwrap()).join("archives");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, archive) in found {
+        let script = format!("INPUT({})\n", archive.display());
+        std::fs::write(folder.join(format!("lib{name}.a")), script).unwrap();
+    }
+    println!("cargo::rustc-link-arg-bins=-L{}", folder.display());
+    println!("cargo::rustc-link-arg-bins=-static-pie");
+}
+
+/// Where the C compiler, which is the linker, has an archive.
+fn archive(name: &str) -> Option<PathBuf> {
+    let output = Command::new("cc").arg(format!("-print-file-name={name}")).output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    path.is_absolute().then(|| path.canonicalize().ok()).flatten()
 }
 
 /// Build an image; its file.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 use ext_api::abi::{HOW_ALL, HOW_ANY, HOW_PID, HOW_URGENT};
 use serde_json::Value;
 
@@ -19,35 +19,57 @@ pub struct Cli {
     command: Command,
 }
 
+/// What was typed.
+///
+/// `run` is looked for first, alone: to describe all other commands to the parser takes a tenth of a
+/// launch. What it does not understand is for the whole description to explain.
+///
+/// # Errors
+/// What is to be printed instead.
+pub fn parse() -> std::result::Result<Cli, clap::Error> {
+    if std::env::args_os().nth(1).is_some_and(|word| word == "run") {
+        let alone = Run::augment_args(clap::Command::new("sbx-launcher run"));
+        let matches = alone.try_get_matches_from(std::env::args_os().skip(1));
+        if let Ok(run) = matches.and_then(|matches| Run::from_arg_matches(&matches)) {
+            return Ok(Cli { command: Command::Run(run) });
+        }
+    }
+    Cli::try_parse()
+}
+
+/// What is run, and where.
+#[derive(Debug, Args)]
+struct Run {
+    /// Use the named sandbox that is up, instead of one of its own.
+    #[arg(long, value_name = "NAME")]
+    sandbox: Option<String>,
+    /// Load this extension first (repeatable).
+    #[arg(long = "ext", value_name = "FILE", conflicts_with = "sandbox")]
+    ext: Vec<PathBuf>,
+    /// Configuration for the extensions: key=value,key=value.
+    #[arg(long, default_value = "")]
+    config: String,
+    /// Size of the region's shared part in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    size: usize,
+    /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Have its local connections go through the region.
+    #[arg(long, conflicts_with = "sandbox")]
+    sockets: bool,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    argv: Vec<OsString>,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a sandbox.
     #[command(
         after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py"
     )]
-    Run {
-        /// Use the named sandbox that is up, instead of one of its own.
-        #[arg(long, value_name = "NAME")]
-        sandbox: Option<String>,
-        /// Load this extension first (repeatable).
-        #[arg(long = "ext", value_name = "FILE", conflicts_with = "sandbox")]
-        ext: Vec<PathBuf>,
-        /// Configuration for the extensions: key=value,key=value.
-        #[arg(long, default_value = "")]
-        config: String,
-        /// Size of the region's shared part in MiB.
-        #[arg(long, value_name = "MIB", default_value_t = 2048)]
-        size: usize,
-        /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
-        #[arg(long, value_name = "FILE")]
-        policy: Option<PathBuf>,
-        /// Have its local connections go through the region.
-        #[arg(long, conflicts_with = "sandbox")]
-        sockets: bool,
-        /// The command and its arguments.
-        #[arg(last = true, required = true)]
-        argv: Vec<OsString>,
-    },
+    Run(Run),
     /// Make a named sandbox that outlives one command.
     #[command(
         after_help = "Example: sbx-launcher up web && sbx-launcher run --sandbox web -- bash"
@@ -291,7 +313,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 #[must_use]
 pub fn main(cli: Cli) -> i32 {
     let supervises =
-        matches!(cli.command, Command::Run { .. } | Command::Up { .. } | Command::Trace { .. });
+        matches!(cli.command, Command::Run(_) | Command::Up { .. } | Command::Trace { .. });
     if !supervises && !matches!(cli.command, Command::Bench { .. } | Command::BenchInside { .. }) {
         run::end_when_nobody_reads();
     }
@@ -303,10 +325,10 @@ pub fn main(cli: Cli) -> i32 {
 
 fn carry_out(command: Command) -> Result<i32> {
     match command {
-        Command::Run { sandbox: Some(name), argv, policy, .. } => {
+        Command::Run(Run { sandbox: Some(name), argv, policy, .. }) => {
             run::in_named_sandbox(&name, argv, Policy::in_force(policy.as_deref())?)
         }
-        Command::Run { ext, config, size, argv, policy, sockets, .. } => {
+        Command::Run(Run { ext, config, size, argv, policy, sockets, .. }) => {
             let len = size.saturating_mul(1 << 20);
             let policy = Policy::in_force(policy.as_deref())?;
             let command = run::Command { argv, extensions: ext, config, len, policy, sockets };

@@ -1,9 +1,7 @@
 //! The command `sbx-launcher`: see [`sbx_launcher::cli`].
 
-use clap::Parser;
-
 fn main() {
-    let status = match sbx_launcher::cli::Cli::try_parse() {
+    let status = match sbx_launcher::cli::parse() {
         Ok(cli) => sbx_launcher::cli::main(cli),
         Err(error) => {
             let _ = error.print();

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 
 use crate::control::{self, Request, Server};
 use crate::filter::{self, Armed};
@@ -169,27 +170,31 @@ impl Words {
         word.store(value, SeqCst);
     }
 
-    /// What has been said, or 0 if nothing was for a while. Waits by a call that no handler can be hooked
-    /// to.
+    /// What has been said, or 0 if nothing was for a while. On a machine with one CPU to spare the
+    /// other side runs meanwhile.
     fn get(word: &AtomicU32) -> u32 {
-        const LOOKS: u32 = 4000;
+        const LOOKS: u32 = 1000;
         for _ in 0..LOOKS {
             if word.load(SeqCst) != 0 {
                 break;
             }
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
+        if word.load(SeqCst) == 0 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        word.load(SeqCst)
+    }
+
+    /// Wait until something is said, by a call that no handler can be hooked to.
+    fn await_unhooked(word: &AtomicU32) {
         // SAFETY: a set is plain bits.
         let none: libc::sigset_t = unsafe { std::mem::zeroed() };
-        let moment = libc::timespec { tv_sec: 0, tv_nsec: 20_000 };
-        for _ in 0..LOOKS {
-            if word.load(SeqCst) != 0 {
-                break;
-            }
+        let moment = libc::timespec { tv_sec: 0, tv_nsec: 10_000 };
+        while word.load(SeqCst) == 0 {
             // SAFETY: waits for none of the signals, for a moment.
             unsafe { libc::sigtimedwait(&raw const none, std::ptr::null_mut(), &raw const moment) };
         }
-        word.load(SeqCst)
     }
 }
 
@@ -399,6 +404,9 @@ fn become_command(
     // SAFETY: the default action runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let mut pointers = start.pointers();
+    // Waits are to take as long as they say; it starts with the launcher's own slack.
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
     // Nobody would follow the exec.
     worker::end_with(launcher);
     // From here on this process makes no call that a handler can be hooked to.
@@ -411,7 +419,9 @@ fn become_command(
             unsafe { libc::_exit(LAUNCHER_FAILED) }
         }
     }
-    while Words::get(&words.go) == 0 {}
+    Words::await_unhooked(&words.go);
+    // SAFETY: takes numbers only; 0 is what it was.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 0) };
     // SAFETY: takes numbers only: the command outlives the launcher.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
     let errno = start.execute(&mut pointers);

@@ -545,9 +545,14 @@ impl Sandbox {
 
     /// Have the hook table say what is loaded now.
     pub fn publish_hooks(&mut self) {
-        if self.hooks_of.replace(self.changes) == Some(self.changes) {
+        if self.hooks_of == Some(self.changes) {
             return;
         }
+        // A table that was never written says that nothing is hooked; to write that takes its memory.
+        if self.hooks_of.is_none() && self.armed() == Armed::default() {
+            return;
+        }
+        self.hooks_of = Some(self.changes);
         let at = self.zones.control.alias().wrapping_add(HOOKS_OFFSET).cast::<HookTable>();
         // SAFETY: the control zone has room for it there; all atomics.
         let table = unsafe { &*at };
