@@ -21,6 +21,7 @@ pub mod policy;
 pub mod run;
 pub mod sandbox;
 pub mod signals;
+pub mod slot_zero;
 pub mod sockets;
 pub mod supervisor;
 pub mod trace;

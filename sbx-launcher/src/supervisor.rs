@@ -155,6 +155,8 @@ impl Supervisor {
     pub fn serve(&mut self) -> End {
         wake_promptly();
         self.sandbox.set_supervisor();
+        // What was done to get here is not idleness, of which a keeper is made.
+        self.looked = Instant::now();
         loop {
             if let Some(end) = self.turn() {
                 return end;

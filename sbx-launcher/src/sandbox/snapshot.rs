@@ -22,7 +22,8 @@ use libos::manifest;
 use serde::{Deserialize, Serialize};
 
 use super::extensions::{Life, Loading, Purpose, Room};
-use super::{LIBOS, Sandbox, SandboxError};
+use super::{Sandbox, SandboxError};
+use crate::slot_zero::LIBOS;
 
 const MAGIC: [u8; 8] = *b"SBXsnap1";
 /// Longest head that is read.
