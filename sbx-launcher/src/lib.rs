@@ -23,6 +23,7 @@ pub mod sandbox;
 pub mod signals;
 pub mod slot_zero;
 pub mod sockets;
+pub mod start;
 pub mod supervisor;
 pub mod trace;
 pub mod watchdog;

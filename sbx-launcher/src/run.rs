@@ -202,7 +202,7 @@ impl Words {
 #[derive(Debug)]
 struct Started {
     pid: i32,
-    program: CString,
+    start: Start,
     words: &'static Words,
 }
 
@@ -212,7 +212,8 @@ impl Started {
         let errno = self.words.errno.load(SeqCst);
         if errno != 0 {
             let error = io::Error::from_raw_os_error(errno as i32);
-            eprintln!("sbx-launcher: {}: {error}", self.program.to_string_lossy());
+            let program = self.start.argv.first().map(|name| name.to_string_lossy());
+            eprintln!("sbx-launcher: {}: {error}", program.unwrap_or_default());
         }
     }
 }
@@ -242,7 +243,7 @@ fn start_held(
     // SAFETY: one thread, so the child may do anything.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        become_command(&program, start, words, launcher);
+        become_command(&program, &start, words, launcher);
     }
     if pid < 0 {
         return Err(io::Error::last_os_error());
@@ -257,8 +258,7 @@ fn start_held(
     let listener = listener_of(pid, words).map_err(refused)?;
     take(listener.as_raw_fd()).map_err(refused)?;
     Words::set(&words.go, 1);
-    let program = start.argv.into_iter().next().unwrap_or_default();
-    Ok((Started { pid, program, words }, listener))
+    Ok((Started { pid, start, words }, listener))
 }
 
 /// The listener of the filter that the child `pid` installs.
@@ -311,18 +311,21 @@ fn has_ended(pid: i32) -> bool {
 #[derive(Debug)]
 struct Start {
     argv: Vec<CString>,
-    environment: Vec<CString>,
     /// Where the program may be.
     candidates: Vec<CString>,
     /// What the filter lets this exec through by.
     first_exec: u32,
 }
 
+unsafe extern "C" {
+    /// The environment that the launcher was started with, as exec takes it.
+    static environ: *const *const libc::c_char;
+}
+
 /// The arrays that exec takes.
 #[derive(Debug)]
 struct Pointers {
     argv: Vec<*const libc::c_char>,
-    environment: Vec<*const libc::c_char>,
     /// For a shell: its name, room for a path, the arguments.
     shell: Vec<*const libc::c_char>,
 }
@@ -334,8 +337,6 @@ impl Start {
         let text = |bytes: Vec<u8>| {
             CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
         };
-        let environment = std::env::vars_os()
-            .map(|(key, value)| text([key.as_bytes(), b"=", value.as_bytes()].concat()));
         let name = argv.first().map_or(&[][..], |name| name.as_bytes());
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
         let candidates: Vec<Vec<u8>> = if name.contains(&b'/') || name.is_empty() {
@@ -347,7 +348,6 @@ impl Start {
             folders.map(|at| [&folder(at)[..], b"/", name].concat()).collect()
         };
         Ok(Self {
-            environment: environment.collect::<io::Result<_>>()?,
             candidates: candidates.into_iter().map(text).collect::<io::Result<_>>()?,
             argv,
             first_exec,
@@ -361,14 +361,15 @@ impl Start {
         let argv = array(&self.argv);
         let mut shell = vec![SHELL.as_ptr(), std::ptr::null()];
         shell.extend(argv.iter().skip(1));
-        Pointers { argv, environment: array(&self.environment), shell }
+        Pointers { argv, shell }
     }
 
     /// As `execvp`, which has no fourth argument; why it could not.
     fn execute(&self, pointers: &mut Pointers) -> i32 {
         let execute = |path: &std::ffi::CStr, argv: &[*const libc::c_char]| {
-            let (argv, environment) = (argv.as_ptr(), pointers.environment.as_ptr());
-            let number = libc::SYS_execve;
+            let (argv, number) = (argv.as_ptr(), libc::SYS_execve);
+            // SAFETY: the C library's; one thread, so nobody changes it meanwhile.
+            let environment = unsafe { environ };
             // SAFETY: a text that ends with a zero, and arrays of such that end with a null.
             unsafe { libc::syscall(number, path.as_ptr(), argv, environment, self.first_exec) };
             io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
@@ -392,7 +393,7 @@ impl Start {
 /// The child, until exec.
 fn become_command(
     program: &[seccompiler::sock_filter],
-    start: Start,
+    start: &Start,
     words: &Words,
     launcher: u32,
 ) -> ! {
