@@ -16,7 +16,7 @@ use crate::policy::Policy;
 use crate::sandbox::Sandbox;
 use crate::supervisor::{End, Supervisor};
 use crate::worker;
-use crate::zones::random;
+use crate::zones::{Pages, random};
 
 /// Exit status for errors of the launcher itself.
 pub const LAUNCHER_FAILED: i32 = 125;
@@ -46,7 +46,10 @@ pub fn in_own_sandbox(
     command: Command,
     finish: impl FnOnce(&mut Supervisor),
 ) -> Result<i32, Box<dyn std::error::Error>> {
-    let mut supervisor = Supervisor::new(Sandbox::create("run", command.len)?, None)?;
+    // Nothing can be loaded later: it has no name to be called by.
+    let only_tables = command.extensions.is_empty() && !command.sockets;
+    let pages = if only_tables { Pages::Small } else { Pages::Huge };
+    let mut supervisor = Supervisor::new(Sandbox::create("run", command.len, pages)?, None)?;
     if command.sockets {
         supervisor.sandbox.carry_sockets()?;
     }
@@ -444,7 +447,7 @@ pub fn up(
     libos::manifest::check_name(name)?;
     let server = Server::bind(name)?;
     let mut sandbox = match restore {
-        None => Sandbox::create(name, len)?,
+        None => Sandbox::create(name, len, Pages::Huge)?,
         Some(file) => Sandbox::restore(name, file)?,
     };
     if sockets {

@@ -32,7 +32,7 @@ use crate::hooks::Happened;
 use crate::memory;
 use crate::policy::syscalls::name_of;
 use crate::slot_zero::{LIBOS, SlotZero};
-use crate::zones::{Zones, random};
+use crate::zones::{Pages, Zones, random};
 
 mod carry;
 pub mod extensions;
@@ -187,13 +187,18 @@ impl Sandbox {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn create(name: &str, len: usize) -> Result<Self, SandboxError> {
-        Self::create_at(name, len, None)
+    pub fn create(name: &str, len: usize, pages: Pages) -> Result<Self, SandboxError> {
+        Self::create_at(name, len, None, pages)
     }
 
     /// As [`Sandbox::create`], with the region at `base`.
-    fn create_at(name: &str, len: usize, base: Option<usize>) -> Result<Self, SandboxError> {
-        let zones = Zones::create(len, base)
+    fn create_at(
+        name: &str,
+        len: usize,
+        base: Option<usize>,
+        pages: Pages,
+    ) -> Result<Self, SandboxError> {
+        let zones = Zones::create(len, base, pages)
             .map_err(|error| SandboxError::Kernel("making the zones", error))?;
         let place = zones.place;
         let libos = SlotZero::at(place);

@@ -92,6 +92,15 @@ impl Drop for Zone {
     }
 }
 
+/// The pages that a data zone is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Huge ones where the heaps are, if we may mount a file system for it.
+    Huge,
+    /// Small ones, of a memfd: all that tables need. Without the mount a sandbox is made sooner.
+    Small,
+}
+
 /// The zones of one sandbox.
 #[derive(Debug)]
 pub struct Zones {
@@ -113,16 +122,17 @@ impl Zones {
     ///
     /// # Errors
     /// The kernel's, with what was asked of it.
-    pub fn create(len: usize, base: Option<usize>) -> io::Result<Self> {
+    pub fn create(len: usize, base: Option<usize>, pages: Pages) -> io::Result<Self> {
         let place = match base {
             None => draw_place(len)?,
             Some(base) => Place::new(base, len).ok_or_else(|| {
                 io::Error::new(io::ErrorKind::InvalidInput, "no region can be there")
             })?,
         };
-        let (data, backing) = match huge_tmpfs(len) {
-            Ok(fd) => (fd, "tmpfs, huge pages, noexec"),
-            Err(_) => (sealed_data(len)?, "memfd, sealed against resizing"),
+        let huge = (pages == Pages::Huge).then(|| huge_tmpfs(len).ok()).flatten();
+        let (data, backing) = match huge {
+            Some(fd) => (fd, "tmpfs, huge pages, noexec"),
+            None => (sealed_data(len)?, "memfd, sealed against resizing"),
         };
         let data = Zone::map(data, len)?;
         data.small_pages(libos::layout::ARENAS_OFFSET);
