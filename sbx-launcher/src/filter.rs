@@ -233,7 +233,7 @@ impl<'a> Builder<'a> {
         let named = self.spec.policy.rules().iter().flat_map(|rule| &rule.calls);
         let built_in = self.built_in.iter().map(|(number, _)| *number);
         let ruled = built_in.chain(named.map(|call| call.number));
-        let all = syscalls::all().iter().map(|call| call.number);
+        let all = syscalls::all().map(|call| call.number);
         let followed = all.filter(|number| self.follow(*number).is_some());
         ruled.chain(followed).chain(self.spec.armed.trapped()).collect()
     }
