@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, FromArgMatches, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use ext_api::abi::{HOW_ALL, HOW_ANY, HOW_PID, HOW_URGENT};
 use serde_json::Value;
 
@@ -21,24 +21,26 @@ pub struct Cli {
 
 /// What was typed.
 ///
-/// `run` is looked for first, alone: to describe all other commands to the parser takes a tenth of a
-/// launch. What it does not understand is for the whole description to explain.
+/// `run -- COMMAND` is known without a parser, to which all commands and options have to be described
+/// first: that takes a twentieth of a launch.
 ///
 /// # Errors
 /// What is to be printed instead.
 pub fn parse() -> std::result::Result<Cli, clap::Error> {
-    if std::env::args_os().nth(1).is_some_and(|word| word == "run") {
-        let alone = Run::augment_args(clap::Command::new("sbx-launcher run"));
-        let matches = alone.try_get_matches_from(std::env::args_os().skip(1));
-        if let Ok(run) = matches.and_then(|matches| Run::from_arg_matches(&matches)) {
-            return Ok(Cli { command: Command::Run(run) });
-        }
+    let mut words = std::env::args_os().skip(1);
+    let begins = ["run", "--"].iter().all(|word| words.next().is_some_and(|typed| typed == *word));
+    let argv: Vec<OsString> = words.collect();
+    if begins && !argv.is_empty() {
+        return Ok(Cli { command: Command::Run(Run { argv, ..Run::default() }) });
     }
     Cli::try_parse()
 }
 
+/// Length of a region's shared part, in MiB.
+const SIZE_DEFAULT: usize = 2048;
+
 /// What is run, and where.
-#[derive(Debug, Args)]
+#[derive(Debug, PartialEq, Eq, Args)]
 struct Run {
     /// Use the named sandbox that is up, instead of one of its own.
     #[arg(long, value_name = "NAME")]
@@ -50,7 +52,7 @@ struct Run {
     #[arg(long, default_value = "")]
     config: String,
     /// Size of the region's shared part in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    #[arg(long, value_name = "MIB", default_value_t = SIZE_DEFAULT)]
     size: usize,
     /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
     #[arg(long, value_name = "FILE")]
@@ -61,6 +63,21 @@ struct Run {
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     argv: Vec<OsString>,
+}
+
+impl Default for Run {
+    /// As the parser fills it in when no option is given.
+    fn default() -> Self {
+        Self {
+            sandbox: None,
+            ext: Vec::new(),
+            config: String::new(),
+            size: SIZE_DEFAULT,
+            policy: None,
+            sockets: false,
+            argv: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,7 +95,7 @@ enum Command {
         /// Its name.
         name: String,
         /// Size of the region's shared part in MiB.
-        #[arg(long, value_name = "MIB", default_value_t = 2048)]
+        #[arg(long, value_name = "MIB", default_value_t = SIZE_DEFAULT)]
         size: usize,
         /// Begin with the extensions of this snapshot, as they were.
         #[arg(long, value_name = "FILE", conflicts_with = "size")]
@@ -611,4 +628,19 @@ fn participants(name: &str, json: bool) -> Result<i32> {
     println!("in use: {}", uses.join(", "));
     println!("ended: {}, of which {} inside an upcall", answer["ended"], answer["ended_inside"]);
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{Cli, Command, Run};
+
+    #[test]
+    fn the_shortcut_says_what_the_parser_would() {
+        let parsed = Cli::try_parse_from(["sbx-launcher", "run", "--", "true", "--size", "1"]);
+        let argv = ["true", "--size", "1"].map(Into::into).into();
+        let Command::Run(run) = parsed.unwrap().command else { panic!("another command") };
+        assert_eq!(run, Run { argv, ..Run::default() });
+    }
 }
