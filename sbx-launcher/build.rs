@@ -1,5 +1,5 @@
-//! Builds the image of slot 0, places it, and builds the extension of `trace`, for the launcher to
-//! include: one file to install. Links the launcher statically where the C library can be.
+//! Builds the image of slot 0, places it, and builds the extension of `trace` and the library that is
+//! preloaded where tracing is refused, for the launcher to include: one file to install. Links the launcher statically where the C library can be.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,17 @@ use libos::layout::{LEN_MIN, Place};
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("..");
-    for source in ["libos/image", "libos/src", "ext-api", "examples/trace/ext"] {
+    for source in
+        ["libos/image", "libos/src", "ext-api", "examples/trace/ext", "sbx-launcher/preload"]
+    {
         println!("cargo::rerun-if-changed={}", root.join(source).display());
     }
     let images = [
         ("SBX_LIBOS_IMAGE", "libos/image/Cargo.toml", "libsbx_libos.so"),
         ("SBX_TRACE_IMAGE", "examples/trace/ext/Cargo.toml", "libtrace.so"),
+        ("SBX_PRELOAD_IMAGE", "sbx-launcher/preload/Cargo.toml", "libsbx_preload.so"),
     ];
-    let [libos, _] = images.map(|(variable, manifest, file)| {
+    let [libos, ..] = images.map(|(variable, manifest, file)| {
         let image = build(&root.join(manifest), file);
         println!("cargo::rustc-env={variable}={}", image.display());
         image

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, Scratch, built, launcher, run};
+use integration::{Sandbox, Scratch, built, compile, launcher, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -118,6 +118,55 @@ fn a_debugger_inside_works() {
     assert_eq!((ended.status, &ended.stdout), (native.status, &native.stdout), "{}", ended.stderr);
     // And without a debugger all is as ever.
     assert_eq!(sandbox.run(&[caller]).stdout, "hello, rust (1)\ntotal 1\n");
+}
+
+/// The launcher, to which the kernel refuses the system call `number`.
+fn refused(refuse: &Scratch, number: i64, args: &[&str]) -> Command {
+    let mut command = Command::new(&refuse.0);
+    command.arg(number.to_string()).arg(built("sbx-launcher")).args(args);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    command
+}
+
+#[test]
+fn where_tracing_is_refused_programs_join_by_a_library() {
+    const PTRACE: i64 = 101;
+    const PIDFD_GETFD: i64 = 438;
+    let refuse = compile("cc", "refuse", &[]);
+    let hello = built("libhello_upcall.so");
+    let script = "import os, subprocess, sys\nimport sbx\nbox = sbx.current()\n\
+                  print(box.call('hello.add', 1), flush=True)\n\
+                  if os.fork() == 0: box.call('hello.add', 1); os._exit(0)\n\
+                  os.wait()\n\
+                  again = 'import sbx; print(sbx.current().call(\"hello.add\", 1))'\n\
+                  print(subprocess.check_output([sys.executable, '-c', again]))";
+    let ext = ["run", "--ext", hello.to_str().expect("a UTF-8 path"), "--"];
+    let python = [&ext[..], &["/usr/bin/python3", "-c", script]].concat();
+    for number in [PTRACE, PIDFD_GETFD] {
+        let ended = run(&mut refused(&refuse, number, &python));
+        assert_eq!(ended.stdout, "1\nb'3\\n'\n", "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("so they join by a preloaded library"), "{}", ended.stderr);
+    }
+    // A sandbox that is up, whose supervisor may trace: its client may not.
+    let sandbox = Sandbox::up("refused");
+    sandbox.load_hello();
+    let in_named = ["run", "--sandbox", &sandbox.name, "--"];
+    let ended = run(&mut refused(&refuse, PTRACE, &[&in_named[..], &python[4..]].concat()));
+    assert_eq!(ended.stdout, "1\nb'3\\n'\n", "{}", ended.stderr);
+    assert_eq!(sandbox.call(&["hello.add", "1"]).stdout, "4\n");
+    let how: Vec<_> = sandbox.participants().iter().map(|row| row["how"].clone()).collect();
+    assert!(how.iter().all(|how| how != "exec") && how.len() >= 3, "{how:?}");
+    // A static program runs, and is said to be outside.
+    let fixed = compile("cc", "region", &["-static"]);
+    let ended = run(&mut refused(&refuse, PTRACE, &["run", "--", fixed.text()]));
+    assert_eq!((ended.status, ended.stdout.as_str()), (2, "0 mappings\n"));
+    let said = format!("{} is static: it runs outside of the sandbox", fixed.text());
+    assert!(ended.stderr.contains(&said), "{}", ended.stderr);
+    // What cannot be had without tracing is refused by name.
+    let trace = run(&mut refused(&refuse, PTRACE, &["trace", "--", "/bin/true"]));
+    assert_eq!(trace.status, 125);
+    assert!(trace.stderr.contains("ptrace"), "{}", trace.stderr);
 }
 
 #[test]

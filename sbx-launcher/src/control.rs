@@ -201,6 +201,12 @@ impl Server {
         Ok(Self { fd, directory, owner: unsafe { libc::getuid() } })
     }
 
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The socket.
     #[must_use]
     pub fn as_raw_fd(&self) -> RawFd {
@@ -380,6 +386,7 @@ fn carry_out(
         Request::Place => Ok(json!({ "base": supervisor.sandbox.zones.place.base,
                                      "len": supervisor.sandbox.zones.place.len,
                                      "armed": supervisor.sandbox.armed(),
+                                     "refused": crate::preload::refused(),
                                      "supervisor": std::process::id(),
                                      "zones_kib": supervisor.sandbox.zones.held_kib() })),
         Request::HookCalls { handler, calls } => {

@@ -133,7 +133,7 @@ const QUESTIONS: [Question; 20] = [
     required(
         "ptrace",
         children::ptrace,
-        "programs cannot be made participants",
+        "programs join by a preloaded library only: none that are static, and no hooks on their calls",
         "sysctl kernel.yama.ptrace_scope=1; in a container, a seccomp profile that allows ptrace",
     ),
     useful(

@@ -177,6 +177,25 @@ pub fn build(
     })
 }
 
+/// As [`build`], for a command whose execs and forks nobody follows.
+///
+/// # Errors
+/// See [`FilterError`].
+pub fn build_unfollowed(region: &Range<usize>, policy: Policy) -> Result<BpfProgram, FilterError> {
+    let text = Place { base: region.start, len: region.len() }.code_half(0);
+    build_spec(&FilterSpec {
+        region: region.start as u64..region.end as u64,
+        libos_text: text.start as u64..text.end as u64,
+        keep_signals: false,
+        armed: Armed::default(),
+        first_exec: 0,
+        follow_exec: false,
+        follow_fork: false,
+        mseal: crate::doctor::has_mseal(),
+        policy,
+    })
+}
+
 /// The program for `spec`.
 ///
 /// # Errors

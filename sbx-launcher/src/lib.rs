@@ -18,6 +18,7 @@ pub mod hooks;
 pub mod keeper;
 pub mod memory;
 pub mod policy;
+pub mod preload;
 pub mod run;
 pub mod sandbox;
 pub mod signals;

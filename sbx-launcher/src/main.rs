@@ -4,7 +4,6 @@
 /// What the C library calls; its arguments are those that `std::env` knows already.
 #[cfg(all(not(test), target_env = "gnu"))]
 #[expect(unsafe_code, reason = "a symbol of this name takes the place of Rust's own start")]
-// SAFETY: the program has no other `main`, and the C library expects this signature of it.
 #[unsafe(no_mangle)]
 extern "C" fn main() -> std::ffi::c_int {
     sbx_launcher::start::begin();

@@ -13,6 +13,7 @@ use crate::control::{self, Request, Server};
 use crate::filter::{self, Armed};
 use crate::follow::{Listener, pidfd};
 use crate::policy::Policy;
+use crate::preload;
 use crate::sandbox::Sandbox;
 use crate::supervisor::{End, Supervisor};
 use crate::worker;
@@ -62,8 +63,17 @@ pub fn in_own_sandbox(
     supervisor.sandbox.publish_hooks();
     let region = supervisor.sandbox.zones.place.shared();
     let armed = supervisor.sandbox.armed();
-    let (started, fd) = start_held(command.argv, &region, armed, command.policy, |_| Ok(()))?;
-    supervisor.add_listener(Listener { fd, armed });
+    let start = Start::new(command.argv)?;
+    let started = if let Some(why) = preload::refused() {
+        let server = Server::bind(&format!("run-{}", std::process::id()))?;
+        let library = preload::write(server.directory())?;
+        supervisor.answer_by(server);
+        preload::start(start, &region, armed, command.policy, (&why, &library))?
+    } else {
+        let (started, fd) = start_held(start, &region, armed, command.policy, |_| Ok(()))?;
+        supervisor.add_listener(Listener { fd, armed });
+        started
+    };
     supervisor.set_command(started.pid);
     let End::Command(status) = supervisor.serve() else {
         return Ok(0);
@@ -78,8 +88,11 @@ pub fn in_own_sandbox(
             // A caller that reads the command's output to its end must not wait for us.
             detach();
             supervisor.serve();
+            drop(supervisor);
             std::process::exit(0);
         }
+        // What is to be cleared away is the other's now.
+        std::mem::forget(supervisor);
     }
     Ok(exit_status(status))
 }
@@ -101,11 +114,16 @@ pub fn in_named_sandbox(
     let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
     let region = number("base")..number("base") + number("len");
     let armed: Armed = serde_json::from_value(place["armed"].clone())?;
-    let (started, listener) = start_held(argv, &region, armed, policy, |listener| {
-        control::ask(name, &Request::Follow { armed }, &[listener]).map(|_| ())
-    })?;
-    // The supervisor's is the only one: it is to be closed when that dies.
-    drop(listener);
+    let start = Start::new(argv)?;
+    let refused = preload::refused().or_else(|| place["refused"].as_str().map(str::to_owned));
+    let started = if let Some(why) = refused {
+        let library = preload::write(&control::runtime_dir()?.join(name))?;
+        preload::start(start, &region, armed, policy, (&why, &library))?
+    } else {
+        // The supervisor's listener is the only one: it is to be closed when that dies.
+        let take = |fd| control::ask(name, &Request::Follow { armed }, &[fd]).map(|_| ());
+        start_held(start, &region, armed, policy, take)?.0
+    };
     let pid = started.pid;
     for signal in [libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: ignoring a signal runs no code.
@@ -203,7 +221,7 @@ impl Words {
 
 /// A command that has been started.
 #[derive(Debug)]
-struct Started {
+pub(crate) struct Started {
     pid: i32,
     start: Start,
     words: &'static Words,
@@ -224,7 +242,7 @@ impl Started {
 /// Fork; in the child install the filter and execute. The child waits until `take` has seen to the
 /// filter's listener.
 fn start_held(
-    argv: Vec<OsString>,
+    mut start: Start,
     region: &std::ops::Range<usize>,
     armed: Armed,
     policy: Policy,
@@ -235,12 +253,7 @@ fn start_held(
     // Not 0, which is nobody's.
     let first_exec = random()? as u32 | 1;
     let program = filter::build(region, armed, first_exec, policy).map_err(io::Error::other)?;
-    let argv = argv
-        .into_iter()
-        .map(|arg| CString::new(arg.into_vec()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an argument contains a NUL"))?;
-    let start = Start::new(argv, first_exec)?;
+    start.first_exec = first_exec;
     let words = Words::new()?;
     let launcher = std::process::id();
     // SAFETY: one thread, so the child may do anything.
@@ -262,6 +275,33 @@ fn start_held(
     take(listener.as_raw_fd()).map_err(refused)?;
     Words::set(&words.go, 1);
     Ok((Started { pid, start, words }, listener))
+}
+
+/// As [`start_held`], under a filter that notifies nobody and with this environment.
+pub(crate) fn start_unfollowed(
+    program: &[seccompiler::sock_filter],
+    start: Start,
+    environment: &[CString],
+) -> io::Result<Started> {
+    let words = Words::new()?;
+    let environment = array(environment);
+    // SAFETY: one thread, so the child may do anything.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            reset_signals();
+            let pointers = Pointers { environment: environment.as_ptr(), ..start.pointers() };
+            match filter::install_without_listener(program) {
+                Ok(()) => execute(&start, pointers, words),
+                Err(error) => {
+                    Words::set(&words.errno, error.raw_os_error().unwrap_or(libc::EIO) as u32);
+                    // SAFETY: ends the child.
+                    unsafe { libc::_exit(LAUNCHER_FAILED) }
+                }
+            }
+        }
+        pid => Ok(Started { pid, start, words }),
+    }
 }
 
 /// The listener of the filter that the child `pid` installs.
@@ -312,7 +352,7 @@ fn has_ended(pid: i32) -> bool {
 
 /// What the child executes, made before it may not ask for memory any more.
 #[derive(Debug)]
-struct Start {
+pub(crate) struct Start {
     argv: Vec<CString>,
     /// Where the program may be.
     candidates: Vec<CString>,
@@ -331,12 +371,24 @@ struct Pointers {
     argv: Vec<*const libc::c_char>,
     /// For a shell: its name, room for a path, the arguments.
     shell: Vec<*const libc::c_char>,
+    environment: *const *const libc::c_char,
+}
+
+fn array(texts: &[CString]) -> Vec<*const libc::c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
 const SHELL: &std::ffi::CStr = c"/bin/sh";
 
 impl Start {
-    fn new(argv: Vec<CString>, first_exec: u32) -> io::Result<Self> {
+    fn new(argv: Vec<OsString>) -> io::Result<Self> {
+        let argv = argv
+            .into_iter()
+            .map(|arg| CString::new(arg.into_vec()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| {
+                io::Error::new(io::ErrorKind::InvalidInput, "an argument contains a NUL")
+            })?;
         let text = |bytes: Vec<u8>| {
             CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
         };
@@ -353,26 +405,28 @@ impl Start {
         Ok(Self {
             candidates: candidates.into_iter().map(text).collect::<io::Result<_>>()?,
             argv,
-            first_exec,
+            first_exec: 0,
         })
     }
 
+    /// Where the program may be.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = &std::ffi::CStr> {
+        self.candidates.iter().map(CString::as_c_str)
+    }
+
     fn pointers(&self) -> Pointers {
-        let array = |texts: &[CString]| -> Vec<*const libc::c_char> {
-            texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-        };
         let argv = array(&self.argv);
         let mut shell = vec![SHELL.as_ptr(), std::ptr::null()];
         shell.extend(argv.iter().skip(1));
-        Pointers { argv, shell }
+        // SAFETY: the C library's; one thread, so nobody changes it meanwhile.
+        Pointers { argv, shell, environment: unsafe { environ } }
     }
 
     /// As `execvp`, which has no fourth argument; why it could not.
     fn execute(&self, pointers: &mut Pointers) -> i32 {
         let execute = |path: &std::ffi::CStr, argv: &[*const libc::c_char]| {
-            let (argv, number) = (argv.as_ptr(), libc::SYS_execve);
-            // SAFETY: the C library's; one thread, so nobody changes it meanwhile.
-            let environment = unsafe { environ };
+            let (argv, environment) = (argv.as_ptr(), pointers.environment);
+            let number = libc::SYS_execve;
             // SAFETY: a text that ends with a zero, and arrays of such that end with a null.
             unsafe { libc::syscall(number, path.as_ptr(), argv, environment, self.first_exec) };
             io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
@@ -400,14 +454,8 @@ fn become_command(
     words: &Words,
     launcher: u32,
 ) -> ! {
-    // SAFETY: a set is plain bits.
-    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the command starts with no signal blocked by us.
-    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
-    // Rust ignores SIGPIPE in its own programs; the command has it as usual.
-    // SAFETY: the default action runs no code.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    let mut pointers = start.pointers();
+    reset_signals();
+    let pointers = start.pointers();
     // Waits are to take as long as they say; it starts with the launcher's own slack.
     // SAFETY: takes numbers only.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
@@ -428,6 +476,22 @@ fn become_command(
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 0) };
     // SAFETY: takes numbers only: the command outlives the launcher.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
+    execute(start, pointers, words)
+}
+
+/// Signals as a command finds them.
+fn reset_signals() {
+    // SAFETY: a set is plain bits.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the command starts with no signal blocked by us.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    // Rust ignores SIGPIPE in its own programs; the command has it as usual.
+    // SAFETY: the default action runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// The end of the child: the command, or the reason why not.
+fn execute(start: &Start, mut pointers: Pointers, words: &Words) -> ! {
     let errno = start.execute(&mut pointers);
     words.errno.store(errno as u32, SeqCst);
     // SAFETY: ends the child, as a shell would.

@@ -117,6 +117,11 @@ impl Supervisor {
         self.listeners.push(listener);
     }
 
+    /// Answer what comes by `server`, for as long as there is something to supervise.
+    pub fn answer_by(&mut self, server: Server) {
+        self.server = Some(server);
+    }
+
     /// The child whose end ends the loop.
     pub fn set_command(&mut self, pid: i32) {
         self.command = Some(pid);
