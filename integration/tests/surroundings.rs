@@ -289,3 +289,36 @@ fn gdb_names_functions_of_the_region() {
     assert!(gdb.stdout.contains("sbx_call"), "{}", gdb.stdout);
     assert!(child.wait().expect("it was started").success());
 }
+
+#[test]
+fn perf_names_functions_of_the_region() {
+    let sandbox = Sandbox::up("perf");
+    sandbox.load(&built("libfaulty.so"));
+    let (record, names) = (Scratch::new("perf.data"), Scratch::new("perf.names"));
+    let perf = |args: &[&str]| run(Command::new("perf").args(args));
+    let probe = ["record", "-q", "-e", "cpu-clock", "-o", record.text(), "--", "/bin/true"];
+    if Command::new("perf").arg("--version").stdout(Stdio::null()).status().is_err() {
+        println!("skipped: no perf here (Debian package linux-perf)");
+        return;
+    }
+    let probed = perf(&probe);
+    if probed.status != 0 {
+        println!("skipped: perf cannot record here: {}", probed.stderr);
+        return;
+    }
+    let script = "import sbx\nbox = sbx.current()\n\
+                  for _ in range(20): box.call('faulty.work', 20000000)";
+    let child = python(Some(&sandbox), script);
+    let mut recorded = Command::new("perf");
+    recorded.args(&probe[..6]).arg("--").arg(child.get_program()).args(child.get_args());
+    recorded.envs(child.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let recorded = run(&mut recorded);
+    assert_eq!(recorded.status, 0, "{}", recorded.stderr);
+    let named = launcher(&["symbols", &sandbox.name, "--perf", names.text()]);
+    assert_eq!((named.status, named.stderr.as_str()), (0, ""));
+    let symfs = ["report", "--stdio", "--sort", "dso,sym", "-i", record.text(), "--symfs"];
+    let report = perf(&[&symfs[..], &[names.text()]].concat());
+    let of_ours = report.stdout.lines().find(|line| line.contains("sbx-code"));
+    let of_ours = of_ours.unwrap_or_else(|| panic!("{} {}", report.stdout, report.stderr));
+    assert!(of_ours.contains("faulty::"), "{}", report.stdout);
+}

@@ -1,15 +1,16 @@
 //! What is typed, and what is printed.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use ext_api::abi::{HOW_ALL, HOW_ANY, HOW_PID, HOW_URGENT};
+use libos::layout::Place;
 use serde_json::Value;
 
 use crate::control::{self, Request};
 use crate::policy::Policy;
-use crate::{bench, doctor, policy, run, trace};
+use crate::{bench, doctor, perf, policy, run, trace};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
 #[derive(Debug, Parser)]
@@ -247,11 +248,15 @@ somebody looks at), sockets (servers and clients on one host).")]
     /// Show four kinds of programs sharing one extension.
     #[command(after_help = "Example: sbx-launcher demo   (after cargo build --release)")]
     Demo,
-    /// Print commands that have gdb name functions of libos and the extensions.
-    #[command(after_help = "Example: sbx-launcher symbols web > web.gdb; gdb -p PID -x web.gdb")]
+    /// Print commands that have gdb name functions of libos and the extensions, or have perf name them.
+    #[command(after_help = "Examples: sbx-launcher symbols web > web.gdb; gdb -p PID -x web.gdb
+          perf record -p PID; sbx-launcher symbols web --perf names; perf report --symfs names")]
     Symbols {
         /// Sandbox.
         name: String,
+        /// Write a file for perf into this folder, for its --symfs.
+        #[arg(long, value_name = "DIR", conflicts_with = "json")]
+        perf: Option<PathBuf>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -388,18 +393,7 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Doctor { json } => diagnose(json),
         Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),
-        Command::Symbols { name, json } => {
-            let answer = ask(&name, Request::Symbols)?;
-            if json {
-                println!("{answer}");
-                return Ok(0);
-            }
-            for file in answer["files"].as_array().into_iter().flatten() {
-                let (path, bias) = (file["file"].as_str(), file["bias"].as_u64());
-                println!("add-symbol-file {} -o {:#x}", path.unwrap_or(""), bias.unwrap_or(0));
-            }
-            Ok(0)
-        }
+        Command::Symbols { name, perf, json } => symbols(&name, perf.as_deref(), json),
         Command::Log { name } => {
             print!("{}", ask(&name, Request::Log)?["text"].as_str().unwrap_or(""));
             Ok(0)
@@ -520,6 +514,32 @@ fn extension(ext: Ext) -> Result<i32> {
             }
         }
     }
+    Ok(0)
+}
+
+fn symbols(name: &str, perf: Option<&Path>, json: bool) -> Result<i32> {
+    let answer = ask(name, Request::Symbols)?;
+    if json {
+        println!("{answer}");
+        return Ok(0);
+    }
+    let files = answer["files"].as_array().into_iter().flatten();
+    let files: Vec<(PathBuf, u64)> = files
+        .map(|file| {
+            (file["file"].as_str().unwrap_or("").into(), file["bias"].as_u64().unwrap_or(0))
+        })
+        .collect();
+    let Some(folder) = perf else {
+        for (path, bias) in files {
+            println!("add-symbol-file {} -o {bias:#x}", path.display());
+        }
+        return Ok(0);
+    };
+    let place = ask(name, Request::Place)?;
+    let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
+    let place =
+        Place::new(number("base"), number("len")).ok_or("the supervisor names no region")?;
+    perf::write(folder, place, &files)?;
     Ok(0)
 }
 

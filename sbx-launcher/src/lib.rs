@@ -17,6 +17,7 @@ pub mod hand;
 pub mod hooks;
 pub mod keeper;
 pub mod memory;
+pub mod perf;
 pub mod policy;
 pub mod preload;
 pub mod run;
