@@ -380,7 +380,8 @@ fn carry_out(
         Request::Follow { armed } => {
             let fd = received.fd.as_ref().ok_or("no descriptor came with the request")?;
             let fd = fd.try_clone().map_err(|error| error.to_string())?;
-            supervisor.add_listener(Listener { fd, armed: *armed });
+            let listener = Listener::new(fd, *armed).map_err(|error| error.to_string())?;
+            supervisor.add_listener(listener);
             Ok(Value::Null)
         }
         Request::Place => Ok(json!({ "base": supervisor.sandbox.zones.place.base,

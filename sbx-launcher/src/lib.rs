@@ -11,6 +11,7 @@ pub mod clock;
 pub mod control;
 pub mod demo;
 pub mod doctor;
+pub mod ear;
 pub mod filter;
 pub mod follow;
 pub mod hand;

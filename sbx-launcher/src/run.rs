@@ -71,7 +71,7 @@ pub fn in_own_sandbox(
         preload::start(start, &region, armed, command.policy, (&why, &library))?
     } else {
         let (started, fd) = start_held(start, &region, armed, command.policy, |_| Ok(()))?;
-        supervisor.add_listener(Listener { fd, armed });
+        supervisor.add_listener(Listener::new(fd, armed)?);
         started
     };
     supervisor.set_command(started.pid);
@@ -87,6 +87,7 @@ pub fn in_own_sandbox(
         if unsafe { libc::fork() } == 0 {
             // A caller that reads the command's output to its end must not wait for us.
             detach();
+            supervisor.forget_ears();
             supervisor.serve();
             drop(supervisor);
             std::process::exit(0);
