@@ -120,6 +120,20 @@ fn a_debugger_inside_works() {
     assert_eq!(sandbox.run(&[caller]).stdout, "hello, rust (1)\ntotal 1\n");
 }
 
+#[test]
+fn a_level_of_hardening_is_enforced_or_refused_by_name() {
+    let run = |level: &str| launcher(&["run", "--harden", level, "--", "/bin/echo", "ran"]);
+    let coop = run("coop");
+    assert_eq!((coop.status, coop.stdout.as_str()), (0, "ran\n"), "{}", coop.stderr);
+    for (level, missing) in [("guard", "Landlock scope"), ("strict", "extensions in Wasm")] {
+        let ended = run(level);
+        assert_eq!((ended.status, ended.stdout.as_str()), (125, ""));
+        let said = format!("--harden {level} cannot be enforced here: ");
+        assert!(ended.stderr.contains(&said) && ended.stderr.contains(missing), "{}", ended.stderr);
+    }
+    assert_eq!(run("hard").status, 125);
+}
+
 /// The launcher, to which the kernel refuses the system call `number`.
 fn refused(refuse: &Scratch, number: i64, args: &[&str]) -> Command {
     let mut command = Command::new(&refuse.0);

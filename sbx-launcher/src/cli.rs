@@ -61,6 +61,9 @@ struct Run {
     /// Have its local connections go through the region.
     #[arg(long, conflicts_with = "sandbox")]
     sockets: bool,
+    /// Run it at this level of hardening, or not at all: see `doctor`.
+    #[arg(long, value_name = "LEVEL", value_parser = ["coop", "guard", "strict"])]
+    harden: Option<String>,
     /// The command and its arguments.
     #[arg(last = true, required = true)]
     argv: Vec<OsString>,
@@ -76,6 +79,7 @@ impl Default for Run {
             size: SIZE_DEFAULT,
             policy: None,
             sockets: false,
+            harden: None,
             argv: Vec::new(),
         }
     }
@@ -347,15 +351,7 @@ pub fn main(cli: Cli) -> i32 {
 
 fn carry_out(command: Command) -> Result<i32> {
     match command {
-        Command::Run(Run { sandbox: Some(name), argv, policy, .. }) => {
-            run::in_named_sandbox(&name, argv, Policy::in_force(policy.as_deref())?)
-        }
-        Command::Run(Run { ext, config, size, argv, policy, sockets, .. }) => {
-            let len = size.saturating_mul(1 << 20);
-            let policy = Policy::in_force(policy.as_deref())?;
-            let command = run::Command { argv, extensions: ext, config, len, policy, sockets };
-            run::in_own_sandbox(command, |_| ())
-        }
+        Command::Run(run) => start(run),
         Command::Up { name, size, restore, sockets } => {
             run::up(&name, size.saturating_mul(1 << 20), restore.as_deref(), sockets).map(|()| 0)
         }
@@ -399,6 +395,23 @@ fn carry_out(command: Command) -> Result<i32> {
             Ok(0)
         }
     }
+}
+
+fn start(Run { sandbox, ext, config, size, policy, sockets, harden, argv }: Run) -> Result<i32> {
+    if let Some(level) = harden {
+        let missing = doctor::missing_for(&level);
+        if !missing.is_empty() {
+            let missing = missing.join("; ");
+            return Err(format!("--harden {level} cannot be enforced here: {missing}").into());
+        }
+    }
+    let policy = Policy::in_force(policy.as_deref())?;
+    if let Some(name) = sandbox {
+        return run::in_named_sandbox(&name, argv, policy);
+    }
+    let len = size.saturating_mul(1 << 20);
+    let command = run::Command { argv, extensions: ext, config, len, policy, sockets };
+    run::in_own_sandbox(command, |_| ())
 }
 
 fn measure(name: &str, json: bool, plot: Option<PathBuf>, quick: bool) -> Result<i32> {

@@ -14,6 +14,18 @@ pub use calls::has_mseal;
 
 use crate::policy::table as columns;
 
+/// What `guard` is beyond `coop`, and `strict` beyond that.
+const GUARD: [&str; 3] = [
+    "data that can be written inside of upcalls only",
+    "a Landlock scope per participant",
+    "no tracing between participants",
+];
+const STRICT: [&str; 3] = [
+    "data that participants cannot write at all",
+    "no memory that was writable becomes code",
+    "extensions in Wasm",
+];
+
 /// Everything that was found.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -234,14 +246,20 @@ pub fn probe() -> Report {
 }
 
 fn levels(missing_for_coop: Vec<String>) -> Vec<Level> {
-    let unavailable = |name| Level {
-        name,
-        enforceable: false,
-        missing: vec!["not available in this version".to_owned()],
-    };
-    let enforceable = missing_for_coop.is_empty();
-    let coop = Level { name: "coop", enforceable, missing: missing_for_coop };
-    vec![coop, unavailable("guard"), unavailable("strict")]
+    let level =
+        |name, missing: Vec<String>| Level { name, enforceable: missing.is_empty(), missing };
+    let is_missing = |what: &&str| format!("{what}: not in this version");
+    let guard: Vec<String> =
+        missing_for_coop.iter().cloned().chain(GUARD.iter().map(|w| is_missing(&w))).collect();
+    let strict = guard.iter().cloned().chain(STRICT.iter().map(|w| is_missing(&w))).collect();
+    vec![level("coop", missing_for_coop), level("guard", guard), level("strict", strict)]
+}
+
+/// What is in the way of a hardening level here; nothing if it can be enforced. Tries everything.
+#[must_use]
+pub fn missing_for(level: &str) -> Vec<String> {
+    let found = probe().levels.into_iter().find(|known| known.name == level);
+    found.map_or_else(|| vec![format!("no level is called {level}")], |known| known.missing)
 }
 
 /// The report for people: what is there, then what is missing and what to do about it.
@@ -282,12 +300,14 @@ mod tests {
         let mut names: Vec<_> = report.features.iter().map(|feature| feature.name).collect();
         names.sort_unstable();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
-        assert!(shown.contains("level guard: not available in this version"), "{shown}");
+        assert!(shown.contains("a Landlock scope per participant: not in this version"), "{shown}");
     }
 
     #[test]
     fn a_level_is_enforceable_when_nothing_is_missing() {
-        assert!(levels(vec![])[0].enforceable);
+        let all = levels(vec![]);
+        assert!(all[0].enforceable && !all[1].enforceable && !all[2].enforceable);
+        assert!(all[2].missing.len() > all[1].missing.len());
         let without = levels(vec!["ptrace: allow it".to_owned()]);
         assert!(without.iter().all(|level| !level.enforceable));
     }
