@@ -44,7 +44,8 @@ import multiprocessing as m, subprocess as s
 def f(x): return x * x
 if __name__ == '__main__':
     print(s.run(['/bin/echo', 'sub'], capture_output=True).stdout)
-    with m.get_context('fork').Pool(3) as p: print(p.map(f, range(10)))
+    all = m.get_context('fork').Barrier(3)  # lest one be ended before it has begun
+    with m.get_context('fork').Pool(3, all.wait) as p: print(p.map(f, range(10)))
     print(s.check_output('echo shell; exit 0', shell=True))
 ";
     let count = same("python", &["/usr/bin/python3", "-c", script]);

@@ -4,6 +4,7 @@
 //! participant may ask, but not change anything.
 #![expect(unsafe_code, reason = "passes descriptors")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -171,13 +172,23 @@ fn make_private(dir: &Path, uid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// A directory that nobody else has locked, until the value is dropped.
+fn locked(directory: &Path) -> io::Result<File> {
+    let directory = File::open(directory)?;
+    directory.lock()?;
+    Ok(directory)
+}
+
 impl Server {
     /// Claim the name.
     ///
     /// # Errors
     /// `AddrInUse` when a live supervisor has it.
     pub fn bind(name: &str) -> io::Result<Self> {
-        let directory = runtime_dir()?.join(name);
+        let all = runtime_dir()?;
+        // Of several that look whether the name is free, one after the other looks and takes it.
+        let _one_at_a_time = locked(&all)?;
+        let directory = all.join(name);
         // SAFETY: takes nothing.
         make_private(&directory, unsafe { libc::getuid() })?;
         let path = directory.join("control");
@@ -257,6 +268,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let _one_at_a_time = self.directory.parent().map(locked);
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
@@ -669,7 +681,7 @@ fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
     })?;
     let (mut text, mut fds) = receive(&connection)?;
     if let (IN_FILE, Some(file)) = (text.as_str(), fds.pop()) {
-        let (file, mut bytes) = (std::fs::File::from(file), Vec::new());
+        let (file, mut bytes) = (File::from(file), Vec::new());
         // Its offset is where the writer left it.
         bytes.resize(file.metadata()?.len() as usize, 0);
         file.read_exact_at(&mut bytes, 0)?;

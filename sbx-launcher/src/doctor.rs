@@ -250,8 +250,8 @@ fn levels(missing_for_coop: Vec<String>) -> Vec<Level> {
         |name, missing: Vec<String>| Level { name, enforceable: missing.is_empty(), missing };
     let is_missing = |what: &&str| format!("{what}: not in this version");
     let guard: Vec<String> =
-        missing_for_coop.iter().cloned().chain(GUARD.iter().map(|w| is_missing(&w))).collect();
-    let strict = guard.iter().cloned().chain(STRICT.iter().map(|w| is_missing(&w))).collect();
+        missing_for_coop.iter().cloned().chain(GUARD.iter().map(|w| is_missing(w))).collect();
+    let strict = guard.iter().cloned().chain(STRICT.iter().map(|w| is_missing(w))).collect();
     vec![level("coop", missing_for_coop), level("guard", guard), level("strict", strict)]
 }
 

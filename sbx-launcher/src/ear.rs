@@ -207,6 +207,9 @@ impl Ring {
                 let one = 1u64.to_ne_bytes();
                 // SAFETY: eight bytes of ours.
                 unsafe { libc::write(bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+            } else if io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT) {
+                // Not that the caller has gone; whatever it is must not keep a CPU busy.
+                std::thread::sleep(moment);
             }
         }
     }
