@@ -248,10 +248,12 @@ pub fn probe() -> Report {
 fn levels(missing_for_coop: Vec<String>) -> Vec<Level> {
     let level =
         |name, missing: Vec<String>| Level { name, enforceable: missing.is_empty(), missing };
-    let is_missing = |what: &&str| format!("{what}: not in this version");
-    let guard: Vec<String> =
-        missing_for_coop.iter().cloned().chain(GUARD.iter().map(|w| is_missing(w))).collect();
-    let strict = guard.iter().cloned().chain(STRICT.iter().map(|w| is_missing(w))).collect();
+    let beyond = |level: &[String], more: &[&str]| -> Vec<String> {
+        let more = more.iter().map(|what| format!("{what}: not in this version"));
+        level.iter().cloned().chain(more).collect()
+    };
+    let guard = beyond(&missing_for_coop, &GUARD);
+    let strict = beyond(&guard, &STRICT);
     vec![level("coop", missing_for_coop), level("guard", guard), level("strict", strict)]
 }
 
