@@ -35,8 +35,8 @@ struct Ring {
     /// Counts what was taken, and what was answered.
     taken: AtomicU32,
     answered: AtomicU32,
-    /// 1 once the ear listens.
-    listens: AtomicU32,
+    /// Pid of the ear, once it listens.
+    ear: AtomicU32,
     /// Zero where nothing waits for an answer.
     requests: [UnsafeCell<libc::seccomp_notif>; TAKEN_MAX as usize],
 }
@@ -45,6 +45,8 @@ struct Ring {
 unsafe impl Sync for Ring {}
 
 const RING_LEN: usize = 4096;
+/// Longer than anything takes that is waited for so.
+const MOMENT: std::time::Duration = std::time::Duration::from_micros(100);
 const _: () = assert!(size_of::<Ring>() <= RING_LEN);
 
 /// The ear of a listener: closed, until there is a reason to open it.
@@ -101,7 +103,7 @@ impl Ear {
         // SAFETY: the kernel just made it for us.
         let bell = unsafe { OwnedFd::from_raw_fd(bell) };
         let supervisor = std::process::id();
-        self.ring.listens.store(0, SeqCst);
+        self.ring.wait_for_the_end_of_the_last();
         // SAFETY: the supervisor has one thread, so the child may do anything.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
@@ -126,6 +128,9 @@ impl Ear {
     #[must_use]
     pub fn first(&self) -> Option<libc::seccomp_notif> {
         let at = self.ring.answered.load(SeqCst);
+        if self.open.is_none() && at == self.ring.taken.load(SeqCst) {
+            self.ring.count_what_is_left();
+        }
         // SAFETY: counted as taken, so that only we touch it; plain numbers.
         (at != self.ring.taken.load(SeqCst)).then(|| unsafe { self.ring.request(at).read() })
     }
@@ -149,15 +154,7 @@ impl Ear {
 
     /// The process is gone, or belongs to a supervisor that is: what it took stays to be answered.
     pub fn forget(&mut self) {
-        if self.open.take().is_some() {
-            let at = self.ring.taken.load(SeqCst);
-            // SAFETY: nobody else touches it now; plain numbers.
-            let last = unsafe { self.ring.request(at).read() };
-            // The kernel had written one that the ear had no time to count.
-            if last.id != 0 {
-                self.ring.taken.store(at.wrapping_add(1), SeqCst);
-            }
-        }
+        self.open = None;
     }
 }
 
@@ -184,21 +181,45 @@ impl Ring {
     fn wait_until_it_listens(&self) {
         const LOOKS: u32 = 2000;
         for _ in 0..LOOKS {
-            if self.listens.load(SeqCst) != 0 {
+            if self.ear.load(SeqCst) != 0 {
                 return;
             }
             std::thread::yield_now();
         }
     }
 
+    /// The ear that was a dead supervisor's ends with it, a moment later; two must not take at once.
+    fn wait_for_the_end_of_the_last(&self) {
+        const LOOKS: u32 = 50;
+        let last = self.ear.swap(0, SeqCst) as i32;
+        for _ in 0..LOOKS {
+            // SAFETY: asks whether there is such a process.
+            if last == 0 || unsafe { libc::kill(last, 0) } != 0 {
+                return;
+            }
+            std::thread::sleep(MOMENT);
+        }
+    }
+
+    /// Count what the kernel had written when the ear ended, before it could.
+    fn count_what_is_left(&self) {
+        let at = self.taken.load(SeqCst);
+        // SAFETY: within the ring.
+        let id = unsafe { &raw const (*self.request(at)).id };
+        // SAFETY: a plain number; what else the kernel writes has been written a moment later.
+        if unsafe { id.read_volatile() } != 0 {
+            std::thread::sleep(MOMENT);
+            self.taken.store(at.wrapping_add(1), SeqCst);
+        }
+    }
+
     /// What the ear does, until nobody is left under the filter.
     fn take_all(&self, listener: BorrowedFd<'_>, bell: BorrowedFd<'_>) {
-        let moment = std::time::Duration::from_micros(50);
-        self.listens.store(1, SeqCst);
+        self.ear.store(std::process::id(), SeqCst);
         while !is_over(listener) {
             let at = self.taken.load(SeqCst);
             if at.wrapping_sub(self.answered.load(SeqCst)) >= TAKEN_MAX {
-                std::thread::sleep(moment);
+                std::thread::sleep(MOMENT);
                 continue;
             }
             // SAFETY: not counted, so that only we and the kernel touch it.
@@ -209,7 +230,7 @@ impl Ring {
                 unsafe { libc::write(bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
             } else if io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT) {
                 // Not that the caller has gone; whatever it is must not keep a CPU busy.
-                std::thread::sleep(moment);
+                std::thread::sleep(MOMENT);
             }
         }
     }
@@ -256,5 +277,11 @@ mod tests {
             }
             assert!(ear.first().is_none());
         }
+        // The ear was killed when the kernel had written one, and nobody had counted it.
+        // SAFETY: nobody else has the ring.
+        unsafe { (*ear.ring.request(ear.ring.taken.load(SeqCst))).id = 7 };
+        assert_eq!(ear.first().map(|request| request.id), Some(7));
+        ear.answered();
+        assert!(ear.first().is_none());
     }
 }
