@@ -1,6 +1,7 @@
 //! A sandbox: its zones, what is loaded into them, and the tables that participants read.
 #![expect(unsafe_code, reason = "writes the tables through the supervisor's aliases")]
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
@@ -18,7 +19,7 @@ use ext_api::limits::{
 };
 use libos::arena::Arena;
 use libos::data::{Common, Joined};
-use libos::image::{self, Image, ImageError, Imports, NoImports};
+use libos::image::{Image, ImageError, Imports};
 use libos::layout::{
     self, ARENAS_OFFSET, CALLS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET, HOOKS_OFFSET,
 };
@@ -30,7 +31,8 @@ use crate::filter::Armed;
 use crate::hooks::Happened;
 use crate::memory;
 use crate::policy::syscalls::name_of;
-use crate::zones::{Zones, random};
+use crate::slot_zero::{LIBOS, SlotZero};
+use crate::zones::{Pages, Zones, random};
 
 mod carry;
 pub mod extensions;
@@ -48,8 +50,6 @@ const POST_SIGNATURE: &str =
 
 const TIMER_SIGNATURE: &str = "(first_ns: u64, flags: u64, period_ns: u64, slack_ns: u64, how: u64, \
                                to: u64, handler: u64, a: u64, b: u64) -> u64";
-
-static LIBOS: &[u8] = include_bytes!(env!("SBX_LIBOS_IMAGE"));
 
 /// Why the sandbox could not do what it was asked.
 #[derive(Debug)]
@@ -79,17 +79,19 @@ impl std::error::Error for SandboxError {}
 
 /// Where extensions' imports lead: into libos.
 struct LibosImports {
-    exports: HashMap<String, u64>,
-    missing: u64,
+    libos: SlotZero,
+    /// Made when the first extension is loaded: most sandboxes that live for one command have none.
+    exports: OnceCell<HashMap<String, u64>>,
 }
 
 impl Imports for LibosImports {
     fn find(&self, name: &str) -> Option<u64> {
-        self.exports.get(name).copied()
+        let exports = self.exports.get_or_init(|| self.libos.exports().into_iter().collect());
+        exports.get(name).copied()
     }
 
     fn missing(&self) -> u64 {
-        self.missing
+        self.libos.symbol("sbx_missing_import")
     }
 }
 
@@ -106,7 +108,6 @@ pub struct Sandbox {
     /// Where the gate's code is, in which an upcall is not whole, and its way out.
     pub gate: Gate,
     imports: LibosImports,
-    libos_bias: u64,
     run_init: u64,
     join_worker: u64,
     serve: u64,
@@ -195,18 +196,22 @@ impl Sandbox {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn create(name: &str, len: usize) -> Result<Self, SandboxError> {
-        Self::create_at(name, len, None)
+    pub fn create(name: &str, len: usize, pages: Pages) -> Result<Self, SandboxError> {
+        Self::create_at(name, len, None, pages)
     }
 
     /// As [`Sandbox::create`], with the region at `base`.
-    fn create_at(name: &str, len: usize, base: Option<usize>) -> Result<Self, SandboxError> {
-        let zones = Zones::create(len, base)
+    fn create_at(
+        name: &str,
+        len: usize,
+        base: Option<usize>,
+        pages: Pages,
+    ) -> Result<Self, SandboxError> {
+        let zones = Zones::create(len, base, pages)
             .map_err(|error| SandboxError::Kernel("making the zones", error))?;
         let place = zones.place;
-        let mut image = image::place(LIBOS, 0, place, &NoImports)
-            .map_err(|error| SandboxError::Image("the built-in libos".into(), error))?;
-        let symbol = |name: &str| image.symbol(name).unwrap_or(0);
+        let libos = SlotZero::at(place);
+        let symbol = |name: &str| libos.symbol(name);
         let entry = Entry {
             call: symbol("sbx_call"),
             find: symbol("sbx_find"),
@@ -217,10 +222,8 @@ impl Sandbox {
             fork_stub: symbol("sbx_fork_stub"),
             call_block: symbol("sbx_call_block"),
         };
-        let imports =
-            LibosImports { exports: exports(&image), missing: symbol("sbx_missing_import") };
         let (run_init, join_worker) = (symbol("sbx_run_init"), symbol("sbx_join_worker"));
-        let (boot, hello, wait) = (symbol("SBX_BOOT"), symbol("sbx_hello"), symbol("sbx_wait"));
+        let (hello, wait) = (symbol("sbx_hello"), symbol("sbx_wait"));
         let (post, peer) = (symbol("sbx_post"), symbol("sbx_peer"));
         let timers = ["sbx_timer", "sbx_cancel", "sbx_expire", "sbx_lend"].map(symbol);
         let (serve, runtime) = (symbol("sbx_serve"), symbol("SBX_RUNTIME"));
@@ -231,31 +234,16 @@ impl Sandbox {
             symbol("sbx_upgrading"),
             symbol("sbx_run_upgrade"),
         ];
-        let word = |index: u64| image.word_at(symbol("SBX_GATE") + index * 8).unwrap_or(0);
-        let gate =
-            Gate { ranges: [0, 2, 4].map(|index| word(index)..word(index + 1)), leave: word(4) };
-        let words = [
-            place.cache(),
-            place.base + HANDLERS_OFFSET,
-            place.stacks(),
-            CONTEXTS_MAX * ext_api::limits::STACK_LEN,
-            place.base,
-            place.len,
-            place.base + EXTENSIONS_OFFSET,
-        ];
-        for (index, word) in words.into_iter().enumerate() {
-            image
-                .set_word(boot + index as u64 * 8, word as u64)
-                .map_err(|error| SandboxError::Image("the built-in libos".into(), error))?;
-        }
+        let words: [u64; 6] = libos.addresses_at(symbol("SBX_GATE"));
+        let range = |index: usize| words[index]..words[index + 1];
+        let gate = Gate { ranges: [0, 2, 4].map(range), leave: words[4] };
         let sandbox = Self {
             zones,
             name: name.to_owned(),
             entry,
             loaded: Vec::new(),
             gate,
-            imports,
-            libos_bias: image.bias,
+            imports: LibosImports { libos, exports: OnceCell::new() },
             run_init,
             join_worker,
             serve,
@@ -287,9 +275,9 @@ impl Sandbox {
             shared: Vec::new(),
             hooks_of: None,
         };
-        sandbox.install(&image, 0);
+        sandbox.complete_libos(libos);
         // No heap: whatever libos allocates, it does for the extension that runs.
-        sandbox.publish_extension(&image, 0, "libos", None);
+        sandbox.publish_extension(&libos.described(), 0, "libos", None);
         sandbox.publish_handler(0, 0, hello, "libos.hello", "()");
         sandbox.publish_handler(1, 0, post, "libos.post", POST_SIGNATURE);
         sandbox.publish_handler(2, 0, peer, "libos.peer", "(pid: u64) -> u64");
@@ -318,6 +306,32 @@ impl Sandbox {
     pub fn common(&self) -> Common {
         // SAFETY: the alias covers the data zone and lives as long as the sandbox.
         unsafe { Common::at_alias(self.zones.data.alias() as usize) }
+    }
+
+    /// Make slot 0, whose code is in its zone already, what it is in this region.
+    fn complete_libos(&self, libos: SlotZero) {
+        let place = self.zones.place;
+        let (code, data) = (place.code_half(0), place.data_half(0).start);
+        self.zones.data.write(data - place.base, SlotZero::data());
+        let boot = [
+            place.cache(),
+            place.base + HANDLERS_OFFSET,
+            place.stacks(),
+            CONTEXTS_MAX * ext_api::limits::STACK_LEN,
+            place.base,
+            place.len,
+            place.base + EXTENSIONS_OFFSET,
+        ];
+        let boot = (0..).step_by(8).zip(boot);
+        let boot = boot.map(|(at, word)| (libos.symbol("SBX_BOOT") + at, word as u64));
+        for (address, word) in libos.addresses().chain(boot) {
+            let (address, word) = (address as usize, word.to_le_bytes());
+            if code.contains(&address) {
+                self.zones.code.write(layout::code_file_offset(0) + address - code.start, &word);
+            } else {
+                self.zones.data.write(address - place.base, &word);
+            }
+        }
     }
 
     fn write_superblock(&self) -> Result<(), SandboxError> {
@@ -400,8 +414,8 @@ impl Sandbox {
 
     /// The built-in libos as an ELF file, and what its address 0 has become.
     #[must_use]
-    pub const fn libos(&self) -> (&'static [u8], u64) {
-        (LIBOS, self.libos_bias)
+    pub fn libos(&self) -> (&'static [u8], u64) {
+        (LIBOS, self.imports.libos.described().bias)
     }
 
     /// Bytes used of the heap at `offset`, as the heap says.
@@ -567,9 +581,14 @@ impl Sandbox {
 
     /// Have the hook table say what is loaded now.
     pub fn publish_hooks(&mut self) {
-        if self.hooks_of.replace(self.changes) == Some(self.changes) {
+        if self.hooks_of == Some(self.changes) {
             return;
         }
+        // A table that was never written says that nothing is hooked; to write that takes its memory.
+        if self.hooks_of.is_none() && self.armed() == Armed::default() {
+            return;
+        }
+        self.hooks_of = Some(self.changes);
         let at = self.zones.control.alias().wrapping_add(HOOKS_OFFSET).cast::<HookTable>();
         // SAFETY: the control zone has room for it there; all atomics.
         let table = unsafe { &*at };
@@ -770,20 +789,6 @@ pub fn event_words(signature: &str) -> u32 {
     let kinds: Vec<&str> = parameters.split(',').filter_map(|one| one.split(": ").nth(1)).collect();
     let numbers = kinds.iter().all(|kind| !matches!(*kind, "bytes" | "str" | "call" | "packet"));
     if numbers && kinds.len() <= EVENT_WORDS { kinds.len() as u32 } else { NO_EVENT }
-}
-
-/// The table of what libos offers.
-fn exports(image: &Image) -> HashMap<String, u64> {
-    let table = image.symbol("SBX_EXPORTS").unwrap_or(0);
-    let (first, count) = (image.word_at(table).unwrap_or(0), image.word_at(table + 8).unwrap_or(0));
-    (0..count)
-        .filter_map(|index| {
-            let row = first + index * 24;
-            let (name, len) = (image.word_at(row)?, image.word_at(row + 8)?);
-            let name = std::str::from_utf8(image.bytes_at(name, len as usize)?).ok()?;
-            Some((name.to_owned(), image.word_at(row + 16)?))
-        })
-        .collect()
 }
 
 /// Make every participant's earlier stores visible, and its later loads see ours.
