@@ -72,8 +72,11 @@ const SPILL_LEN: usize = 300_000;
 
 fn pool() -> &'static Pool {
     let layout = Layout::from_size_align(POOL_LEN, 4096).expect("a layout");
-    // SAFETY: not empty; zeros are a pool.
-    unsafe { &*alloc_zeroed(layout).cast::<Pool>() }
+    // SAFETY: not empty.
+    let pool = unsafe { alloc_zeroed(layout) };
+    assert!(!pool.is_null(), "no memory");
+    // SAFETY: zeros are a pool, and nobody frees it.
+    unsafe { &*pool.cast::<Pool>() }
 }
 
 fn bytes_in(block: &PacketBlock) -> Vec<u8> {
@@ -84,7 +87,9 @@ fn bytes_in(block: &PacketBlock) -> Vec<u8> {
 fn write(reply: &mut Reply, bytes: &[u8]) {
     assert!(reply.len + bytes.len() <= reply.cap);
     // SAFETY: room for as many (asserted).
-    unsafe { reply.buf.add(reply.len).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    unsafe {
+        reply.buf.wrapping_add(reply.len).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+    };
     reply.len += bytes.len();
 }
 
@@ -295,7 +300,7 @@ fn a_connection_gets_back_what_it_sends() {
         let stream = connect(server);
         let mut writer = stream.try_clone().expect("a clone");
         let sender = std::thread::spawn(move || {
-            let bytes: Vec<u8> = (0..3_000_000u32).map(|at| (at * 7 >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..3_000_000u32).map(|at| ((at * 7) >> 3) as u8).collect();
             for chunk in bytes.chunks(70_001) {
                 writer.write_all(chunk).expect("send");
             }
@@ -433,7 +438,7 @@ fn datagrams_and_connections_are_sent_on_and_back() {
         }
         for (client, text) in clients.iter().zip([b"eno", b"owt"]) {
             let mut buffer = [0; 16];
-            let got = receive(&client, &mut buffer);
+            let got = receive(client, &mut buffer);
             assert_eq!(&buffer[..got], text, "{way}");
         }
         assert_eq!(served.tally(|it| &it.forwarded), 2, "{way}");
@@ -489,7 +494,7 @@ fn other_process(pool: &'static Pool, die_at: u64) -> Box<dyn FnMut(u64) -> Stat
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         let answer: Vec<u8> = bytes.iter().rev().copied().collect();
         // SAFETY: there is room behind it.
-        unsafe { at.add(len).copy_from_nonoverlapping(answer.as_ptr(), len) };
+        unsafe { at.wrapping_add(len).copy_from_nonoverlapping(answer.as_ptr(), len) };
         let outcome = Outcome { used: len as u16, answer: len as u32, ..Outcome::default() };
         assert!(buffer.finish(name.turn, who, outcome));
         let _ = pool.done.push(&pool.buffers, name.index);
@@ -600,7 +605,7 @@ fn answers_lines(pool: &'static Pool) -> Box<dyn FnMut(u64) -> Status + Send> {
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         let used = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         // SAFETY: there is room behind it.
-        unsafe { at.add(len).copy_from_nonoverlapping(at, used) };
+        unsafe { at.wrapping_add(len).copy_from_nonoverlapping(at, used) };
         let outcome = Outcome { used: used as u16, answer: used as u32, ..Outcome::default() };
         assert!(buffer.finish(name.turn, who, outcome));
         let _ = pool.done.push(&pool.buffers, name.index);

@@ -532,14 +532,16 @@ fn network(name: &str, json: bool, top: bool) -> Result<i32> {
         return Ok(0);
     }
     print!("{}", crate::net::text(&former, None));
-    while top {
+    if !top {
+        return Ok(0);
+    }
+    loop {
         std::thread::sleep(std::time::Duration::from_secs(1));
         let now = ask(name, Request::Net)?;
         // Clears the screen, and begins at its top.
         print!("\x1b[2J\x1b[H{}", crate::net::text(&now, Some(&former)));
         former = now;
     }
-    Ok(0)
 }
 
 fn stats(name: &str, json: bool) -> Result<i32> {

@@ -83,7 +83,7 @@ enum Then {
     /// Answer a `call`: who asked, and the handler's signature.
     Answer(OwnedFd, String),
     /// Make the extension live, and tell who asked, if anybody did.
-    Load(Loading, Option<OwnedFd>),
+    Load(Box<Loading>, Option<OwnedFd>),
 }
 
 impl Supervisor {
@@ -378,7 +378,8 @@ impl Supervisor {
 
     /// Wait for the `init` of an extension, in the loop.
     pub fn start_load(&mut self, job: Job, loading: Loading, connection: Option<OwnedFd>) {
-        self.jobs.push(Pending { job, status: None, then: Then::Load(loading, connection) });
+        let then = Then::Load(Box::new(loading), connection);
+        self.jobs.push(Pending { job, status: None, then });
     }
 
     /// Answer `connection` when the upgrade that has begun is over.
@@ -431,7 +432,7 @@ impl Supervisor {
                 self.tell(Answer::new(connection, answer));
             }
             Then::Load(loading, connection) => {
-                let result = self.sandbox.finish_load(loading, outcome);
+                let result = self.sandbox.finish_load(*loading, outcome);
                 match connection {
                     Some(connection) => {
                         let result = result
