@@ -311,8 +311,12 @@ impl Supervisor {
     }
 
     fn timeout_without_hooks(&self) -> Option<Duration> {
-        let makes_upcalls = !self.watched.is_empty() || self.net.has_worker();
-        if !makes_upcalls && self.jobs.is_empty() && !self.sandbox.is_busy() {
+        let has_workers = self.net.has_worker() || self.hooks.has_server();
+        if self.watched.is_empty()
+            && !has_workers
+            && self.jobs.is_empty()
+            && !self.sandbox.is_busy()
+        {
             return self.follower.busy().then_some(Duration::from_millis(50));
         }
         let period = self.watchdog.period();
