@@ -271,8 +271,11 @@ mod tests {
     /// The front of a pool, that stays for good: no byte of a buffer is touched here.
     fn pool() -> &'static Pool {
         let layout = Layout::new::<Pool>();
-        // SAFETY: not empty; zeros are a pool.
-        unsafe { &*alloc_zeroed(layout).cast::<Pool>() }
+        // SAFETY: not empty.
+        let pool = unsafe { alloc_zeroed(layout) };
+        assert!(!pool.is_null(), "no memory");
+        // SAFETY: zeros are a pool, and nobody frees it.
+        unsafe { &*pool.cast::<Pool>() }
     }
 
     const WHO: Holder = Holder::of_peer(5 << 32 | 2);

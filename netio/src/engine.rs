@@ -332,6 +332,12 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         Some((port.kind, port.handler))
     }
 
+    /// Connections that are open, those to other servers included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
     /// Buffers that nobody uses: those that are free, and those that wait for what comes next.
     #[must_use]
     pub fn idle_buffers(&self) -> usize {

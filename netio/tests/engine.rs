@@ -74,10 +74,11 @@ const SPILL_LEN: usize = 300_000;
 
 fn pool() -> &'static Pool {
     let layout = Layout::from_size_align(POOL_LEN, 4096).expect("a layout");
-    // SAFETY: not empty; zeros are a pool.
-    let pool = unsafe { alloc_zeroed(layout) }.cast::<Pool>();
-    // SAFETY: aligned, and all atomics.
-    unsafe { &*pool }
+    // SAFETY: not empty.
+    let pool = unsafe { alloc_zeroed(layout) };
+    assert!(!pool.is_null(), "no memory");
+    // SAFETY: zeros are a pool, and nobody frees it.
+    unsafe { &*pool.cast::<Pool>() }
 }
 
 fn bytes_in(block: &PacketBlock) -> Vec<u8> {
@@ -98,6 +99,7 @@ struct Served {
     pool: &'static Pool,
     stop: Arc<AtomicBool>,
     is_dead: Arc<AtomicBool>,
+    connections: Arc<AtomicU64>,
     thread: Option<JoinHandle<usize>>,
 }
 
@@ -122,7 +124,8 @@ impl Served {
             is_dead: is_dead.clone(),
             began: Instant::now(),
         };
-        let (way, told) = (way.to_owned(), stop.clone());
+        let connections = Arc::new(AtomicU64::new(0));
+        let (way, told) = (way.to_owned(), (stop.clone(), connections.clone()));
         let thread = std::thread::spawn(move || {
             if way == "epoll" {
                 serve(Epoll::new().expect("epoll"), here, pool, kind, fd, &told)
@@ -130,7 +133,7 @@ impl Served {
                 serve(Uring::new().expect("io_uring"), here, pool, kind, fd, &told)
             }
         });
-        Self { pool, stop, is_dead, thread: Some(thread) }
+        Self { pool, stop, is_dead, connections, thread: Some(thread) }
     }
 
     /// Stop it; every buffer must be back.
@@ -152,7 +155,7 @@ fn serve<D: Driver>(
     pool: &'static Pool,
     kind: Kind,
     fd: std::os::fd::OwnedFd,
-    stop: &AtomicBool,
+    (stop, connections): &(Arc<AtomicBool>, Arc<AtomicU64>),
 ) -> usize {
     // SAFETY: the test's own pool.
     let buffers = unsafe { Buffers::own(pool, 1) };
@@ -163,6 +166,7 @@ fn serve<D: Driver>(
     }
     while !stop.load(Relaxed) {
         engine.turn(Some(Duration::from_millis(5))).expect("a turn");
+        connections.store(engine.connections() as u64, Relaxed);
     }
     engine.close(0);
     let late = Instant::now() + Duration::from_secs(5);
@@ -628,6 +632,43 @@ fn what_another_process_leaves_is_given_out_again_with_more_only() {
         assert_eq!(&got, b"abc\n", "{way}");
         stream.shutdown(Shutdown::Write).expect("shutdown");
         assert_eq!(stream.read(&mut got).expect("an end"), 0, "{way}");
+        served.end();
+    }
+}
+
+#[test]
+fn joined_connections_are_forgotten_whichever_side_ends_first() {
+    for way in ways() {
+        let upstream = TcpListener::bind(local()).expect("a port");
+        let to = NetAddress::of(upstream.local_addr().expect("an address"));
+        let forward = move |block: &mut PacketBlock, _: &mut Reply| {
+            (block.verdict, block.next) = (NET_FORWARD, to);
+            Status::Ok
+        };
+        let (fd, server) = tcp_port();
+        let served = Served::start(way, Kind::Tcp, fd, vec![Box::new(forward)]);
+        for is_client_first in [true, false, true, false] {
+            let client = connect(server);
+            let (other, _) = upstream.accept().expect("a connection");
+            let (mut first, mut last) =
+                if is_client_first { (client, other) } else { (other, client) };
+            first.write_all(b"the last words").expect("send");
+            first.shutdown(Shutdown::Write).expect("shutdown");
+            let mut got = Vec::new();
+            last.read_to_end(&mut got).expect("an end");
+            assert_eq!(got, b"the last words", "{way}");
+            last.write_all(b"yes").expect("send");
+            drop(last);
+            got.clear();
+            first.read_to_end(&mut got).expect("an end");
+            assert_eq!(got, b"yes", "{way}");
+        }
+        let late = Instant::now() + Duration::from_secs(10);
+        while served.connections.load(Relaxed) != 0 {
+            assert!(Instant::now() < late, "{way}: connections stay");
+            std::thread::yield_now();
+        }
+        assert_eq!(served.tally(|it| &it.open), 0, "{way}");
         served.end();
     }
 }

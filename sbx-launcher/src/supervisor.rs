@@ -334,8 +334,12 @@ impl Supervisor {
     }
 
     fn timeout_without_hooks(&self) -> Option<Duration> {
-        let makes_upcalls = !self.watched.is_empty() || self.net.has_worker();
-        if !makes_upcalls && self.jobs.is_empty() && !self.sandbox.is_busy() {
+        let has_workers = self.net.has_worker() || self.hooks.has_server();
+        if self.watched.is_empty()
+            && !has_workers
+            && self.jobs.is_empty()
+            && !self.sandbox.is_busy()
+        {
             return self.follower.busy().then_some(Duration::from_millis(50));
         }
         let period = self.watchdog.period();
@@ -401,11 +405,8 @@ impl Supervisor {
 
     /// Wait for the `init` of an extension, in the loop.
     pub fn start_load(&mut self, job: Job, loading: Loading, connection: Option<OwnedFd>) {
-        self.jobs.push(Pending {
-            job,
-            status: None,
-            then: Then::Load(Box::new(loading), connection),
-        });
+        let then = Then::Load(Box::new(loading), connection);
+        self.jobs.push(Pending { job, status: None, then });
     }
 
     /// Answer `connection` when the upgrade that has begun is over.

@@ -622,6 +622,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 other.end_wanted = true;
             }
             self.close_when_sent(partner);
+            // The other side may have ended first.
+            self.close_when_sent(index);
         }
     }
 
