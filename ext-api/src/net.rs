@@ -30,8 +30,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::abi::{
-    Handle, NET_BEGINS, NET_CLOSE, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_PASS, NET_REPLY,
-    NET_REPLY_IN_PLACE, NetAddress, PacketBlock, Reply, Status,
+    Handle, NET_BEGINS, NET_CLOSE, NET_CUT, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_PASS,
+    NET_REPLY, NET_REPLY_IN_PLACE, NetAddress, PacketBlock, Reply, Status,
 };
 use crate::error::CallError;
 use crate::extension::{Out, runtime};
@@ -275,6 +275,13 @@ impl<'a> Stream<'a> {
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         self.0.block.flags & NET_ENDED != 0
+    }
+
+    /// It was cut, by a reset or by a handler that dropped it or failed: nothing can be sent any more. It is
+    /// the last upcall of the connection, and there are no bytes.
+    #[must_use]
+    pub const fn is_cut(&self) -> bool {
+        self.0.block.flags & NET_CUT != 0
     }
 
     /// A word that stays with the connection; 0 at first.

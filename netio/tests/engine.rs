@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ext_api::abi::{
-    NET_CLOSE, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE,
+    NET_CLOSE, NET_CUT, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE,
     NetAddress, PacketBlock, Reply, Status,
 };
 use ext_api::limits::BUFFERS_MAX;
@@ -670,5 +670,44 @@ fn joined_connections_are_forgotten_whichever_side_ends_first() {
         }
         assert_eq!(served.tally(|it| &it.open), 0, "{way}");
         served.end();
+    }
+}
+
+#[test]
+fn a_handler_hears_of_each_end_once() {
+    for way in ways() {
+        let (fd, server) = tcp_port();
+        let ends = Arc::new([const { AtomicU64::new(0) }; 3]);
+        let count = ends.clone();
+        let handler: Handler = Box::new(move |block, _| {
+            let kind = match block.flags {
+                flags if flags & NET_CUT != 0 => 2,
+                flags if flags & NET_ENDED != 0 => 1,
+                _ => 0,
+            };
+            if kind != 0 {
+                count[kind].fetch_add(1, Relaxed);
+            }
+            block.used = block.len;
+            if bytes_in(block) == b"cut" {
+                block.verdict = NET_DROP;
+            }
+            Status::Ok
+        });
+        let served = Served::start(way, Kind::Tcp, fd, vec![handler]);
+        for _ in 0..5 {
+            drop(connect(server));
+            let mut stream = connect(server);
+            stream.write_all(b"cut").expect("send");
+            let mut end = [0; 1];
+            assert!(!matches!(stream.read(&mut end), Ok(1..)), "{way}");
+        }
+        let late = Instant::now() + Duration::from_secs(10);
+        while served.tally(|it| &it.open) != 0 {
+            assert!(Instant::now() < late, "{way}: connections stay open");
+            std::thread::yield_now();
+        }
+        served.end();
+        assert_eq!([1, 2].map(|kind| ends[kind].load(Relaxed)), [5, 5], "{way}");
     }
 }
