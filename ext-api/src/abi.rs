@@ -574,6 +574,9 @@ pub struct NetAddress {
 pub const NET_BEGINS: u64 = 1;
 /// [`PacketBlock::flags`], of a connection: no more bytes will come than these.
 pub const NET_ENDED: u64 = 2;
+/// [`PacketBlock::flags`], of a connection, beside [`NET_ENDED`]: it was cut. What the handler says is not
+/// carried out.
+pub const NET_CUT: u64 = 8;
 /// [`PacketBlock::flags`], set by the handler: close it once all is sent.
 pub const NET_CLOSE: u64 = 4;
 

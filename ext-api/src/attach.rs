@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::abi::{
     ABI_VERSION, MAPS_MAX, MapRecord, SUPERBLOCK_MAGIC, Superblock, ZONE_CODE, ZONE_CONTROL,
@@ -17,7 +17,30 @@ const ANSWER_LEN: usize = 4096;
 
 /// Become a participant of the sandbox `name`; the address of its control zone.
 pub(crate) fn attach(name: &str) -> Result<usize, String> {
-    let fds = zones_of(name)?;
+    join_by(&connect_to(name)?)
+}
+
+/// A connection to the supervisor of the sandbox `name`.
+fn connect_to(name: &str) -> Result<OwnedFd, String> {
+    let path = runtime_dir().join(name).join("control");
+    connect(&path).map_err(|error| {
+        format!(
+            "no sandbox named {name} is up ({}: {error}): sbx-launcher up {name}",
+            path.display()
+        )
+    })
+}
+
+/// As [`attach`], to the sandbox whose control socket is at `path`.
+pub(crate) fn attach_by(path: &Path) -> Result<usize, String> {
+    let connection =
+        connect(path).map_err(|error| format!("its supervisor: {}: {error}", path.display()))?;
+    join_by(&connection)
+}
+
+/// Become a participant of the sandbox whose supervisor is at the other end.
+fn join_by(supervisor: &OwnedFd) -> Result<usize, String> {
+    let fds = zones_of(supervisor)?;
     let (base, join, maps) = read_superblock(&fds[0])?;
     map_all(&maps, &fds).map_err(|(at, error)| {
         format!(
@@ -63,15 +86,16 @@ pub(crate) fn ask(
     request: &str,
     fd: Option<BorrowedFd<'_>>,
 ) -> Result<(String, Vec<OwnedFd>), String> {
-    let path = runtime_dir().join(name).join("control");
-    let connection = connect(&path).map_err(|error| {
-        format!(
-            "no sandbox named {name} is up ({}: {error}): sbx-launcher up {name}",
-            path.display()
-        )
-    })?;
-    send(&connection, request, fd).map_err(|error| format!("asking the supervisor: {error}"))?;
-    receive(&connection).map_err(|error| format!("the supervisor's answer: {error}"))
+    ask_on(&connect_to(name)?, request, fd)
+}
+
+fn ask_on(
+    connection: &OwnedFd,
+    request: &str,
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<(String, Vec<OwnedFd>), String> {
+    send(connection, request, fd).map_err(|error| format!("asking the supervisor: {error}"))?;
+    receive(connection).map_err(|error| format!("the supervisor's answer: {error}"))
 }
 
 /// One message, and a descriptor with it.
@@ -104,16 +128,16 @@ fn send(to: &OwnedFd, text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> 
 }
 
 /// Ask the supervisor for the descriptors of control, code and data.
-fn zones_of(name: &str) -> Result<[OwnedFd; 3], String> {
-    let (text, fds) = ask(name, r#"{"request":"attach"}"#, None)?;
+fn zones_of(connection: &OwnedFd) -> Result<[OwnedFd; 3], String> {
+    let (text, fds) = ask_on(connection, r#"{"request":"attach"}"#, None)?;
     // Either {"ok":...} or {"error":"..."}: the zones come with the first.
     <[OwnedFd; 3]>::try_from(fds).map_err(|_| {
         let why = text.strip_prefix(r#"{"error":""#).and_then(|why| why.strip_suffix(r#""}"#));
-        format!("the supervisor of {name} refuses: {}", why.unwrap_or(&text))
+        format!("the supervisor refuses: {}", why.unwrap_or(&text))
     })
 }
 
-fn connect(path: &std::path::Path) -> io::Result<OwnedFd> {
+fn connect(path: &Path) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt;
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
     // SAFETY: takes numbers only.

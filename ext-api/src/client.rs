@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "reads the control zone and calls libos at its address")]
 
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -92,6 +93,22 @@ impl Sandbox {
             Err(error) => return Err(error),
         }
         let base = crate::attach::attach(name).map_err(CallError::Attach)?;
+        CURRENT.store(base, Ordering::Release);
+        Self::current()
+    }
+
+    /// As [`Sandbox::attach`], to the sandbox whose control socket is at `socket`.
+    ///
+    /// # Errors
+    /// As [`Sandbox::attach`]; a process that is in a sandbox already is refused, whichever it is.
+    pub fn attach_by(socket: &Path) -> Result<Self, CallError> {
+        let _one = ATTACHING.lock().unwrap_or_else(PoisonError::into_inner);
+        match Self::current() {
+            Ok(known) => return Err(CallError::AlreadyIn(known.name().to_owned())),
+            Err(CallError::NotAttached) => {}
+            Err(error) => return Err(error),
+        }
+        let base = crate::attach::attach_by(socket).map_err(CallError::Attach)?;
         CURRENT.store(base, Ordering::Release);
         Self::current()
     }

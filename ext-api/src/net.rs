@@ -27,11 +27,12 @@
 #![expect(unsafe_code, reason = "the other side of the worker's raw pointers")]
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use crate::abi::{
-    Handle, NET_BEGINS, NET_CLOSE, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_PASS, NET_REPLY,
-    NET_REPLY_IN_PLACE, NetAddress, PacketBlock, Reply, Status,
+    Handle, NET_BEGINS, NET_CLOSE, NET_CUT, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_PASS,
+    NET_REPLY, NET_REPLY_IN_PLACE, NetAddress, PacketBlock, Reply, Status,
 };
 use crate::error::CallError;
 use crate::extension::{Out, runtime};
@@ -93,34 +94,53 @@ impl NetAddress {
     }
 }
 
-/// What a packet and a piece of a connection have in common.
-struct Piece<'a> {
+/// What a handler on the network is given: a [`Packet`] or a [`Stream`].
+pub struct View<'a, K> {
     block: &'a mut PacketBlock,
     out: Out<'a>,
+    kind: PhantomData<K>,
 }
 
-impl<'a> Piece<'a> {
+/// A datagram, or a frame of an interface.
+///
+/// `#[on(packet = "eth0")]` is asked about every frame that comes in by that interface, from its link-layer
+/// header on. The kernel has a copy of each and goes on with it, whatever the verdict. An answer is a frame,
+/// too, and goes out as it is; one to a datagram goes to who has sent that.
+pub type Packet<'a> = View<'a, Datagram>;
+
+/// A connection, and those of its bytes that the handler has not used up yet.
+pub type Stream<'a> = View<'a, Connection>;
+
+/// Of [`Packet`].
+#[derive(Debug)]
+pub enum Datagram {}
+
+/// Of [`Stream`].
+#[derive(Debug)]
+pub enum Connection {}
+
+impl<K> fmt::Debug for View<'_, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes from {:?}", self.bytes().len(), self.from())
+    }
+}
+
+impl<'a, K> View<'a, K> {
+    /// Run a handler on what the worker has put at `word`.
+    ///
     /// # Safety
-    /// As [`Packet::with`].
-    unsafe fn new(word: u64, reply: &'a mut Reply) -> Self {
-        // SAFETY: by contract a block that is this upcall's alone.
+    /// A wrapper's: the block is there, and this upcall's alone.
+    #[doc(hidden)]
+    pub unsafe fn with(
+        word: u64,
+        reply: &'a mut Reply,
+        handler: impl FnOnce(&mut Self) -> Verdict,
+    ) -> Status {
+        // SAFETY: by contract.
         let block = unsafe { &mut *(word as *mut PacketBlock) };
-        Self { block, out: Out::new(reply) }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: the worker gives the upcall this many bytes, and nobody else has them meanwhile.
-        unsafe { std::slice::from_raw_parts(self.block.data, self.block.len) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`; `self` is borrowed.
-        unsafe { std::slice::from_raw_parts_mut(self.block.data, self.block.len) }
-    }
-
-    const fn in_place(&mut self, len: usize) -> Verdict {
-        self.block.in_place = if len < self.block.len { len } else { self.block.len };
-        Verdict::ReplyInPlace
+        let mut view = Self { block, out: Out::new(reply), kind: PhantomData };
+        let verdict = handler(&mut view);
+        view.decide(verdict)
     }
 
     fn decide(&mut self, verdict: Verdict) -> Status {
@@ -140,64 +160,47 @@ impl<'a> Piece<'a> {
         };
         Status::Ok
     }
-}
 
-/// A datagram, or a frame of an interface.
-///
-/// `#[on(packet = "eth0")]` is asked about every frame that comes in by that interface, from its link-layer
-/// header on. The kernel has a copy of each and goes on with it, whatever the verdict. An answer is a frame,
-/// too, and goes out as it is; one to a datagram goes to who has sent that.
-pub struct Packet<'a>(Piece<'a>);
-
-impl fmt::Debug for Packet<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Packet({} bytes from {:?})", self.bytes().len(), self.from())
-    }
-}
-
-impl<'a> Packet<'a> {
-    /// Run a handler on the packet that the worker has put at `word`.
-    ///
-    /// # Safety
-    /// A wrapper's: the block is there, and this upcall's alone.
-    #[doc(hidden)]
-    pub unsafe fn with(
-        word: u64,
-        reply: &'a mut Reply,
-        handler: impl FnOnce(&mut Self) -> Verdict,
-    ) -> Status {
-        // SAFETY: by contract.
-        let mut packet = Self(unsafe { Piece::new(word, reply) });
-        let verdict = handler(&mut packet);
-        packet.0.decide(verdict)
-    }
-
-    /// Its bytes, where the kernel has put them.
+    /// Its bytes, where the kernel has put them; of a connection those that are not used up.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.0.bytes()
+        // SAFETY: the worker gives the upcall this many bytes, and nobody else has them meanwhile.
+        let all = unsafe { std::slice::from_raw_parts(self.block.data, self.block.len) };
+        all.get(self.block.used..).unwrap_or(&[])
     }
 
-    /// The same, to be changed before it is sent back or on.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.0.bytes_mut()
-    }
-
-    /// Who has sent it; None for a frame.
+    /// Who has sent it: the other side of a connection. None for a frame.
     #[must_use]
     pub fn from(&self) -> Option<SocketAddr> {
-        self.0.block.from.socket()
+        self.block.from.socket()
     }
 
-    /// The address that it came to; None for a frame.
+    /// The address that it came to: this side of a connection. None for a frame.
     #[must_use]
     pub fn to(&self) -> Option<SocketAddr> {
-        self.0.block.to.socket()
+        self.block.to.socket()
     }
 
-    /// Append to the answer, which [`Verdict::Reply`] sends.
+    /// Append to the answer: [`Verdict::Reply`] sends that of a packet, every verdict but [`Verdict::Drop`]
+    /// and [`Verdict::Forward`] that of a connection. It may be of any length.
     pub fn write(&mut self, bytes: &[u8]) {
-        self.0.out.write(bytes);
+        self.out.write(bytes);
+    }
+
+    /// Answer with its own first `len` bytes, as they are now, without a copy. Of a connection they are used
+    /// up so; nothing else may be consumed or written in the same upcall.
+    #[must_use = "the verdict sends them"]
+    pub const fn reply_in_place(&mut self, len: usize) -> Verdict {
+        self.block.in_place = if len < self.block.len { len } else { self.block.len };
+        Verdict::ReplyInPlace
+    }
+}
+
+impl Packet<'_> {
+    /// Its bytes, to be changed before they are sent back or on.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `self` is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.block.data, self.block.len) }
     }
 
     /// Answer with these bytes.
@@ -206,102 +209,48 @@ impl<'a> Packet<'a> {
         self.write(bytes);
         Verdict::Reply
     }
-
-    /// Answer with its own first `len` bytes, as they are now.
-    #[must_use = "the verdict sends them"]
-    pub const fn reply_in_place(&mut self, len: usize) -> Verdict {
-        self.0.in_place(len)
-    }
 }
 
-/// A connection, and those of its bytes that the handler has not used up yet.
-pub struct Stream<'a>(Piece<'a>);
-
-impl fmt::Debug for Stream<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Stream({} bytes from {:?})", self.bytes().len(), self.from())
-    }
-}
-
-impl<'a> Stream<'a> {
-    /// As [`Packet::with`].
-    ///
-    /// # Safety
-    /// As [`Packet::with`].
-    #[doc(hidden)]
-    pub unsafe fn with(
-        word: u64,
-        reply: &'a mut Reply,
-        handler: impl FnOnce(&mut Self) -> Verdict,
-    ) -> Status {
-        // SAFETY: by contract.
-        let mut stream = Self(unsafe { Piece::new(word, reply) });
-        let verdict = handler(&mut stream);
-        stream.0.decide(verdict)
-    }
-
-    /// The bytes that have come and are not used up.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        self.0.bytes().get(self.0.block.used..).unwrap_or(&[])
-    }
-
-    /// Be through with the first `len` of them. What is left comes again once more has come: at most
-    /// [`crate::limits::PACKET_LEN_MAX`] bytes, or the connection is cut.
+impl Stream<'_> {
+    /// Be through with the first `len` bytes. What is left comes again once more has come: at most
+    /// [`crate::limits::BUFFER_LEN`] bytes, or the connection is cut.
     pub fn consume(&mut self, len: usize) {
-        self.0.block.used += len.min(self.0.block.len - self.0.block.used);
-    }
-
-    /// Append to what is sent, of any length.
-    pub fn write(&mut self, bytes: &[u8]) {
-        self.0.out.write(bytes);
-    }
-
-    /// Be through with the first `len` bytes by sending them back, without a copy. Only where nothing
-    /// else is consumed or written in the same upcall.
-    #[must_use = "the verdict sends them"]
-    pub const fn reply_in_place(&mut self, len: usize) -> Verdict {
-        self.0.in_place(len)
+        self.block.used += len.min(self.bytes().len());
     }
 
     /// Close it when all that was written is sent.
     pub const fn close(&mut self) {
-        self.0.block.flags |= NET_CLOSE;
+        self.block.flags |= NET_CLOSE;
     }
 
     /// It has just been accepted; no bytes have come yet.
     #[must_use]
     pub const fn begins(&self) -> bool {
-        self.0.block.flags & NET_BEGINS != 0
+        self.block.flags & NET_BEGINS != 0
     }
 
     /// The other side will send no more than these bytes. It is the last upcall of the connection.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
-        self.0.block.flags & NET_ENDED != 0
+        self.block.flags & NET_ENDED != 0
+    }
+
+    /// It was cut, by a reset or by a handler that dropped it or failed: nothing can be sent any more. It is
+    /// the last upcall of the connection, and there are no bytes.
+    #[must_use]
+    pub const fn is_cut(&self) -> bool {
+        self.block.flags & NET_CUT != 0
     }
 
     /// A word that stays with the connection; 0 at first.
     #[must_use]
     pub const fn word(&self) -> u64 {
-        self.0.block.word
+        self.block.word
     }
 
     /// See [`Stream::word`].
     pub const fn set_word(&mut self, word: u64) {
-        self.0.block.word = word;
-    }
-
-    /// The other side.
-    #[must_use]
-    pub fn from(&self) -> Option<SocketAddr> {
-        self.0.block.from.socket()
-    }
-
-    /// This side.
-    #[must_use]
-    pub fn to(&self) -> Option<SocketAddr> {
-        self.0.block.to.socket()
+        self.block.word = word;
     }
 }
 

@@ -12,6 +12,15 @@ fn root() -> PathBuf {
 
 /// The indented blocks of a README: commands, and after the word `prints` what they print.
 fn follow(example: &str) {
+    follow_in(&[], example);
+}
+
+/// The same with a network of its own, in which every port is free.
+fn follow_alone(example: &str) {
+    follow_in(&["unshare", "--net", "--map-root-user"], example);
+}
+
+fn follow_in(place: &[&str], example: &str) {
     let readme = std::fs::read_to_string(root().join("examples").join(example).join("README.md"))
         .expect("every example has a README");
     let (before, after) = readme.split_once("\nprints\n").expect("it says what it prints");
@@ -27,7 +36,10 @@ fn follow(example: &str) {
     // The release build may lie elsewhere than the README thinks.
     let bin = built("sbx-launcher").parent().expect("a folder").display().to_string();
     let commands = commands.replace("target/release", &bin);
-    let ended = run(Command::new("sh").args(["-ec", &commands]).current_dir(root()));
+    let up = if place.is_empty() { "" } else { "ip link set lo up\n" };
+    let commands = format!("{up}{commands}");
+    let argv = [place, &["sh", "-ec", &commands]].concat();
+    let ended = run(Command::new(argv[0]).args(&argv[1..]).current_dir(root()));
     assert_eq!((ended.status, ended.stdout.as_str()), (0, expected.as_str()), "{}", ended.stderr);
 }
 
@@ -53,6 +65,13 @@ fn balancer() {
     }
     let _ = run(Command::new("ip").args(["netns", "del", &name]));
     follow("balancer");
+}
+
+#[test]
+fn servers_on_the_network() {
+    for example in ["net-echo", "dns", "memcached", "http-static", "forward", "hand-over"] {
+        follow_alone(example);
+    }
 }
 
 fn goals_and_rows(bench: &str) -> (Vec<Value>, Vec<Value>) {

@@ -318,3 +318,24 @@ print(calls)
     // What was granted to the four of them is freed.
     assert_eq!(reaches(&sandbox, 13, 4), 4);
 }
+
+#[test]
+fn an_upcall_without_end_is_stopped_when_the_server_is_alone() {
+    let sandbox = watched("alone");
+    sandbox.load(&built("libfaulty.so"));
+    // A call would be one more to look after.
+    let live = sandbox.participants().into_iter().find(|row| row["state"] == "live");
+    let server = live.expect("the server")["pid"].to_string();
+    let posted = launcher(&["post", &sandbox.name, "faulty.spin", "--pid", &server]);
+    assert_eq!(posted.status, 0, "{}", posted.stderr);
+    let start = Instant::now();
+    loop {
+        let table = sandbox.json(&["ext", "ls"]);
+        let all = table["extensions"].as_array().cloned().unwrap_or_default();
+        if all.iter().any(|one| one["name"] == "faulty" && one["restarts"] == 1) {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "it goes on: {table}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}

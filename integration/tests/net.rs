@@ -7,11 +7,12 @@ mod servers;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use integration::{Ended, Sandbox, built, launcher, run};
+use integration::{Ended, Sandbox, Scratch, built, compile, launcher, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -360,4 +361,72 @@ fn several_extensions_of_a_launch_have_places_to_listen_at() {
     let ended =
         launcher(&["run", "--ext", kv, "--ext", memcached, "--listen", listen, "--", "true"]);
     assert_eq!(ended.status, 0, "{}", ended.stderr);
+}
+
+#[test]
+fn where_io_uring_is_refused_the_network_goes_by_epoll() {
+    const IO_URING_SETUP: &str = "425";
+    let refuse = compile("cc", "refuse", &[]);
+    let name = format!("t{}-epoll", std::process::id());
+    let up = [refuse.text(), IO_URING_SETUP, built("sbx-launcher").to_str().expect("UTF-8"), "up"]
+        .map(str::to_owned);
+    let argv: Vec<&str> = up.iter().map(String::as_str).chain([name.as_str()]).collect();
+    let _ = said(&argv);
+    let sandbox = Sandbox { name };
+    load(&sandbox, "libnet_echo.so", 9000);
+    let stream = TcpStream::connect(at(&sandbox, "tcp 9000")).expect("connect");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut lines = BufReader::new(stream);
+    lines.get_mut().write_all(b"by epoll\n").expect("send");
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("an answer");
+    assert_eq!(line, "by epoll\n");
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    assert!(log.contains("the network goes by epoll, since io_uring says"), "{log}");
+}
+
+/// A ring would let its owner open files past every filter: participants have none, so that there is none
+/// that another could write requests into.
+#[test]
+fn no_participant_has_a_ring() {
+    let script = "import ctypes, os\n\
+                  libc = ctypes.CDLL(None, use_errno=True)\n\
+                  got = libc.syscall(425, 8, ctypes.create_string_buffer(120))\n\
+                  print(got, os.strerror(ctypes.get_errno()))";
+    let ended = launcher(&["run", "--", "/usr/bin/python3", "-c", script]);
+    assert_eq!(ended.stdout, "-1 Function not implemented\n", "{}", ended.stderr);
+    // Nor can it take the worker's, unless it may do anything anyway.
+    if !nix::unistd::getuid().is_root() {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    let copies = ["sbx-launcher", "libnet_echo.so"].map(|name| {
+        let copy = Scratch::new(name);
+        std::fs::copy(built(name), &copy.0).expect("a copy");
+        copy
+    });
+    let name = format!("t{}-ring", std::process::id());
+    let as_nobody = |args: &[&str]| {
+        let ended = run(Command::new(&copies[0].0).args(args).uid(65_534).gid(65_534));
+        assert_eq!(ended.status, 0, "{args:?}: {}", ended.stderr);
+        ended.stdout
+    };
+    let _ = as_nobody(&["up", &name]);
+    let _ = as_nobody(&["ext", "load", &name, copies[1].text(), "--listen", "9000=127.0.0.1:0"]);
+    let worker = || {
+        let table: Value =
+            serde_json::from_str(&as_nobody(&["net", &name, "--json"])).expect("JSON");
+        table["worker"].as_u64()
+    };
+    until("there is a worker", || worker().is_some());
+    let script = "import ctypes, os, sys\n\
+                  libc = ctypes.CDLL(None, use_errno=True)\n\
+                  pid = libc.syscall(434, int(sys.argv[1]), 0)\n\
+                  fds = [libc.syscall(438, pid, n, 0) for n in range(3, 20)]\n\
+                  print(pid >= 0, [fd for fd in fds if fd >= 0])";
+    let worker = worker().map_or(String::new(), |pid| pid.to_string());
+    let python = ["/usr/bin/python3", "-c", script, &worker];
+    let said = as_nobody(&[&["run", "--sandbox", &name, "--"][..], &python].concat());
+    let _ = as_nobody(&["down", &name]);
+    assert_eq!(said, "True []\n");
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, Scratch, built, launcher, run};
+use integration::{Sandbox, Scratch, built, compile, launcher, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -118,6 +118,69 @@ fn a_debugger_inside_works() {
     assert_eq!((ended.status, &ended.stdout), (native.status, &native.stdout), "{}", ended.stderr);
     // And without a debugger all is as ever.
     assert_eq!(sandbox.run(&[caller]).stdout, "hello, rust (1)\ntotal 1\n");
+}
+
+#[test]
+fn a_level_of_hardening_is_enforced_or_refused_by_name() {
+    let run = |level: &str| launcher(&["run", "--harden", level, "--", "/bin/echo", "ran"]);
+    let coop = run("coop");
+    assert_eq!((coop.status, coop.stdout.as_str()), (0, "ran\n"), "{}", coop.stderr);
+    for (level, missing) in [("guard", "Landlock scope"), ("strict", "extensions in Wasm")] {
+        let ended = run(level);
+        assert_eq!((ended.status, ended.stdout.as_str()), (125, ""));
+        let said = format!("--harden {level} cannot be enforced here: ");
+        assert!(ended.stderr.contains(&said) && ended.stderr.contains(missing), "{}", ended.stderr);
+    }
+    assert_eq!(run("hard").status, 125);
+}
+
+/// The launcher, to which the kernel refuses the system call `number`.
+fn refused(refuse: &Scratch, number: i64, args: &[&str]) -> Command {
+    let mut command = Command::new(&refuse.0);
+    command.arg(number.to_string()).arg(built("sbx-launcher")).args(args);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    command
+}
+
+#[test]
+fn where_tracing_is_refused_programs_join_by_a_library() {
+    const PTRACE: i64 = 101;
+    const PIDFD_GETFD: i64 = 438;
+    let refuse = compile("cc", "refuse", &[]);
+    let hello = built("libhello_upcall.so");
+    let script = "import os, subprocess, sys\nimport sbx\nbox = sbx.current()\n\
+                  print(box.call('hello.add', 1), flush=True)\n\
+                  if os.fork() == 0: box.call('hello.add', 1); os._exit(0)\n\
+                  os.wait()\n\
+                  again = 'import sbx; print(sbx.current().call(\"hello.add\", 1))'\n\
+                  print(subprocess.check_output([sys.executable, '-c', again]))";
+    let ext = ["run", "--ext", hello.to_str().expect("a UTF-8 path"), "--"];
+    let python = [&ext[..], &["/usr/bin/python3", "-c", script]].concat();
+    for number in [PTRACE, PIDFD_GETFD] {
+        let ended = run(&mut refused(&refuse, number, &python));
+        assert_eq!(ended.stdout, "1\nb'3\\n'\n", "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        assert!(ended.stderr.contains("so they join by a preloaded library"), "{}", ended.stderr);
+    }
+    // A sandbox that is up, whose supervisor may trace: its client may not.
+    let sandbox = Sandbox::up("refused");
+    sandbox.load_hello();
+    let in_named = ["run", "--sandbox", &sandbox.name, "--"];
+    let ended = run(&mut refused(&refuse, PTRACE, &[&in_named[..], &python[4..]].concat()));
+    assert_eq!(ended.stdout, "1\nb'3\\n'\n", "{}", ended.stderr);
+    assert_eq!(sandbox.call(&["hello.add", "1"]).stdout, "4\n");
+    let how: Vec<_> = sandbox.participants().iter().map(|row| row["how"].clone()).collect();
+    assert!(how.iter().all(|how| how != "exec") && how.len() >= 3, "{how:?}");
+    // A static program runs, and is said to be outside.
+    let fixed = compile("cc", "region", &["-static"]);
+    let ended = run(&mut refused(&refuse, PTRACE, &["run", "--", fixed.text()]));
+    assert_eq!((ended.status, ended.stdout.as_str()), (2, "0 mappings\n"));
+    let said = format!("{} is static: it runs outside of the sandbox", fixed.text());
+    assert!(ended.stderr.contains(&said), "{}", ended.stderr);
+    // What cannot be had without tracing is refused by name.
+    let trace = run(&mut refused(&refuse, PTRACE, &["trace", "--", "/bin/true"]));
+    assert_eq!(trace.status, 125);
+    assert!(trace.stderr.contains("ptrace"), "{}", trace.stderr);
 }
 
 #[test]
@@ -239,4 +302,37 @@ fn gdb_names_functions_of_the_region() {
     assert!(gdb.stdout.contains("ledger"), "{} {}", gdb.stdout, gdb.stderr);
     assert!(gdb.stdout.contains("sbx_call"), "{}", gdb.stdout);
     assert!(child.wait().expect("it was started").success());
+}
+
+#[test]
+fn perf_names_functions_of_the_region() {
+    let sandbox = Sandbox::up("perf");
+    sandbox.load(&built("libfaulty.so"));
+    let (record, names) = (Scratch::new("perf.data"), Scratch::new("perf.names"));
+    let perf = |args: &[&str]| run(Command::new("perf").args(args));
+    let probe = ["record", "-q", "-e", "cpu-clock", "-o", record.text(), "--", "/bin/true"];
+    if Command::new("perf").arg("--version").stdout(Stdio::null()).status().is_err() {
+        println!("skipped: no perf here (Debian package linux-perf)");
+        return;
+    }
+    let probed = perf(&probe);
+    if probed.status != 0 {
+        println!("skipped: perf cannot record here: {}", probed.stderr);
+        return;
+    }
+    let script = "import sbx\nbox = sbx.current()\n\
+                  for _ in range(20): box.call('faulty.work', 20000000)";
+    let child = python(Some(&sandbox), script);
+    let mut recorded = Command::new("perf");
+    recorded.args(&probe[..6]).arg("--").arg(child.get_program()).args(child.get_args());
+    recorded.envs(child.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let recorded = run(&mut recorded);
+    assert_eq!(recorded.status, 0, "{}", recorded.stderr);
+    let named = launcher(&["symbols", &sandbox.name, "--perf", names.text()]);
+    assert_eq!((named.status, named.stderr.as_str()), (0, ""));
+    let symfs = ["report", "--stdio", "--sort", "dso,sym", "-i", record.text(), "--symfs"];
+    let report = perf(&[&symfs[..], &[names.text()]].concat());
+    let of_ours = report.stdout.lines().find(|line| line.contains("sbx-code"));
+    let of_ours = of_ours.unwrap_or_else(|| panic!("{} {}", report.stdout, report.stderr));
+    assert!(of_ours.contains("faulty::"), "{}", report.stdout);
 }

@@ -150,3 +150,16 @@ fn every_example_is_explained() {
         assert!(readme.contains(&name), "README.md does not name {name}");
     }
 }
+
+#[test]
+fn other_languages_have_the_same_version() {
+    let version = ext_api::abi::ABI_VERSION;
+    for (path, line) in [
+        ("python/sbx.py", format!("_ABI_VERSION = {version}\n")),
+        ("c/sbx.h", format!("#define SBX_ABI_VERSION {version}u\n")),
+        ("c/sbx_ext.h", format!("sbx_magic, {version}, ")),
+    ] {
+        let text = fs::read_to_string(root().join("ext-api").join(path)).unwrap();
+        assert!(text.contains(&line), "{path} does not say {line:?}");
+    }
+}

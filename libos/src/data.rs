@@ -23,6 +23,7 @@ use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use ext_api::limits::{CONTEXTS_MAX, FAULT_TEXT_LEN_MAX, LOG_LEN, PROCESSES_MAX, SLOTS_MAX};
 
 use crate::bell::Bell;
+pub use crate::claim::{Claim, Claimed};
 use crate::layout::{COMMON_LEN, COMMON_OFFSET, Place};
 use crate::mailbox::Mailbox;
 use crate::sockets::Sockets;
@@ -66,61 +67,6 @@ impl Joined {
             4 => Some(Self::Worker),
             _ => None,
         }
-    }
-}
-
-/// A word that says who holds something: a generation and a pid, 0 when free.
-#[derive(Debug)]
-#[repr(transparent)]
-pub struct Claim(AtomicU64);
-
-/// What a [`Claim`] says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claimed {
-    /// Counts the claimants; never goes back.
-    pub generation: u32,
-    /// Pid of the claimant, or 0.
-    pub pid: u32,
-}
-
-impl Claimed {
-    const fn from_word(word: u64) -> Self {
-        Self { generation: (word >> 32) as u32, pid: (word & 0xffff_ffff) as u32 }
-    }
-
-    const fn word(self) -> u64 {
-        (self.generation as u64) << 32 | self.pid as u64
-    }
-}
-
-impl Claim {
-    /// Who holds it now.
-    pub fn load(&self) -> Claimed {
-        Claimed::from_word(self.0.load(Ordering::Acquire))
-    }
-
-    /// Take it for `pid` if it is free; the new generation.
-    pub fn take(&self, pid: u32) -> Option<u32> {
-        let seen = self.load();
-        (seen.pid == 0).then(|| self.swap(seen, pid)).flatten()
-    }
-
-    /// Replace exactly `seen` by a claim of `pid`; the new generation.
-    pub fn swap(&self, seen: Claimed, pid: u32) -> Option<u32> {
-        let new = Claimed { generation: seen.generation.wrapping_add(1), pid };
-        self.0
-            .compare_exchange(seen.word(), new.word(), Ordering::AcqRel, Ordering::Relaxed)
-            .ok()
-            .map(|_| new.generation)
-    }
-
-    /// Free it if it still is exactly `seen`. The generation stays, so that a name made from it
-    /// is never good for the next holder.
-    pub fn free(&self, seen: Claimed) -> bool {
-        let new = Claimed { pid: 0, ..seen };
-        self.0
-            .compare_exchange(seen.word(), new.word(), Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
     }
 }
 
@@ -488,5 +434,85 @@ impl Common {
         // map above, aligned for `T` by its assertions, and every field of `T` is an atomic, so
         // that whatever others write there is a valid value.
         unsafe { &*((self.origin + offset) as *const T) }
+    }
+}
+
+/// The protocol of a row of the handler table: what the gate (`arch/` of the image, in assembly) and the
+/// supervisor (`sandbox/extensions.rs` of the launcher) do to its generation, the code behind it, and the
+/// sequence of a context. The supervisor's global barrier stands between every two steps of the gate.
+#[cfg(all(test, loom))]
+mod models {
+    use crate::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
+    use crate::sync::{AtomicU64, fence};
+    use loom::sync::Arc;
+
+    struct Row {
+        generation: AtomicU64,
+        code: AtomicU64,
+        sequence: AtomicU64,
+        /// What lies in the room: the image whose code it is, or 0 once it is cleared.
+        room: AtomicU64,
+    }
+
+    fn row() -> Arc<Row> {
+        Arc::new(Row {
+            generation: AtomicU64::new(1),
+            code: AtomicU64::new(10),
+            sequence: AtomicU64::new(0),
+            room: AtomicU64::new(10),
+        })
+    }
+
+    /// An upcall by a handle of generation 1: the image that it ran, if it was let in.
+    fn upcall(row: &Row) -> Option<u64> {
+        row.sequence.store(1, Relaxed);
+        fence(SeqCst);
+        let live = row.generation.load(Acquire) == 1;
+        let ran = live.then(|| {
+            let code = row.code.load(Acquire);
+            assert_eq!(row.room.load(Relaxed), code, "its room was cleared under it");
+            code
+        });
+        row.sequence.store(2, Release);
+        ran
+    }
+
+    #[test]
+    fn loom_a_room_is_cleared_only_when_nobody_can_be_in_it() {
+        loom::model(|| {
+            let shared = row();
+            let other = shared.clone();
+            let caller = loom::thread::spawn(move || upcall(&other));
+            // Unload: stale, the barrier, then whoever is inside is waited for.
+            shared.generation.store(2, Release);
+            fence(SeqCst);
+            if shared.sequence.load(Acquire).is_multiple_of(2) {
+                shared.room.store(0, Relaxed);
+            }
+            let _ = caller.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn loom_a_caller_runs_the_old_code_or_what_it_was_pointed_at_next() {
+        loom::model(|| {
+            let shared = row();
+            let other = shared.clone();
+            let caller = loom::thread::spawn(move || {
+                other.sequence.store(1, Relaxed);
+                fence(SeqCst);
+                assert_eq!(other.generation.load(Acquire), 1, "a restart keeps handles good");
+                let code = other.code.load(Acquire);
+                // What says `Restarting` lies in libos, which is never cleared.
+                assert!(code == 5 || other.room.load(Relaxed) == code);
+                other.sequence.store(2, Release);
+            });
+            shared.code.store(5, Release);
+            fence(SeqCst);
+            if shared.sequence.load(Acquire).is_multiple_of(2) {
+                shared.room.store(0, Relaxed);
+            }
+            caller.join().expect("no panic");
+        });
     }
 }

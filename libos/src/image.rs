@@ -11,7 +11,7 @@ use core::fmt;
 
 use ext_api::limits::PAGE_LEN;
 use object::read::elf::{ElfFile64, FileHeader};
-use object::{LittleEndian, Object, ObjectSymbol, elf};
+use object::{LittleEndian, Object, ObjectSymbol, SymbolKind, elf};
 
 use crate::layout::Place;
 
@@ -280,6 +280,33 @@ fn exported(file: &[u8], bias: u64) -> Result<Vec<(String, u64)>, ImageError> {
             Some((symbol.name().ok()?.to_owned(), bias.wrapping_add(symbol.address())))
         })
         .collect())
+}
+
+/// A function of an image's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    /// Its name, as the compiler has it.
+    pub name: String,
+    /// Where it is, in the file's own addresses.
+    pub address: u64,
+    /// Its length; 0 if the file does not say.
+    pub len: u64,
+}
+
+/// The functions that a file names, for people who look at where time goes: all that the compiler left
+/// in, or what is exported. None if it is no file of ours.
+#[must_use]
+pub fn functions(file: &[u8]) -> Vec<Function> {
+    let Ok(parsed) = ElfFile64::<LittleEndian>::parse(file) else { return Vec::new() };
+    let is_stripped = parsed.symbols().next().is_none();
+    let symbols = if is_stripped { parsed.dynamic_symbols() } else { parsed.symbols() };
+    symbols
+        .filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.is_definition())
+        .filter_map(|symbol| {
+            let name = symbol.name().ok()?.to_owned();
+            Some(Function { name, address: symbol.address(), len: symbol.size() })
+        })
+        .collect()
 }
 
 impl Image {

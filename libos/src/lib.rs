@@ -10,6 +10,7 @@
 
 pub mod arena;
 pub mod bell;
+pub mod claim;
 pub mod data;
 #[cfg(feature = "loader")]
 pub mod image;

@@ -7,7 +7,9 @@
 
 use ext_api::abi::NetAddress;
 use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX};
-use ext_api::pool::{Done, Holder, Name, Outcome, Place, Pool, Seat, TURN_MASK, Tally, bytes_of};
+use ext_api::pool::{
+    Done, Holder, Name, Outcome, Place, Pool, Seat, State, TURN_MASK, Tally, bytes_of,
+};
 
 /// A buffer that is ours alone.
 #[derive(Debug, PartialEq, Eq)]
@@ -176,16 +178,17 @@ impl Buffers {
             let seen = self.pool.buffers[index].state();
             // A list that others have written into may name what is ours already.
             if matches!(seen.place, Place::Done(_)) {
-                into.extend(self.come_back(index, true));
+                into.extend(self.come_back(index, seen, true));
             }
         }
         into[first..].reverse();
     }
 
-    fn come_back(&mut self, index: usize, done: bool) -> Option<Returned> {
+    /// Have a buffer back that is still as it was `seen`.
+    fn come_back(&mut self, index: usize, seen: State, done: bool) -> Option<Returned> {
         let buffer = &self.pool.buffers[index];
         let outcome = done.then(|| buffer.outcome());
-        if self.since_ns[index] == 0 || !buffer.take_back(buffer.state()) {
+        if self.since_ns[index] == 0 || !buffer.take_back(seen) {
             return None;
         }
         Some(Returned { lease: self.is_back(index), outcome })
@@ -200,26 +203,40 @@ impl Buffers {
         is_over: impl Fn(Holder, u64) -> bool,
         into: &mut Vec<Returned>,
     ) {
+        let mut done = Vec::new();
         for index in 0..BUFFERS_MAX {
             let since = self.since_ns[index];
             if since == 0 {
                 continue;
             }
             let buffer = &self.pool.buffers[index];
-            let late = now_ns.saturating_sub(since) > patience_ns;
-            let (lost, done) = match buffer.state().place {
-                Place::Owned => (true, false),
-                Place::Handed => (late, false),
+            let (seen, late) = (buffer.state(), now_ns.saturating_sub(since) > patience_ns);
+            let lost = match seen.place {
+                Place::Owned => true,
+                Place::Handed => late,
                 Place::Held(holder) => match buffer.upcall() {
                     // Killed, or ended, before it said which upcall it is.
-                    0 => (late || is_over(holder, 0), false),
-                    upcall => (is_over(holder, upcall), false),
+                    0 => late || is_over(holder, 0),
+                    upcall => is_over(holder, upcall),
                 },
-                Place::Done(holder) => (is_over(holder, 0), true),
+                Place::Done(holder) => {
+                    if is_over(holder, 0) {
+                        done.push((index, seen));
+                    }
+                    false
+                }
             };
+            // A holder that has come to its end meanwhile, as it should, is through with it.
             if lost {
-                into.extend(self.come_back(index, done));
+                into.extend(self.come_back(index, seen, false));
             }
+        }
+        // What the dead have put on the list is on it now; the rest they did not come to put there.
+        if !done.is_empty() {
+            self.returned(into);
+            into.extend(
+                done.into_iter().filter_map(|(index, seen)| self.come_back(index, seen, true)),
+            );
         }
     }
 
@@ -254,11 +271,60 @@ mod tests {
     /// The front of a pool, that stays for good: no byte of a buffer is touched here.
     fn pool() -> &'static Pool {
         let layout = Layout::new::<Pool>();
-        // SAFETY: not empty; zeros are a pool.
-        unsafe { &*alloc_zeroed(layout).cast::<Pool>() }
+        // SAFETY: not empty.
+        let pool = unsafe { alloc_zeroed(layout) };
+        assert!(!pool.is_null(), "no memory");
+        // SAFETY: zeros are a pool, and nobody frees it.
+        unsafe { &*pool.cast::<Pool>() }
     }
 
     const WHO: Holder = Holder::of_peer(5 << 32 | 2);
+
+    #[test]
+    fn who_finishes_while_it_is_looked_at_has_finished() {
+        let pool = pool();
+        // SAFETY: made just now, for this test alone.
+        let mut own = unsafe { Buffers::own(pool, 1) };
+        let lease = own.take().expect("they are all free");
+        let name = own.hand(lease, [64, 3], NetAddress::default(), 1);
+        let buffer = &pool.buffers[name.index];
+        assert!(buffer.take(name.turn, WHO, 9));
+        let mut back = Vec::new();
+        let outcome = Outcome { answer: 4, ..Outcome::default() };
+        // Its upcall comes to its end between the look at the buffer and the one at the upcall.
+        let is_over = |_, _| {
+            assert!(buffer.finish(name.turn, WHO, outcome));
+            let _ = pool.done.push(&pool.buffers, name.index);
+            true
+        };
+        own.sweep(2, 5, is_over, &mut back);
+        assert!(back.is_empty(), "it is on the list");
+        own.returned(&mut back);
+        assert_eq!(back[0].outcome, Some(outcome));
+    }
+
+    #[test]
+    fn what_a_dead_one_put_on_the_list_comes_back_once() {
+        let pool = pool();
+        // SAFETY: made just now, for this test alone.
+        let mut own = unsafe { Buffers::own(pool, 1) };
+        let lease = own.take().expect("they are all free");
+        let name = own.hand(lease, [64, 3], NetAddress::default(), 1);
+        let buffer = &pool.buffers[name.index];
+        assert!(
+            buffer.take(name.turn, WHO, 9) && buffer.finish(name.turn, WHO, Outcome::default())
+        );
+        let mut back = Vec::new();
+        // It does so just before it dies, behind the last look at the list.
+        let is_over = |_, _| {
+            let _ = pool.done.push(&pool.buffers, name.index);
+            true
+        };
+        own.sweep(2, 5, is_over, &mut back);
+        assert!(back.len() == 1 && back[0].outcome.is_some());
+        own.returned(&mut back);
+        assert_eq!(back.len(), 1);
+    }
 
     #[derive(Debug, Clone)]
     enum Step {

@@ -332,6 +332,12 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         Some((port.kind, port.handler))
     }
 
+    /// Connections that are open, those to other servers included.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
     /// Buffers that nobody uses: those that are free, and those that wait for what comes next.
     #[must_use]
     pub fn idle_buffers(&self) -> usize {
@@ -477,19 +483,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 None => return,
             },
         };
-        if let Some(port) = &mut self.ports[number as usize]
-            && (port.kind, result) == (Kind::Interface, -libc::ENODEV)
-            && !port.is_closing
-        {
+        let has_gone = |port: &Port| (port.kind, result) == (Kind::Interface, -libc::ENODEV);
+        match &mut self.ports[number as usize] {
+            Some(port) if port.is_closing => self.forget_port(number),
             // The interface has been removed: its socket gets nothing any more, and says so each time.
-            port.fd = None;
-            return;
-        }
-        match self.ports[number as usize].as_ref().map(|port| (port.is_closing, port.is_paused)) {
-            Some((true, _)) => self.forget_port(number),
+            Some(port) if has_gone(port) => port.fd = None,
             // It goes on when buffers have come back.
-            Some((false, true)) | None => {}
-            Some((false, false)) => self.starved.push(source),
+            Some(Port { is_paused: true, .. }) | None => {}
+            Some(_) => self.starved.push(source),
         }
     }
 

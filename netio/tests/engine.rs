@@ -3,7 +3,7 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ext_api::abi::{
-    NET_CLOSE, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE,
+    NET_CLOSE, NET_CUT, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE,
     NetAddress, PacketBlock, Reply, Status,
 };
 use ext_api::limits::BUFFERS_MAX;
@@ -74,8 +74,11 @@ const SPILL_LEN: usize = 300_000;
 
 fn pool() -> &'static Pool {
     let layout = Layout::from_size_align(POOL_LEN, 4096).expect("a layout");
-    // SAFETY: not empty; zeros are a pool.
-    unsafe { &*alloc_zeroed(layout).cast::<Pool>() }
+    // SAFETY: not empty.
+    let pool = unsafe { alloc_zeroed(layout) };
+    assert!(!pool.is_null(), "no memory");
+    // SAFETY: zeros are a pool, and nobody frees it.
+    unsafe { &*pool.cast::<Pool>() }
 }
 
 fn bytes_in(block: &PacketBlock) -> Vec<u8> {
@@ -85,8 +88,9 @@ fn bytes_in(block: &PacketBlock) -> Vec<u8> {
 
 fn write(reply: &mut Reply, bytes: &[u8]) {
     assert!(reply.len + bytes.len() <= reply.cap);
+    let to = reply.buf.wrapping_add(reply.len);
     // SAFETY: room for as many (asserted).
-    unsafe { reply.buf.add(reply.len).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     reply.len += bytes.len();
 }
 
@@ -95,6 +99,7 @@ struct Served {
     pool: &'static Pool,
     stop: Arc<AtomicBool>,
     is_dead: Arc<AtomicBool>,
+    connections: Arc<AtomicU64>,
     thread: Option<JoinHandle<usize>>,
 }
 
@@ -119,7 +124,8 @@ impl Served {
             is_dead: is_dead.clone(),
             began: Instant::now(),
         };
-        let (way, told) = (way.to_owned(), stop.clone());
+        let connections = Arc::new(AtomicU64::new(0));
+        let (way, told) = (way.to_owned(), (stop.clone(), connections.clone()));
         let thread = std::thread::spawn(move || {
             if way == "epoll" {
                 serve(Epoll::new().expect("epoll"), here, pool, kind, fd, &told)
@@ -127,7 +133,7 @@ impl Served {
                 serve(Uring::new().expect("io_uring"), here, pool, kind, fd, &told)
             }
         });
-        Self { pool, stop, is_dead, thread: Some(thread) }
+        Self { pool, stop, is_dead, connections, thread: Some(thread) }
     }
 
     /// Stop it; every buffer must be back.
@@ -149,7 +155,7 @@ fn serve<D: Driver>(
     pool: &'static Pool,
     kind: Kind,
     fd: std::os::fd::OwnedFd,
-    stop: &AtomicBool,
+    (stop, connections): &(Arc<AtomicBool>, Arc<AtomicU64>),
 ) -> usize {
     // SAFETY: the test's own pool.
     let buffers = unsafe { Buffers::own(pool, 1) };
@@ -160,6 +166,7 @@ fn serve<D: Driver>(
     }
     while !stop.load(Relaxed) {
         engine.turn(Some(Duration::from_millis(5))).expect("a turn");
+        connections.store(engine.connections() as u64, Relaxed);
     }
     engine.close(0);
     let late = Instant::now() + Duration::from_secs(5);
@@ -294,7 +301,7 @@ fn a_connection_gets_back_what_it_sends() {
         let stream = connect(server);
         let mut writer = stream.try_clone().expect("a clone");
         let sender = std::thread::spawn(move || {
-            let bytes: Vec<u8> = (0..3_000_000u32).map(|at| (at * 7 >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..3_000_000u32).map(|at| ((at * 7) >> 3) as u8).collect();
             for chunk in bytes.chunks(70_001) {
                 writer.write_all(chunk).expect("send");
             }
@@ -488,7 +495,7 @@ fn other_process(pool: &'static Pool, die_at: u64) -> Box<dyn FnMut(u64) -> Stat
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         let answer: Vec<u8> = bytes.iter().rev().copied().collect();
         // SAFETY: there is room behind it.
-        unsafe { at.add(len).copy_from_nonoverlapping(answer.as_ptr(), len) };
+        unsafe { at.wrapping_add(len).copy_from_nonoverlapping(answer.as_ptr(), len) };
         let outcome = Outcome { used: len as u16, answer: len as u32, ..Outcome::default() };
         assert!(buffer.finish(name.turn, who, outcome));
         let _ = pool.done.push(&pool.buffers, name.index);
@@ -599,7 +606,7 @@ fn answers_lines(pool: &'static Pool) -> Box<dyn FnMut(u64) -> Status + Send> {
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         let used = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         // SAFETY: there is room behind it.
-        unsafe { at.add(len).copy_from_nonoverlapping(at, used) };
+        unsafe { at.wrapping_add(len).copy_from_nonoverlapping(at, used) };
         let outcome = Outcome { used: used as u16, answer: used as u32, ..Outcome::default() };
         assert!(buffer.finish(name.turn, who, outcome));
         let _ = pool.done.push(&pool.buffers, name.index);
@@ -626,5 +633,81 @@ fn what_another_process_leaves_is_given_out_again_with_more_only() {
         stream.shutdown(Shutdown::Write).expect("shutdown");
         assert_eq!(stream.read(&mut got).expect("an end"), 0, "{way}");
         served.end();
+    }
+}
+
+#[test]
+fn joined_connections_are_forgotten_whichever_side_ends_first() {
+    for way in ways() {
+        let upstream = TcpListener::bind(local()).expect("a port");
+        let to = NetAddress::of(upstream.local_addr().expect("an address"));
+        let forward = move |block: &mut PacketBlock, _: &mut Reply| {
+            (block.verdict, block.next) = (NET_FORWARD, to);
+            Status::Ok
+        };
+        let (fd, server) = tcp_port();
+        let served = Served::start(way, Kind::Tcp, fd, vec![Box::new(forward)]);
+        for is_client_first in [true, false, true, false] {
+            let client = connect(server);
+            let (other, _) = upstream.accept().expect("a connection");
+            let (mut first, mut last) =
+                if is_client_first { (client, other) } else { (other, client) };
+            first.write_all(b"the last words").expect("send");
+            first.shutdown(Shutdown::Write).expect("shutdown");
+            let mut got = Vec::new();
+            last.read_to_end(&mut got).expect("an end");
+            assert_eq!(got, b"the last words", "{way}");
+            last.write_all(b"yes").expect("send");
+            drop(last);
+            got.clear();
+            first.read_to_end(&mut got).expect("an end");
+            assert_eq!(got, b"yes", "{way}");
+        }
+        let late = Instant::now() + Duration::from_secs(10);
+        while served.connections.load(Relaxed) != 0 {
+            assert!(Instant::now() < late, "{way}: connections stay");
+            std::thread::yield_now();
+        }
+        assert_eq!(served.tally(|it| &it.open), 0, "{way}");
+        served.end();
+    }
+}
+
+#[test]
+fn a_handler_hears_of_each_end_once() {
+    for way in ways() {
+        let (fd, server) = tcp_port();
+        let ends = Arc::new([const { AtomicU64::new(0) }; 3]);
+        let count = ends.clone();
+        let handler: Handler = Box::new(move |block, _| {
+            let kind = match block.flags {
+                flags if flags & NET_CUT != 0 => 2,
+                flags if flags & NET_ENDED != 0 => 1,
+                _ => 0,
+            };
+            if kind != 0 {
+                count[kind].fetch_add(1, Relaxed);
+            }
+            block.used = block.len;
+            if bytes_in(block) == b"cut" {
+                block.verdict = NET_DROP;
+            }
+            Status::Ok
+        });
+        let served = Served::start(way, Kind::Tcp, fd, vec![handler]);
+        for _ in 0..5 {
+            drop(connect(server));
+            let mut stream = connect(server);
+            stream.write_all(b"cut").expect("send");
+            let mut end = [0; 1];
+            assert!(!matches!(stream.read(&mut end), Ok(1..)), "{way}");
+        }
+        let late = Instant::now() + Duration::from_secs(10);
+        while served.tally(|it| &it.open) != 0 {
+            assert!(Instant::now() < late, "{way}: connections stay open");
+            std::thread::yield_now();
+        }
+        served.end();
+        assert_eq!([1, 2].map(|kind| ends[kind].load(Relaxed)), [5, 5], "{way}");
     }
 }

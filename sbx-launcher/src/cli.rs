@@ -1,16 +1,17 @@
 //! What is typed, and what is printed.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use ext_api::abi::{HOW_ALL, HOW_ANY, HOW_PID, HOW_URGENT};
+use libos::layout::Place;
 use serde_json::Value;
 
 use crate::control::{self, Request};
 use crate::policy::Policy;
 use crate::sandbox::ports::Listen;
-use crate::{bench, doctor, policy, run, trace};
+use crate::{bench, doctor, perf, policy, run, trace};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
 #[derive(Debug, Parser)]
@@ -20,38 +21,82 @@ pub struct Cli {
     command: Command,
 }
 
+/// What was typed.
+///
+/// `run -- COMMAND` is known without a parser, to which all commands and options have to be described
+/// first: that takes a twentieth of a launch.
+///
+/// # Errors
+/// What is to be printed instead.
+pub fn parse() -> std::result::Result<Cli, clap::Error> {
+    let mut words = std::env::args_os().skip(1);
+    let begins = ["run", "--"].iter().all(|word| words.next().is_some_and(|typed| typed == *word));
+    let argv: Vec<OsString> = words.collect();
+    if begins && !argv.is_empty() {
+        return Ok(Cli { command: Command::Run(Run { argv, ..Run::default() }) });
+    }
+    Cli::try_parse()
+}
+
+/// Length of a region's shared part, in MiB.
+const SIZE_DEFAULT: usize = 2048;
+
+/// What is run, and where.
+#[derive(Debug, PartialEq, Eq, Args)]
+struct Run {
+    /// Use the named sandbox that is up, instead of one of its own.
+    #[arg(long, value_name = "NAME")]
+    sandbox: Option<String>,
+    /// Load this extension first (repeatable).
+    #[arg(long = "ext", value_name = "FILE", conflicts_with = "sandbox")]
+    ext: Vec<PathBuf>,
+    /// Configuration for the extensions: key=value,key=value.
+    #[arg(long, default_value = "")]
+    config: String,
+    /// Size of the region's shared part in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = SIZE_DEFAULT)]
+    size: usize,
+    /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Have its local connections go through the region.
+    #[arg(long, conflicts_with = "sandbox")]
+    sockets: bool,
+    /// Listen elsewhere than at PORT of 127.0.0.1 for a handler that is hooked to PORT (repeatable).
+    #[arg(long, value_name = "PORT=ADDRESS:PORT", conflicts_with = "sandbox")]
+    listen: Vec<Listen>,
+    /// Run it at this level of hardening, or not at all: see `doctor`.
+    #[arg(long, value_name = "LEVEL", value_parser = ["coop", "guard", "strict"])]
+    harden: Option<String>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    argv: Vec<OsString>,
+}
+
+impl Default for Run {
+    /// As the parser fills it in when no option is given.
+    fn default() -> Self {
+        Self {
+            sandbox: None,
+            ext: Vec::new(),
+            config: String::new(),
+            size: SIZE_DEFAULT,
+            policy: None,
+            sockets: false,
+            listen: Vec::new(),
+            harden: None,
+            argv: Vec::new(),
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a sandbox.
     #[command(
         after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py"
     )]
-    Run {
-        /// Use the named sandbox that is up, instead of one of its own.
-        #[arg(long, value_name = "NAME")]
-        sandbox: Option<String>,
-        /// Load this extension first (repeatable).
-        #[arg(long = "ext", value_name = "FILE", conflicts_with = "sandbox")]
-        ext: Vec<PathBuf>,
-        /// Configuration for the extensions: key=value,key=value.
-        #[arg(long, default_value = "")]
-        config: String,
-        /// Size of the region's shared part in MiB.
-        #[arg(long, value_name = "MIB", default_value_t = 2048)]
-        size: usize,
-        /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
-        #[arg(long, value_name = "FILE")]
-        policy: Option<PathBuf>,
-        /// Have its local connections go through the region.
-        #[arg(long, conflicts_with = "sandbox")]
-        sockets: bool,
-        /// Listen elsewhere than at PORT of 127.0.0.1 for a handler that is hooked to PORT (repeatable).
-        #[arg(long, value_name = "PORT=ADDRESS:PORT", conflicts_with = "sandbox")]
-        listen: Vec<Listen>,
-        /// The command and its arguments.
-        #[arg(last = true, required = true)]
-        argv: Vec<OsString>,
-    },
+    Run(Run),
     /// Make a named sandbox that outlives one command.
     #[command(
         after_help = "Example: sbx-launcher up web && sbx-launcher run --sandbox web -- bash"
@@ -60,7 +105,7 @@ enum Command {
         /// Its name.
         name: String,
         /// Size of the region's shared part in MiB.
-        #[arg(long, value_name = "MIB", default_value_t = 2048)]
+        #[arg(long, value_name = "MIB", default_value_t = SIZE_DEFAULT)]
         size: usize,
         /// Begin with the extensions of this snapshot, as they were.
         #[arg(long, value_name = "FILE", conflicts_with = "size")]
@@ -232,11 +277,15 @@ somebody looks at), sockets (servers and clients on one host), net (what comes f
     /// Show four kinds of programs sharing one extension.
     #[command(after_help = "Example: sbx-launcher demo   (after cargo build --release)")]
     Demo,
-    /// Print commands that have gdb name functions of libos and the extensions.
-    #[command(after_help = "Example: sbx-launcher symbols web > web.gdb; gdb -p PID -x web.gdb")]
+    /// Print commands that have gdb name functions of libos and the extensions, or have perf name them.
+    #[command(after_help = "Examples: sbx-launcher symbols web > web.gdb; gdb -p PID -x web.gdb
+          perf record -p PID; sbx-launcher symbols web --perf names; perf report --symfs names")]
     Symbols {
         /// Sandbox.
         name: String,
+        /// Write a file for perf into this folder, for its --symfs.
+        #[arg(long, value_name = "DIR", conflicts_with = "json")]
+        perf: Option<PathBuf>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -318,7 +367,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 #[must_use]
 pub fn main(cli: Cli) -> i32 {
     let supervises =
-        matches!(cli.command, Command::Run { .. } | Command::Up { .. } | Command::Trace { .. });
+        matches!(cli.command, Command::Run(_) | Command::Up { .. } | Command::Trace { .. });
     if !supervises && !matches!(cli.command, Command::Bench { .. } | Command::BenchInside { .. }) {
         run::end_when_nobody_reads();
     }
@@ -330,16 +379,7 @@ pub fn main(cli: Cli) -> i32 {
 
 fn carry_out(command: Command) -> Result<i32> {
     match command {
-        Command::Run { sandbox: Some(name), argv, policy, .. } => {
-            run::in_named_sandbox(&name, argv, Policy::in_force(policy.as_deref())?)
-        }
-        Command::Run { ext, config, size, argv, policy, sockets, listen, .. } => {
-            let len = size.saturating_mul(1 << 20);
-            let policy = Policy::in_force(policy.as_deref())?;
-            let command =
-                run::Command { argv, extensions: ext, config, len, policy, sockets, listen };
-            run::in_own_sandbox(command, |_| ())
-        }
+        Command::Run(run) => start(run),
         Command::Up { name, size, restore, sockets } => {
             run::up(&name, size.saturating_mul(1 << 20), restore.as_deref(), sockets).map(|()| 0)
         }
@@ -379,23 +419,31 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Doctor { json } => diagnose(json),
         Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),
-        Command::Symbols { name, json } => {
-            let answer = ask(&name, Request::Symbols)?;
-            if json {
-                println!("{answer}");
-                return Ok(0);
-            }
-            for file in answer["files"].as_array().into_iter().flatten() {
-                let (path, bias) = (file["file"].as_str(), file["bias"].as_u64());
-                println!("add-symbol-file {} -o {:#x}", path.unwrap_or(""), bias.unwrap_or(0));
-            }
-            Ok(0)
-        }
+        Command::Symbols { name, perf, json } => symbols(&name, perf.as_deref(), json),
         Command::Log { name } => {
             print!("{}", ask(&name, Request::Log)?["text"].as_str().unwrap_or(""));
             Ok(0)
         }
     }
+}
+
+fn start(
+    Run { sandbox, ext, config, size, policy, sockets, listen, harden, argv }: Run,
+) -> Result<i32> {
+    if let Some(level) = harden {
+        let missing = doctor::missing_for(&level);
+        if !missing.is_empty() {
+            let missing = missing.join("; ");
+            return Err(format!("--harden {level} cannot be enforced here: {missing}").into());
+        }
+    }
+    let policy = Policy::in_force(policy.as_deref())?;
+    if let Some(name) = sandbox {
+        return run::in_named_sandbox(&name, argv, policy);
+    }
+    let len = size.saturating_mul(1 << 20);
+    let command = run::Command { argv, extensions: ext, config, len, policy, sockets, listen };
+    run::in_own_sandbox(command, |_| ())
 }
 
 fn measure(name: &str, json: bool, plot: Option<PathBuf>, quick: bool) -> Result<i32> {
@@ -517,6 +565,32 @@ fn extension(ext: Ext) -> Result<i32> {
     Ok(0)
 }
 
+fn symbols(name: &str, perf: Option<&Path>, json: bool) -> Result<i32> {
+    let answer = ask(name, Request::Symbols)?;
+    if json {
+        println!("{answer}");
+        return Ok(0);
+    }
+    let files = answer["files"].as_array().into_iter().flatten();
+    let files: Vec<(PathBuf, u64)> = files
+        .map(|file| {
+            (file["file"].as_str().unwrap_or("").into(), file["bias"].as_u64().unwrap_or(0))
+        })
+        .collect();
+    let Some(folder) = perf else {
+        for (path, bias) in files {
+            println!("add-symbol-file {} -o {bias:#x}", path.display());
+        }
+        return Ok(0);
+    };
+    let place = ask(name, Request::Place)?;
+    let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
+    let place =
+        Place::new(number("base"), number("len")).ok_or("the supervisor names no region")?;
+    perf::write(folder, place, &files)?;
+    Ok(0)
+}
+
 fn call(name: &str, handler: String, args: Vec<String>, json: bool) -> Result<i32> {
     let answer = ask(name, Request::Call { handler, args })?;
     if json {
@@ -541,14 +615,16 @@ fn network(name: &str, json: bool, top: bool) -> Result<i32> {
         return Ok(0);
     }
     print!("{}", crate::net::text(&former, None));
-    while top {
+    if !top {
+        return Ok(0);
+    }
+    loop {
         std::thread::sleep(std::time::Duration::from_secs(1));
         let now = ask(name, Request::Net)?;
         // Clears the screen, and begins at its top.
         print!("\x1b[2J\x1b[H{}", crate::net::text(&now, Some(&former)));
         former = now;
     }
-    Ok(0)
 }
 
 fn stats(name: &str, json: bool) -> Result<i32> {
@@ -640,4 +716,19 @@ fn participants(name: &str, json: bool) -> Result<i32> {
     println!("in use: {}", uses.join(", "));
     println!("ended: {}, of which {} inside an upcall", answer["ended"], answer["ended_inside"]);
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{Cli, Command, Run};
+
+    #[test]
+    fn the_shortcut_says_what_the_parser_would() {
+        let parsed = Cli::try_parse_from(["sbx-launcher", "run", "--", "true", "--size", "1"]);
+        let argv = ["true", "--size", "1"].map(Into::into).into();
+        let Command::Run(run) = parsed.unwrap().command else { panic!("another command") };
+        assert_eq!(run, Run { argv, ..Run::default() });
+    }
 }

@@ -6,6 +6,7 @@
 
 mod request;
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -85,13 +86,23 @@ fn make_private(dir: &Path, uid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// A directory that nobody else has locked, until the value is dropped.
+fn locked(directory: &Path) -> io::Result<File> {
+    let directory = File::open(directory)?;
+    directory.lock()?;
+    Ok(directory)
+}
+
 impl Server {
     /// Claim the name.
     ///
     /// # Errors
     /// `AddrInUse` when a live supervisor has it.
     pub fn bind(name: &str) -> io::Result<Self> {
-        let directory = runtime_dir()?.join(name);
+        let all = runtime_dir()?;
+        // Of several that look whether the name is free, one after the other looks and takes it.
+        let _one_at_a_time = locked(&all)?;
+        let directory = all.join(name);
         // SAFETY: takes nothing.
         make_private(&directory, unsafe { libc::getuid() })?;
         let path = directory.join("control");
@@ -113,6 +124,12 @@ impl Server {
         }
         // SAFETY: takes nothing.
         Ok(Self { fd, directory, owner: unsafe { libc::getuid() } })
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The socket.
@@ -165,6 +182,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let _one_at_a_time = self.directory.parent().map(locked);
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
@@ -322,12 +340,14 @@ fn carry_out(
         Request::Follow { armed } => {
             let fd = received.fd.as_ref().ok_or("no descriptor came with the request")?;
             let fd = fd.try_clone().map_err(|error| error.to_string())?;
-            supervisor.add_listener(Listener { fd, armed: *armed });
+            let listener = Listener::new(fd, *armed).map_err(|error| error.to_string())?;
+            supervisor.add_listener(listener);
             Ok(Value::Null)
         }
         Request::Place => Ok(json!({ "base": supervisor.sandbox.zones.place.base,
                                      "len": supervisor.sandbox.zones.place.len,
                                      "armed": supervisor.sandbox.armed(),
+                                     "refused": crate::preload::refused(),
                                      "supervisor": std::process::id(),
                                      "zones_kib": supervisor.sandbox.zones.held_kib() })),
         Request::HookCalls { handler, calls } => {
@@ -615,7 +635,7 @@ fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
     })?;
     let (mut text, mut fds) = receive(&connection)?;
     if let (IN_FILE, Some(file)) = (text.as_str(), fds.pop()) {
-        let (file, mut bytes) = (std::fs::File::from(file), Vec::new());
+        let (file, mut bytes) = (File::from(file), Vec::new());
         // Its offset is where the writer left it.
         bytes.resize(file.metadata()?.len() as usize, 0);
         file.read_exact_at(&mut bytes, 0)?;

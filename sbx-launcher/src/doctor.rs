@@ -14,6 +14,18 @@ pub use calls::has_mseal;
 
 use crate::policy::table as columns;
 
+/// What `guard` is beyond `coop`, and `strict` beyond that.
+const GUARD: [&str; 3] = [
+    "data that can be written inside of upcalls only",
+    "a Landlock scope per participant",
+    "no tracing between participants",
+];
+const STRICT: [&str; 3] = [
+    "data that participants cannot write at all",
+    "no memory that was writable becomes code",
+    "extensions in Wasm",
+];
+
 /// Everything that was found.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -133,7 +145,7 @@ const QUESTIONS: [Question; 20] = [
     required(
         "ptrace",
         children::ptrace,
-        "programs cannot be made participants",
+        "programs join by a preloaded library only: none that are static, and no hooks on their calls",
         "sysctl kernel.yama.ptrace_scope=1; in a container, a seccomp profile that allows ptrace",
     ),
     useful(
@@ -234,14 +246,22 @@ pub fn probe() -> Report {
 }
 
 fn levels(missing_for_coop: Vec<String>) -> Vec<Level> {
-    let unavailable = |name| Level {
-        name,
-        enforceable: false,
-        missing: vec!["not available in this version".to_owned()],
+    let level =
+        |name, missing: Vec<String>| Level { name, enforceable: missing.is_empty(), missing };
+    let beyond = |level: &[String], more: &[&str]| -> Vec<String> {
+        let more = more.iter().map(|what| format!("{what}: not in this version"));
+        level.iter().cloned().chain(more).collect()
     };
-    let enforceable = missing_for_coop.is_empty();
-    let coop = Level { name: "coop", enforceable, missing: missing_for_coop };
-    vec![coop, unavailable("guard"), unavailable("strict")]
+    let guard = beyond(&missing_for_coop, &GUARD);
+    let strict = beyond(&guard, &STRICT);
+    vec![level("coop", missing_for_coop), level("guard", guard), level("strict", strict)]
+}
+
+/// What is in the way of a hardening level here; nothing if it can be enforced. Tries everything.
+#[must_use]
+pub fn missing_for(level: &str) -> Vec<String> {
+    let found = probe().levels.into_iter().find(|known| known.name == level);
+    found.map_or_else(|| vec![format!("no level is called {level}")], |known| known.missing)
 }
 
 /// The report for people: what is there, then what is missing and what to do about it.
@@ -282,12 +302,14 @@ mod tests {
         let mut names: Vec<_> = report.features.iter().map(|feature| feature.name).collect();
         names.sort_unstable();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
-        assert!(shown.contains("level guard: not available in this version"), "{shown}");
+        assert!(shown.contains("a Landlock scope per participant: not in this version"), "{shown}");
     }
 
     #[test]
     fn a_level_is_enforceable_when_nothing_is_missing() {
-        assert!(levels(vec![])[0].enforceable);
+        let all = levels(vec![]);
+        assert!(all[0].enforceable && !all[1].enforceable && !all[2].enforceable);
+        assert!(all[2].missing.len() > all[1].missing.len());
         let without = levels(vec!["ptrace: allow it".to_owned()]);
         assert!(without.iter().all(|level| !level.enforceable));
     }

@@ -177,6 +177,25 @@ pub fn build(
     })
 }
 
+/// As [`build`], for a command whose execs and forks nobody follows.
+///
+/// # Errors
+/// See [`FilterError`].
+pub fn build_unfollowed(region: &Range<usize>, policy: Policy) -> Result<BpfProgram, FilterError> {
+    let text = Place { base: region.start, len: region.len() }.code_half(0);
+    build_spec(&FilterSpec {
+        region: region.start as u64..region.end as u64,
+        libos_text: text.start as u64..text.end as u64,
+        keep_signals: false,
+        armed: Armed::default(),
+        first_exec: 0,
+        follow_exec: false,
+        follow_fork: false,
+        mseal: crate::doctor::has_mseal(),
+        policy,
+    })
+}
+
 /// The program for `spec`.
 ///
 /// # Errors
@@ -199,6 +218,8 @@ enum Follow {
 
 struct Builder<'a> {
     spec: &'a FilterSpec,
+    /// The built-in rules that are in force, with the numbers of their calls.
+    built_in: Vec<(u32, &'static BuiltIn)>,
     asm: Assembler,
     /// One return per action, at the end of the program.
     returns: BTreeMap<u32, Label>,
@@ -206,7 +227,9 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(spec: &'a FilterSpec) -> Self {
-        Self { spec, asm: Assembler::new(), returns: BTreeMap::new() }
+        let built_in = BUILT_IN.iter().filter(|rule| in_force(rule, spec));
+        let built_in = built_in.filter_map(|rule| Some((rule.call()?.number, rule))).collect();
+        Self { spec, built_in, asm: Assembler::new(), returns: BTreeMap::new() }
     }
 
     fn build(mut self) -> Result<Vec<sock_filter>, FilterError> {
@@ -226,10 +249,10 @@ impl<'a> Builder<'a> {
 
     /// Numbers that have rules.
     fn numbers(&self) -> BTreeSet<u32> {
-        let built_in = BUILT_IN.iter().filter(|rule| in_force(rule, self.spec));
-        let named = self.spec.policy.rules().iter().flat_map(|rule| rule.calls.iter().copied());
-        let ruled = built_in.filter_map(|rule| rule.call()).chain(named).map(|call| call.number);
-        let all = syscalls::all().iter().map(|call| call.number);
+        let named = self.spec.policy.rules().iter().flat_map(|rule| &rule.calls);
+        let built_in = self.built_in.iter().map(|(number, _)| *number);
+        let ruled = built_in.chain(named.map(|call| call.number));
+        let all = syscalls::all().map(|call| call.number);
         let followed = all.filter(|number| self.follow(*number).is_some());
         ruled.chain(followed).chain(self.spec.armed.trapped()).collect()
     }
@@ -284,8 +307,9 @@ impl<'a> Builder<'a> {
             self.asm.branch_within(Field::Ip, &spec.libos_text, from_libos, trap);
             self.asm.bind(from_libos);
         }
-        for rule in BUILT_IN.iter().filter(|rule| in_force(rule, spec)) {
-            if rule.call().is_some_and(|call| call.number == number) {
+        for at in 0..self.built_in.len() {
+            let (of, rule) = self.built_in[at];
+            if of == number {
                 self.built_in(rule);
             }
         }

@@ -24,6 +24,7 @@ use libos::data::Common;
 use libos::layout::{Place, code_file_offset};
 use libos::manifest::Hook;
 
+use crate::ear::Ear;
 use crate::filter::Armed;
 use crate::hand::{Found, Hand};
 use crate::memory;
@@ -75,6 +76,18 @@ pub struct Listener {
     pub fd: OwnedFd,
     /// What is hooked in the command and what it starts.
     pub armed: Armed,
+    /// Who takes the notifications of a command that forks.
+    pub ear: Ear,
+}
+
+impl Listener {
+    /// A listener that the supervisor listens to itself.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(fd: OwnedFd, armed: Armed) -> io::Result<Self> {
+        Ok(Self { fd, armed, ear: Ear::new()? })
+    }
 }
 
 /// The tasks that are seized at the moment.
@@ -128,8 +141,28 @@ impl Follower {
             // The number is good for the filter that it came from, and for no other.
             let from = listeners.iter().find(|listener| valid(listener.fd.as_fd(), request.id));
             if let Some(from) = from {
-                events = self.answer(from, common, request, participant);
+                events = self.answer(from, common, request, &participant);
             }
+        }
+        for listener in listeners {
+            events.extend(self.answer_taken(listener, common, &participant));
+        }
+        events
+    }
+
+    /// Answer what an ear has taken.
+    pub fn answer_taken(
+        &mut self,
+        listener: &Listener,
+        common: Common,
+        participant: impl Fn(u32) -> bool,
+    ) -> Vec<Followed> {
+        let mut events = Vec::new();
+        listener.ear.hush();
+        while let Some(request) = listener.ear.first() {
+            self.hand.answer(request.id);
+            events.extend(self.answer(listener, common, request, &participant));
+            listener.ear.answered();
         }
         events
     }
@@ -145,14 +178,21 @@ impl Follower {
         !self.seized.is_empty()
     }
 
-    /// Answer one notification of `listener`. `participant` says whether a pid is one.
-    pub fn notified(
+    /// Take one notification of `listener`. True: it is of a fork.
+    pub fn take(&self, listener: &Listener) -> bool {
+        receive(listener.fd.as_fd(), self.hand.empty());
+        let number = self.hand.request().map(|request| i64::from(request.data.nr));
+        matches!(number, Some(libc::SYS_clone | libc::SYS_fork))
+    }
+
+    /// Answer the notification of `listener` that was taken, if any. `participant` says whether a pid is
+    /// one.
+    pub fn answer_it(
         &mut self,
         listener: &Listener,
         common: Common,
         participant: impl Fn(u32) -> bool,
     ) -> Vec<Followed> {
-        receive(listener.fd.as_fd(), self.hand.empty());
         let request = self.hand.request();
         request.map_or_else(Vec::new, |it| self.answer(listener, common, it, participant))
     }
@@ -176,6 +216,11 @@ impl Follower {
         let process = thread_group(tid).unwrap_or(request.pid);
         let still_there = || valid(listener, request.id);
         if is_exec && number == libc::SYS_execve && !executable(tid, request.data.args[0]) {
+            resume(listener, request.id);
+            return events;
+        }
+        // A signal came in the middle of a fork, which begins anew.
+        if !is_exec && matches!(self.seized.get(&tid), Some(Expected::Fork { .. })) {
             resume(listener, request.id);
             return events;
         }
@@ -587,6 +632,11 @@ fn read_text(tid: i32, address: u64) -> Option<String> {
 
 /// Process that a thread belongs to.
 fn thread_group(tid: i32) -> Option<u32> {
+    // Only a process can be opened so: mostly it is the one thread of its process, and to have the
+    // kernel write out its status takes ten times as long.
+    if pidfd(tid as u32).is_some() {
+        return Some(tid as u32);
+    }
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
 }
@@ -613,12 +663,14 @@ pub fn take_turns(listener: BorrowedFd<'_>) {
     let _ = unsafe { libc::ioctl(listener.as_raw_fd(), SET_FLAGS as _, SYNC_WAKE_UP) };
 }
 
-/// Have the kernel write the next notification to `into`, which is zero and stays so if there is
-/// none.
-fn receive(listener: BorrowedFd<'_>, into: *mut libc::seccomp_notif) {
+/// Have the kernel write the next notification to `into`, which is made zero first and stays so if
+/// there is none. True: there was one.
+pub fn receive(listener: BorrowedFd<'_>, into: &mut libc::seccomp_notif) -> bool {
     const RECEIVE: u64 = ioctl_number(3, 0, size_of::<libc::seccomp_notif>());
+    // SAFETY: plain numbers.
+    *into = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel fills the structure, which is the caller's.
-    let _ = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, into) };
+    unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, std::ptr::from_mut(into)) == 0 }
 }
 
 fn valid(listener: BorrowedFd<'_>, id: u64) -> bool {

@@ -2,7 +2,8 @@
 //! for an answer that nobody gives any more.
 //!
 //! There is one notification at a time, which the kernel writes here itself: between the moment in
-//! which it is ours and the one in which it is noted, there is none. And there are the tasks that
+//! which it is ours and the one in which it is noted, there is none (what an ear takes lies in the ear's
+//! own ring). And there are the tasks that
 //! are on their way through an exec, with what is needed to let them in.
 #![expect(unsafe_code, reason = "shares a page with the keeper")]
 
@@ -31,6 +32,8 @@ pub struct Exec {
 #[repr(C)]
 struct Page {
     request: std::cell::UnsafeCell<libc::seccomp_notif>,
+    /// Number of the request that an ear has taken and that is being answered.
+    answering: AtomicU64,
     /// Descriptors that the task of the request has been given, or -1.
     given: [AtomicI32; 3],
     /// Number of the keeper that is to take over.
@@ -80,13 +83,23 @@ impl Hand {
         Ok(Self { page })
     }
 
-    /// Where the kernel is to write the next notification: zeros, as it asks for.
-    pub fn empty(&self) -> *mut libc::seccomp_notif {
-        self.page.given.iter().for_each(|fd| fd.store(-1, SeqCst));
-        let request = self.page.request.get();
+    /// Where the kernel is to write the next notification.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the page is shared memory; the supervisor alone writes it"
+    )]
+    pub fn empty(&self) -> &mut libc::seccomp_notif {
+        self.answer(0);
         // SAFETY: nobody else touches it (see `Sync`), and it is plain numbers.
-        unsafe { request.write_bytes(0, 1) };
-        request
+        unsafe { &mut *self.page.request.get() }
+    }
+
+    /// The request `id` is about to be answered, by this supervisor or another that it had before.
+    pub fn answer(&self, id: u64) {
+        if id == 0 || self.page.answering.load(SeqCst) != id {
+            self.page.given.iter().for_each(|fd| fd.store(-1, SeqCst));
+            self.page.answering.store(id, SeqCst);
+        }
     }
 
     /// The notification that has no answer yet, if there is one.

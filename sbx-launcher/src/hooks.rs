@@ -65,6 +65,12 @@ pub struct Hooks {
 }
 
 impl Hooks {
+    /// Is there one, whose upcalls somebody has to look after?
+    #[must_use]
+    pub const fn has_server(&self) -> bool {
+        self.server.is_some()
+    }
+
     /// Is this the server?
     #[must_use]
     pub fn is_server(&self, pid: u32) -> bool {

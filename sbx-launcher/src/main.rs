@@ -1,14 +1,16 @@
-//! The command `sbx-launcher`: see [`sbx_launcher::cli`].
+//! The command `sbx-launcher`: see [`sbx_launcher::start`].
+#![cfg_attr(all(not(test), target_env = "gnu"), no_main)]
 
-use clap::Parser;
+/// What the C library calls; its arguments are those that `std::env` knows already.
+#[cfg(all(not(test), target_env = "gnu"))]
+#[expect(unsafe_code, reason = "a symbol of this name takes the place of Rust's own start")]
+#[unsafe(no_mangle)]
+extern "C" fn main() -> std::ffi::c_int {
+    sbx_launcher::start::begin();
+    std::process::exit(sbx_launcher::start::main())
+}
 
+#[cfg(not(all(not(test), target_env = "gnu")))]
 fn main() {
-    let status = match sbx_launcher::cli::Cli::try_parse() {
-        Ok(cli) => sbx_launcher::cli::main(cli),
-        Err(error) => {
-            let _ = error.print();
-            if error.use_stderr() { sbx_launcher::run::LAUNCHER_FAILED } else { 0 }
-        }
-    };
-    std::process::exit(status);
+    std::process::exit(sbx_launcher::start::main());
 }

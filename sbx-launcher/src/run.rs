@@ -7,16 +7,18 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 
 use crate::control::{self, Request, Server};
 use crate::filter::{self, Armed};
 use crate::follow::{Listener, pidfd};
 use crate::policy::Policy;
+use crate::preload;
 use crate::sandbox::Sandbox;
 use crate::sandbox::ports::Listen;
 use crate::supervisor::{End, Supervisor};
 use crate::worker;
-use crate::zones::random;
+use crate::zones::{Pages, random};
 
 /// Exit status for errors of the launcher itself.
 pub const LAUNCHER_FAILED: i32 = 125;
@@ -48,7 +50,10 @@ pub fn in_own_sandbox(
     command: Command,
     finish: impl FnOnce(&mut Supervisor),
 ) -> Result<i32, Box<dyn std::error::Error>> {
-    let mut supervisor = Supervisor::new(Sandbox::create("run", command.len)?, None)?;
+    // Nothing can be loaded later: it has no name to be called by.
+    let only_tables = command.extensions.is_empty() && !command.sockets;
+    let pages = if only_tables { Pages::Small } else { Pages::Huge };
+    let mut supervisor = Supervisor::new(Sandbox::create("run", command.len, pages)?, None)?;
     if command.sockets {
         supervisor.sandbox.carry_sockets()?;
     }
@@ -62,8 +67,17 @@ pub fn in_own_sandbox(
     supervisor.sandbox.publish_hooks();
     let region = supervisor.sandbox.zones.place.shared();
     let armed = supervisor.sandbox.armed();
-    let (started, fd) = start_held(command.argv, &region, armed, command.policy, |_| Ok(()))?;
-    supervisor.add_listener(Listener { fd, armed });
+    let start = Start::new(command.argv)?;
+    let started = if let Some(why) = preload::refused() {
+        let server = Server::bind(&format!("run-{}", std::process::id()))?;
+        let library = preload::write(server.directory())?;
+        supervisor.answer_by(server);
+        preload::start(start, &region, armed, command.policy, (&why, &library))?
+    } else {
+        let (started, fd) = start_held(start, &region, armed, command.policy, |_| Ok(()))?;
+        supervisor.add_listener(Listener::new(fd, armed)?);
+        started
+    };
     supervisor.set_command(started.pid);
     let End::Command(status) = supervisor.serve() else {
         return Ok(0);
@@ -77,10 +91,14 @@ pub fn in_own_sandbox(
         if unsafe { libc::fork() } == 0 {
             // A caller that reads the command's output to its end must not wait for us.
             detach();
+            supervisor.forget_ears();
             supervisor.serve();
             supervisor.end_network();
+            drop(supervisor);
             std::process::exit(0);
         }
+        // What is to be cleared away is the other's now.
+        std::mem::forget(supervisor);
     } else {
         supervisor.end_network();
     }
@@ -104,11 +122,16 @@ pub fn in_named_sandbox(
     let number = |key: &str| place[key].as_u64().unwrap_or(0) as usize;
     let region = number("base")..number("base") + number("len");
     let armed: Armed = serde_json::from_value(place["armed"].clone())?;
-    let (started, listener) = start_held(argv, &region, armed, policy, |listener| {
-        control::ask(name, &Request::Follow { armed }, &[listener]).map(|_| ())
-    })?;
-    // The supervisor's is the only one: it is to be closed when that dies.
-    drop(listener);
+    let start = Start::new(argv)?;
+    let refused = preload::refused().or_else(|| place["refused"].as_str().map(str::to_owned));
+    let started = if let Some(why) = refused {
+        let library = preload::write(&control::runtime_dir()?.join(name))?;
+        preload::start(start, &region, armed, policy, (&why, &library))?
+    } else {
+        // The supervisor's listener is the only one: it is to be closed when that dies.
+        let take = |fd| control::ask(name, &Request::Follow { armed }, &[fd]).map(|_| ());
+        start_held(start, &region, armed, policy, take)?.0
+    };
     let pid = started.pid;
     for signal in [libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: ignoring a signal runs no code.
@@ -176,35 +199,39 @@ impl Words {
         word.store(value, SeqCst);
     }
 
-    /// What has been said, or 0 if nothing was for a while. Waits by a call that no handler can be hooked
-    /// to.
+    /// What has been said, or 0 if nothing was for a while. On a machine with one CPU to spare the
+    /// other side runs meanwhile.
     fn get(word: &AtomicU32) -> u32 {
-        const LOOKS: u32 = 4000;
+        const LOOKS: u32 = 1000;
         for _ in 0..LOOKS {
             if word.load(SeqCst) != 0 {
                 break;
             }
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
+        if word.load(SeqCst) == 0 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        word.load(SeqCst)
+    }
+
+    /// Wait until something is said, by a call that no handler can be hooked to.
+    fn await_unhooked(word: &AtomicU32) {
         // SAFETY: a set is plain bits.
         let none: libc::sigset_t = unsafe { std::mem::zeroed() };
-        let moment = libc::timespec { tv_sec: 0, tv_nsec: 20_000 };
-        for _ in 0..LOOKS {
-            if word.load(SeqCst) != 0 {
-                break;
-            }
+        let moment = libc::timespec { tv_sec: 0, tv_nsec: 10_000 };
+        while word.load(SeqCst) == 0 {
             // SAFETY: waits for none of the signals, for a moment.
             unsafe { libc::sigtimedwait(&raw const none, std::ptr::null_mut(), &raw const moment) };
         }
-        word.load(SeqCst)
     }
 }
 
 /// A command that has been started.
 #[derive(Debug)]
-struct Started {
+pub(crate) struct Started {
     pid: i32,
-    program: CString,
+    start: Start,
     words: &'static Words,
 }
 
@@ -214,7 +241,8 @@ impl Started {
         let errno = self.words.errno.load(SeqCst);
         if errno != 0 {
             let error = io::Error::from_raw_os_error(errno as i32);
-            eprintln!("sbx-launcher: {}: {error}", self.program.to_string_lossy());
+            let program = self.start.argv.first().map(|name| name.to_string_lossy());
+            eprintln!("sbx-launcher: {}: {error}", program.unwrap_or_default());
         }
     }
 }
@@ -222,7 +250,7 @@ impl Started {
 /// Fork; in the child install the filter and execute. The child waits until `take` has seen to the
 /// filter's listener.
 fn start_held(
-    argv: Vec<OsString>,
+    mut start: Start,
     region: &std::ops::Range<usize>,
     armed: Armed,
     policy: Policy,
@@ -233,18 +261,13 @@ fn start_held(
     // Not 0, which is nobody's.
     let first_exec = random()? as u32 | 1;
     let program = filter::build(region, armed, first_exec, policy).map_err(io::Error::other)?;
-    let argv = argv
-        .into_iter()
-        .map(|arg| CString::new(arg.into_vec()))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "an argument contains a NUL"))?;
-    let start = Start::new(argv, first_exec)?;
+    start.first_exec = first_exec;
     let words = Words::new()?;
     let launcher = std::process::id();
     // SAFETY: one thread, so the child may do anything.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        become_command(&program, start, words, launcher);
+        become_command(&program, &start, words, launcher);
     }
     if pid < 0 {
         return Err(io::Error::last_os_error());
@@ -259,8 +282,34 @@ fn start_held(
     let listener = listener_of(pid, words).map_err(refused)?;
     take(listener.as_raw_fd()).map_err(refused)?;
     Words::set(&words.go, 1);
-    let program = start.argv.into_iter().next().unwrap_or_default();
-    Ok((Started { pid, program, words }, listener))
+    Ok((Started { pid, start, words }, listener))
+}
+
+/// As [`start_held`], under a filter that notifies nobody and with this environment.
+pub(crate) fn start_unfollowed(
+    program: &[seccompiler::sock_filter],
+    start: Start,
+    environment: &[CString],
+) -> io::Result<Started> {
+    let words = Words::new()?;
+    let environment = array(environment);
+    // SAFETY: one thread, so the child may do anything.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            reset_signals();
+            let pointers = Pointers { environment: environment.as_ptr(), ..start.pointers() };
+            match filter::install_without_listener(program) {
+                Ok(()) => execute(&start, pointers, words),
+                Err(error) => {
+                    Words::set(&words.errno, error.raw_os_error().unwrap_or(libc::EIO) as u32);
+                    // SAFETY: ends the child.
+                    unsafe { libc::_exit(LAUNCHER_FAILED) }
+                }
+            }
+        }
+        pid => Ok(Started { pid, start, words }),
+    }
 }
 
 /// The listener of the filter that the child `pid` installs.
@@ -311,33 +360,46 @@ fn has_ended(pid: i32) -> bool {
 
 /// What the child executes, made before it may not ask for memory any more.
 #[derive(Debug)]
-struct Start {
+pub(crate) struct Start {
     argv: Vec<CString>,
-    environment: Vec<CString>,
     /// Where the program may be.
     candidates: Vec<CString>,
     /// What the filter lets this exec through by.
     first_exec: u32,
 }
 
+unsafe extern "C" {
+    /// The environment that the launcher was started with, as exec takes it.
+    static environ: *const *const libc::c_char;
+}
+
 /// The arrays that exec takes.
 #[derive(Debug)]
 struct Pointers {
     argv: Vec<*const libc::c_char>,
-    environment: Vec<*const libc::c_char>,
     /// For a shell: its name, room for a path, the arguments.
     shell: Vec<*const libc::c_char>,
+    environment: *const *const libc::c_char,
+}
+
+fn array(texts: &[CString]) -> Vec<*const libc::c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
 const SHELL: &std::ffi::CStr = c"/bin/sh";
 
 impl Start {
-    fn new(argv: Vec<CString>, first_exec: u32) -> io::Result<Self> {
+    fn new(argv: Vec<OsString>) -> io::Result<Self> {
+        let argv = argv
+            .into_iter()
+            .map(|arg| CString::new(arg.into_vec()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| {
+                io::Error::new(io::ErrorKind::InvalidInput, "an argument contains a NUL")
+            })?;
         let text = |bytes: Vec<u8>| {
             CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
         };
-        let environment = std::env::vars_os()
-            .map(|(key, value)| text([key.as_bytes(), b"=", value.as_bytes()].concat()));
         let name = argv.first().map_or(&[][..], |name| name.as_bytes());
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
         let candidates: Vec<Vec<u8>> = if name.contains(&b'/') || name.is_empty() {
@@ -349,27 +411,29 @@ impl Start {
             folders.map(|at| [&folder(at)[..], b"/", name].concat()).collect()
         };
         Ok(Self {
-            environment: environment.collect::<io::Result<_>>()?,
             candidates: candidates.into_iter().map(text).collect::<io::Result<_>>()?,
             argv,
-            first_exec,
+            first_exec: 0,
         })
     }
 
+    /// Where the program may be.
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = &std::ffi::CStr> {
+        self.candidates.iter().map(CString::as_c_str)
+    }
+
     fn pointers(&self) -> Pointers {
-        let array = |texts: &[CString]| -> Vec<*const libc::c_char> {
-            texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-        };
         let argv = array(&self.argv);
         let mut shell = vec![SHELL.as_ptr(), std::ptr::null()];
         shell.extend(argv.iter().skip(1));
-        Pointers { argv, environment: array(&self.environment), shell }
+        // SAFETY: the C library's; one thread, so nobody changes it meanwhile.
+        Pointers { argv, shell, environment: unsafe { environ } }
     }
 
     /// As `execvp`, which has no fourth argument; why it could not.
     fn execute(&self, pointers: &mut Pointers) -> i32 {
         let execute = |path: &std::ffi::CStr, argv: &[*const libc::c_char]| {
-            let (argv, environment) = (argv.as_ptr(), pointers.environment.as_ptr());
+            let (argv, environment) = (argv.as_ptr(), pointers.environment);
             let number = libc::SYS_execve;
             // SAFETY: a text that ends with a zero, and arrays of such that end with a null.
             unsafe { libc::syscall(number, path.as_ptr(), argv, environment, self.first_exec) };
@@ -394,18 +458,15 @@ impl Start {
 /// The child, until exec.
 fn become_command(
     program: &[seccompiler::sock_filter],
-    start: Start,
+    start: &Start,
     words: &Words,
     launcher: u32,
 ) -> ! {
-    // SAFETY: a set is plain bits.
-    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the command starts with no signal blocked by us.
-    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
-    // Rust ignores SIGPIPE in its own programs; the command has it as usual.
-    // SAFETY: the default action runs no code.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    let mut pointers = start.pointers();
+    reset_signals();
+    let pointers = start.pointers();
+    // Waits are to take as long as they say; it starts with the launcher's own slack.
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
     // Nobody would follow the exec.
     worker::end_with(launcher);
     // From here on this process makes no call that a handler can be hooked to.
@@ -418,9 +479,27 @@ fn become_command(
             unsafe { libc::_exit(LAUNCHER_FAILED) }
         }
     }
-    while Words::get(&words.go) == 0 {}
+    Words::await_unhooked(&words.go);
+    // SAFETY: takes numbers only; 0 is what it was.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 0) };
     // SAFETY: takes numbers only: the command outlives the launcher.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
+    execute(start, pointers, words)
+}
+
+/// Signals as a command finds them.
+fn reset_signals() {
+    // SAFETY: a set is plain bits.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the command starts with no signal blocked by us.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    // Rust ignores SIGPIPE in its own programs; the command has it as usual.
+    // SAFETY: the default action runs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// The end of the child: the command, or the reason why not.
+fn execute(start: &Start, mut pointers: Pointers, words: &Words) -> ! {
     let errno = start.execute(&mut pointers);
     words.errno.store(errno as u32, SeqCst);
     // SAFETY: ends the child, as a shell would.
@@ -440,7 +519,7 @@ pub fn up(
     libos::manifest::check_name(name)?;
     let server = Server::bind(name)?;
     let mut sandbox = match restore {
-        None => Sandbox::create(name, len)?,
+        None => Sandbox::create(name, len, Pages::Huge)?,
         Some(file) => Sandbox::restore(name, file)?,
     };
     if sockets {

@@ -1,6 +1,7 @@
 //! A sandbox: its zones, what is loaded into them, and the tables that participants read.
 #![expect(unsafe_code, reason = "writes the tables through the supervisor's aliases")]
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
@@ -18,20 +19,17 @@ use ext_api::limits::{
 };
 use libos::arena::Arena;
 use libos::data::{Common, Joined};
-use libos::image::{self, Image, ImageError, Imports, NoImports};
-use libos::layout::{
-    self, ARENAS_OFFSET, CALLS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET, HOOKS_OFFSET,
-};
+use libos::image::{Image, ImageError, Imports};
+use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 use libos::mailbox::{EVENT_WORDS, Taken};
 use libos::manifest::Hook;
-use libos::signals::{CallTable, HookTable, MUST_DECIDE};
 
-use crate::filter::Armed;
 use crate::hooks::Happened;
 use crate::memory;
-use crate::policy::syscalls::name_of;
-use crate::zones::{Zones, random};
+use crate::slot_zero::{LIBOS, SlotZero};
+use crate::zones::{Pages, Zones, random};
 
+mod asked;
 mod carry;
 pub mod extensions;
 pub mod ports;
@@ -48,8 +46,6 @@ const POST_SIGNATURE: &str =
 
 const TIMER_SIGNATURE: &str = "(first_ns: u64, flags: u64, period_ns: u64, slack_ns: u64, how: u64, \
                                to: u64, handler: u64, a: u64, b: u64) -> u64";
-
-static LIBOS: &[u8] = include_bytes!(env!("SBX_LIBOS_IMAGE"));
 
 /// Why the sandbox could not do what it was asked.
 #[derive(Debug)]
@@ -79,17 +75,19 @@ impl std::error::Error for SandboxError {}
 
 /// Where extensions' imports lead: into libos.
 struct LibosImports {
-    exports: HashMap<String, u64>,
-    missing: u64,
+    libos: SlotZero,
+    /// Made when the first extension is loaded: most sandboxes that live for one command have none.
+    exports: OnceCell<HashMap<String, u64>>,
 }
 
 impl Imports for LibosImports {
     fn find(&self, name: &str) -> Option<u64> {
-        self.exports.get(name).copied()
+        let exports = self.exports.get_or_init(|| self.libos.exports().into_iter().collect());
+        exports.get(name).copied()
     }
 
     fn missing(&self) -> u64 {
-        self.missing
+        self.libos.symbol("sbx_missing_import")
     }
 }
 
@@ -106,7 +104,6 @@ pub struct Sandbox {
     /// Where the gate's code is, in which an upcall is not whole, and its way out.
     pub gate: Gate,
     imports: LibosImports,
-    libos_bias: u64,
     run_init: u64,
     join_worker: u64,
     serve: u64,
@@ -195,18 +192,22 @@ impl Sandbox {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn create(name: &str, len: usize) -> Result<Self, SandboxError> {
-        Self::create_at(name, len, None)
+    pub fn create(name: &str, len: usize, pages: Pages) -> Result<Self, SandboxError> {
+        Self::create_at(name, len, None, pages)
     }
 
     /// As [`Sandbox::create`], with the region at `base`.
-    fn create_at(name: &str, len: usize, base: Option<usize>) -> Result<Self, SandboxError> {
-        let zones = Zones::create(len, base)
+    fn create_at(
+        name: &str,
+        len: usize,
+        base: Option<usize>,
+        pages: Pages,
+    ) -> Result<Self, SandboxError> {
+        let zones = Zones::create(len, base, pages)
             .map_err(|error| SandboxError::Kernel("making the zones", error))?;
         let place = zones.place;
-        let mut image = image::place(LIBOS, 0, place, &NoImports)
-            .map_err(|error| SandboxError::Image("the built-in libos".into(), error))?;
-        let symbol = |name: &str| image.symbol(name).unwrap_or(0);
+        let libos = SlotZero::at(place);
+        let symbol = |name: &str| libos.symbol(name);
         let entry = Entry {
             call: symbol("sbx_call"),
             find: symbol("sbx_find"),
@@ -217,10 +218,8 @@ impl Sandbox {
             fork_stub: symbol("sbx_fork_stub"),
             call_block: symbol("sbx_call_block"),
         };
-        let imports =
-            LibosImports { exports: exports(&image), missing: symbol("sbx_missing_import") };
         let (run_init, join_worker) = (symbol("sbx_run_init"), symbol("sbx_join_worker"));
-        let (boot, hello, wait) = (symbol("SBX_BOOT"), symbol("sbx_hello"), symbol("sbx_wait"));
+        let (hello, wait) = (symbol("sbx_hello"), symbol("sbx_wait"));
         let (post, peer) = (symbol("sbx_post"), symbol("sbx_peer"));
         let timers = ["sbx_timer", "sbx_cancel", "sbx_expire", "sbx_lend"].map(symbol);
         let (serve, runtime) = (symbol("sbx_serve"), symbol("SBX_RUNTIME"));
@@ -231,31 +230,16 @@ impl Sandbox {
             symbol("sbx_upgrading"),
             symbol("sbx_run_upgrade"),
         ];
-        let word = |index: u64| image.word_at(symbol("SBX_GATE") + index * 8).unwrap_or(0);
-        let gate =
-            Gate { ranges: [0, 2, 4].map(|index| word(index)..word(index + 1)), leave: word(4) };
-        let words = [
-            place.cache(),
-            place.base + HANDLERS_OFFSET,
-            place.stacks(),
-            CONTEXTS_MAX * ext_api::limits::STACK_LEN,
-            place.base,
-            place.len,
-            place.base + EXTENSIONS_OFFSET,
-        ];
-        for (index, word) in words.into_iter().enumerate() {
-            image
-                .set_word(boot + index as u64 * 8, word as u64)
-                .map_err(|error| SandboxError::Image("the built-in libos".into(), error))?;
-        }
+        let words: [u64; 6] = libos.addresses_at(symbol("SBX_GATE"));
+        let range = |index: usize| words[index]..words[index + 1];
+        let gate = Gate { ranges: [0, 2, 4].map(range), leave: words[4] };
         let sandbox = Self {
             zones,
             name: name.to_owned(),
             entry,
             loaded: Vec::new(),
             gate,
-            imports,
-            libos_bias: image.bias,
+            imports: LibosImports { libos, exports: OnceCell::new() },
             run_init,
             join_worker,
             serve,
@@ -287,9 +271,9 @@ impl Sandbox {
             shared: Vec::new(),
             hooks_of: None,
         };
-        sandbox.install(&image, 0);
+        sandbox.complete_libos(libos);
         // No heap: whatever libos allocates, it does for the extension that runs.
-        sandbox.publish_extension(&image, 0, "libos", None);
+        sandbox.publish_extension(&libos.described(), 0, "libos", None);
         sandbox.publish_handler(0, 0, hello, "libos.hello", "()");
         sandbox.publish_handler(1, 0, post, "libos.post", POST_SIGNATURE);
         sandbox.publish_handler(2, 0, peer, "libos.peer", "(pid: u64) -> u64");
@@ -318,6 +302,32 @@ impl Sandbox {
     pub fn common(&self) -> Common {
         // SAFETY: the alias covers the data zone and lives as long as the sandbox.
         unsafe { Common::at_alias(self.zones.data.alias() as usize) }
+    }
+
+    /// Make slot 0, whose code is in its zone already, what it is in this region.
+    fn complete_libos(&self, libos: SlotZero) {
+        let place = self.zones.place;
+        let (code, data) = (place.code_half(0), place.data_half(0).start);
+        self.zones.data.write(data - place.base, SlotZero::data());
+        let boot = [
+            place.cache(),
+            place.base + HANDLERS_OFFSET,
+            place.stacks(),
+            CONTEXTS_MAX * ext_api::limits::STACK_LEN,
+            place.base,
+            place.len,
+            place.base + EXTENSIONS_OFFSET,
+        ];
+        let boot = (0..).step_by(8).zip(boot);
+        let boot = boot.map(|(at, word)| (libos.symbol("SBX_BOOT") + at, word as u64));
+        for (address, word) in libos.addresses().chain(boot) {
+            let (address, word) = (address as usize, word.to_le_bytes());
+            if code.contains(&address) {
+                self.zones.code.write(layout::code_file_offset(0) + address - code.start, &word);
+            } else {
+                self.zones.data.write(address - place.base, &word);
+            }
+        }
     }
 
     fn write_superblock(&self) -> Result<(), SandboxError> {
@@ -400,8 +410,8 @@ impl Sandbox {
 
     /// The built-in libos as an ELF file, and what its address 0 has become.
     #[must_use]
-    pub const fn libos(&self) -> (&'static [u8], u64) {
-        (LIBOS, self.libos_bias)
+    pub fn libos(&self) -> (&'static [u8], u64) {
+        (LIBOS, self.imports.libos.described().bias)
     }
 
     /// Bytes used of the heap at `offset`, as the heap says.
@@ -509,98 +519,6 @@ impl Sandbox {
         if self.is_live(row) {
             // SAFETY: only the supervisor writes the row.
             unsafe { &*self.handler_row(row) }.generation.fetch_add(1, Ordering::Release);
-        }
-    }
-
-    /// Signals and system calls that handlers are hooked to.
-    #[must_use]
-    pub fn armed(&self) -> Armed {
-        let mut armed = Armed::default();
-        for (hook, _) in self.hooked(|_| true) {
-            match hook {
-                Hook::Signal { number } => armed.signals |= 1 << number,
-                Hook::Calls { set, .. } => {
-                    armed.calls.iter_mut().zip(set).for_each(|(word, asked)| *word |= asked);
-                }
-                _ => {}
-            }
-        }
-        let for_sockets = self.carries_sockets.then_some(libos::sockets::CALLS);
-        let by_policy = self.by_policy.iter().map(|(_, set)| *set);
-        for set in by_policy.chain(for_sockets) {
-            armed.calls.iter_mut().zip(set).for_each(|(word, asked)| *word |= asked);
-        }
-        armed
-    }
-
-    /// A policy has a handler decide the calls of `set`, in every program of the sandbox that is started
-    /// from now on.
-    ///
-    /// # Errors
-    /// There is no such handler, or it is for something else.
-    pub fn hook_by_policy(
-        &mut self,
-        handler: &str,
-        set: [u64; SET_WORDS],
-    ) -> Result<(), SandboxError> {
-        let wrong = |why: &str| Err(SandboxError::Refused(format!("policy: {handler} {why}")));
-        match self.find(handler) {
-            None => return wrong("is not loaded: load its extension first (--ext)"),
-            Some((_, signature)) if !signature.starts_with("(call: call)") => {
-                return wrong("is no handler for system calls: #[on(syscall = \"\")] makes it one");
-            }
-            Some(_) => {}
-        }
-        let new = (handler.to_owned(), set);
-        if !self.by_policy.contains(&new) {
-            self.by_policy.push(new);
-            self.changed();
-        }
-        Ok(())
-    }
-
-    /// Does a policy ask a handler of this extension?
-    pub(crate) fn is_asked_by_policy(&self, extension: &str) -> bool {
-        let of = |handler: &str| handler.split_once('.').map(|(name, _)| name.to_owned());
-        self.by_policy.iter().any(|(handler, _)| of(handler).as_deref() == Some(extension))
-    }
-
-    /// Have the hook table say what is loaded now.
-    pub fn publish_hooks(&mut self) {
-        if self.hooks_of.replace(self.changes) == Some(self.changes) {
-            return;
-        }
-        let at = self.zones.control.alias().wrapping_add(HOOKS_OFFSET).cast::<HookTable>();
-        // SAFETY: the control zone has room for it there; all atomics.
-        let table = unsafe { &*at };
-        for (number, row) in (0..).zip(&table.signals) {
-            let hooks = self.hooked(|hook| hook == Hook::Signal { number });
-            let handles = hooks.map(|(_, handler)| handler.handle).chain(std::iter::repeat(0));
-            row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
-        }
-        let at = self.zones.control.alias().wrapping_add(CALLS_OFFSET).cast::<CallTable>();
-        // SAFETY: as above.
-        let table = unsafe { &*at };
-        let rows = [(false, &table.before), (true, &table.after)];
-        let rows = rows.into_iter().flat_map(|(when, rows)| {
-            rows.iter().enumerate().map(move |(number, row)| (when, number, row))
-        });
-        for (when, number, row) in rows {
-            let has = |set: [u64; 8]| set[number / 64] >> (number % 64) & 1 == 1;
-            let hooks = self.hooked(|hook| match hook {
-                Hook::Calls { set, after } => after == when && has(set),
-                _ => false,
-            });
-            let asked = self.by_policy.iter().filter(|(_, set)| !when && has(*set));
-            let must = asked.filter_map(|(name, _)| Some(self.find(name)?.0 | MUST_DECIDE));
-            let handles: Vec<u64> = must.chain(hooks.map(|(_, handler)| handler.handle)).collect();
-            if handles.len() > row.len() {
-                let (most, name) = (row.len(), name_of(number as u32).unwrap_or("?"));
-                let text = format!("sbx: of the handlers hooked to {name} only {most} are asked\n");
-                self.common().log().append(text.as_bytes());
-            }
-            let handles = handles.into_iter().chain(std::iter::repeat(0));
-            row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
         }
     }
 
@@ -770,20 +688,6 @@ pub fn event_words(signature: &str) -> u32 {
     let kinds: Vec<&str> = parameters.split(',').filter_map(|one| one.split(": ").nth(1)).collect();
     let numbers = kinds.iter().all(|kind| !matches!(*kind, "bytes" | "str" | "call" | "packet"));
     if numbers && kinds.len() <= EVENT_WORDS { kinds.len() as u32 } else { NO_EVENT }
-}
-
-/// The table of what libos offers.
-fn exports(image: &Image) -> HashMap<String, u64> {
-    let table = image.symbol("SBX_EXPORTS").unwrap_or(0);
-    let (first, count) = (image.word_at(table).unwrap_or(0), image.word_at(table + 8).unwrap_or(0));
-    (0..count)
-        .filter_map(|index| {
-            let row = first + index * 24;
-            let (name, len) = (image.word_at(row)?, image.word_at(row + 8)?);
-            let name = std::str::from_utf8(image.bytes_at(name, len as usize)?).ok()?;
-            Some((name.to_owned(), image.word_at(row + 16)?))
-        })
-        .collect()
 }
 
 /// Make every participant's earlier stores visible, and its later loads see ours.

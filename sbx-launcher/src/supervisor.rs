@@ -83,7 +83,7 @@ enum Then {
     /// Answer a `call`: who asked, and the handler's signature.
     Answer(OwnedFd, String),
     /// Make the extension live, and tell who asked, if anybody did.
-    Load(Loading, Option<OwnedFd>),
+    Load(Box<Loading>, Option<OwnedFd>),
 }
 
 impl Supervisor {
@@ -124,6 +124,11 @@ impl Supervisor {
         self.listeners.push(listener);
     }
 
+    /// Answer what comes by `server`, for as long as there is something to supervise.
+    pub fn answer_by(&mut self, server: Server) {
+        self.server = Some(server);
+    }
+
     /// The child whose end ends the loop.
     pub fn set_command(&mut self, pid: i32) {
         self.command = Some(pid);
@@ -162,6 +167,8 @@ impl Supervisor {
     pub fn serve(&mut self) -> End {
         wake_promptly();
         self.sandbox.set_supervisor();
+        // What was done to get here is not idleness, of which a keeper is made.
+        self.looked = Instant::now();
         loop {
             if let Some(end) = self.turn() {
                 return end;
@@ -207,6 +214,7 @@ impl Supervisor {
         self.sandbox.kept = None;
         self.hooks.forget_server();
         self.net.take_over();
+        self.forget_ears();
         self.sandbox.set_supervisor();
         self.sandbox.restore_tables();
         // Those that have joined since the keeper was made.
@@ -255,13 +263,26 @@ impl Supervisor {
         fds.extend(self.server.as_ref().map(|server| server.as_raw_fd()));
         let first_listener = fds.len();
         fds.extend(self.listeners.iter().map(|listener| listener.fd.as_raw_fd()));
+        let first_ear = fds.len();
+        // The kernel passes over an ear that is closed.
+        let bell = |listener: &Listener| listener.ear.bell().map_or(-1, |bell| bell.as_raw_fd());
+        fds.extend(self.listeners.iter().map(bell));
         let first_process = fds.len();
         let pids: Vec<u32> = self.watched.keys().copied().collect();
         fds.extend(pids.iter().filter_map(|pid| self.watched.get(pid)).map(AsRawFd::as_raw_fd));
         let first_job = fds.len();
         fds.extend(self.jobs.iter().map(|pending| pending.job.from.as_raw_fd()));
-        let ready = poll(&fds, self.timeout());
+        let mut polled: Vec<libc::pollfd> = fds
+            .into_iter()
+            .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
+            .collect();
+        for (polled, listener) in polled[first_listener..].iter_mut().zip(&self.listeners) {
+            // What it has is the ear's to take.
+            polled.events = if listener.ear.pid().is_some() { 0 } else { libc::POLLIN };
+        }
+        let ready = poll(&mut polled, self.timeout());
         let idle = ready.is_empty();
+        self.answer_taken();
         self.follower.look_after_late();
         let happened = std::mem::take(&mut self.sandbox.happened);
         self.hooks.run(&self.sandbox, happened);
@@ -283,13 +304,15 @@ impl Supervisor {
                 end = end.or(self.reap());
             } else if index < first_listener {
                 end = end.or(self.answer());
-            } else if index < first_process {
+            } else if index < first_ear {
                 if events & libc::POLLIN != 0 {
                     end = end.or(self.notified(index - first_listener));
                 } else {
                     hung_up.push(index - first_listener);
                 }
-            } else if let Some(&pid) = pids.get(index - first_process).filter(|_| index < first_job)
+            } else if let Some(at) = index.checked_sub(first_process)
+                && let Some(&pid) = pids.get(at)
+                && index < first_job
             {
                 self.ended(pid);
             }
@@ -311,8 +334,12 @@ impl Supervisor {
     }
 
     fn timeout_without_hooks(&self) -> Option<Duration> {
-        let makes_upcalls = !self.watched.is_empty() || self.net.has_worker();
-        if !makes_upcalls && self.jobs.is_empty() && !self.sandbox.is_busy() {
+        let has_workers = self.net.has_worker() || self.hooks.has_server();
+        if self.watched.is_empty()
+            && !has_workers
+            && self.jobs.is_empty()
+            && !self.sandbox.is_busy()
+        {
             return self.follower.busy().then_some(Duration::from_millis(50));
         }
         let period = self.watchdog.period();
@@ -378,7 +405,8 @@ impl Supervisor {
 
     /// Wait for the `init` of an extension, in the loop.
     pub fn start_load(&mut self, job: Job, loading: Loading, connection: Option<OwnedFd>) {
-        self.jobs.push(Pending { job, status: None, then: Then::Load(loading, connection) });
+        let then = Then::Load(Box::new(loading), connection);
+        self.jobs.push(Pending { job, status: None, then });
     }
 
     /// Answer `connection` when the upgrade that has begun is over.
@@ -431,7 +459,7 @@ impl Supervisor {
                 self.tell(Answer::new(connection, answer));
             }
             Then::Load(loading, connection) => {
-                let result = self.sandbox.finish_load(loading, outcome);
+                let result = self.sandbox.finish_load(*loading, outcome);
                 match connection {
                     Some(connection) => {
                         let result = result
@@ -448,11 +476,34 @@ impl Supervisor {
     }
 
     fn notified(&mut self, index: usize) -> Option<End> {
+        if self.follower.take(&self.listeners[index]) {
+            // The next one may come at once, and the first child's end with it.
+            let Listener { fd, ear, .. } = &mut self.listeners[index];
+            if let Err(error) = ear.open(fd.as_fd()) {
+                self.say(format!("signals may interrupt forks: {error}"));
+            }
+        }
         let (watched, listener) = (&self.watched, &self.listeners[index]);
         let common = self.sandbox.common();
-        let events = self.follower.notified(listener, common, |pid| watched.contains_key(&pid));
+        let events = self.follower.answer_it(listener, common, |pid| watched.contains_key(&pid));
         self.note(events);
         self.reap_stops()
+    }
+
+    /// Answer what ears have taken.
+    fn answer_taken(&mut self) {
+        for index in 0..self.listeners.len() {
+            let (watched, listener) = (&self.watched, &self.listeners[index]);
+            let (common, participant) =
+                (self.sandbox.common(), |pid: u32| watched.contains_key(&pid));
+            let events = self.follower.answer_taken(listener, common, participant);
+            self.note(events);
+        }
+    }
+
+    /// The ears of this copy are another process's children, and end with that.
+    pub fn forget_ears(&mut self) {
+        self.listeners.iter_mut().for_each(|listener| listener.ear.forget());
     }
 
     fn note(&mut self, events: Vec<Followed>) {
@@ -527,6 +578,13 @@ impl Supervisor {
             if self.net.is_worker(pid as u32) {
                 if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
                     self.net_worker_ended(pid as u32, status);
+                }
+                continue;
+            }
+            let has_ear = |listener: &&mut Listener| listener.ear.pid() == Some(pid);
+            if let Some(listener) = self.listeners.iter_mut().find(has_ear) {
+                if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+                    listener.ear.forget();
                 }
                 continue;
             }
@@ -649,14 +707,12 @@ fn child_signals() -> std::io::Result<OwnedFd> {
 }
 
 /// Indices of the descriptors that have something, and what.
-fn poll(fds: &[i32], timeout: Option<Duration>) -> Vec<(usize, i16)> {
+fn poll(polled: &mut [libc::pollfd], timeout: Option<Duration>) -> Vec<(usize, i16)> {
     let timeout = timeout.map(|left| libc::timespec {
         tv_sec: left.as_secs() as i64,
         tv_nsec: i64::from(left.subsec_nanos()),
     });
     let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    let mut polled: Vec<libc::pollfd> =
-        fds.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
     // SAFETY: an array of this many entries, a time or none, and no signal mask.
     unsafe { libc::ppoll(polled.as_mut_ptr(), polled.len() as u64, timeout, std::ptr::null()) };
     polled

@@ -41,6 +41,9 @@ pub fn run(trace: Trace) -> Result<i32, Box<dyn std::error::Error>> {
                    @file, @network or all";
         return Err(format!("--calls: {name} {why}").into());
     }
+    if let Some(why) = crate::preload::refused() {
+        return Err(format!("trace has to make programs participants by ptrace ({why})").into());
+    }
     let (out, mut file) = output(trace.out.as_deref())?;
     let print = if trace.count { String::new() } else { names.trim().replace(' ', ":") };
     let config = format!("print={print},out={out},json={}", u8::from(trace.json));

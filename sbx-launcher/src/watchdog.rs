@@ -87,7 +87,9 @@ impl Watchdog {
         self.next = IDLE;
         for index in common.contexts() {
             if common.claim(index).load().pid == 0 {
-                self.suspects.remove(&index);
+                if !self.suspects.is_empty() {
+                    self.suspects.remove(&index);
+                }
                 continue;
             }
             let sequence = common.context(index).sequence.load(Ordering::Acquire);

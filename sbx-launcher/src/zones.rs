@@ -5,9 +5,12 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use ext_api::limits::{BASE_MAX, BASE_MIN, HUGE_PAGE_LEN, PAGE_LEN};
 use libos::layout::{CODE_FILE_LEN, CONTROL_LEN, PRIVATE_LEN, Place};
+
+use crate::slot_zero::SlotZero;
 
 /// A zone's file as participants get it, and the supervisor's own writable mapping of it.
 #[derive(Debug)]
@@ -89,6 +92,15 @@ impl Drop for Zone {
     }
 }
 
+/// The pages that a data zone is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Huge ones where the heaps are, if we may mount a file system for it.
+    Huge,
+    /// Small ones, of a memfd: all that tables need. Without the mount a sandbox is made sooner.
+    Small,
+}
+
 /// The zones of one sandbox.
 #[derive(Debug)]
 pub struct Zones {
@@ -105,27 +117,29 @@ pub struct Zones {
 }
 
 impl Zones {
-    /// Make the zones of a sandbox with a shared part of `len` bytes, at `base` if it matters.
+    /// Make the zones of a sandbox with a shared part of `len` bytes, at `base` if it matters. The code
+    /// zone holds libos, relocated for another base.
     ///
     /// # Errors
     /// The kernel's, with what was asked of it.
-    pub fn create(len: usize, base: Option<usize>) -> io::Result<Self> {
+    pub fn create(len: usize, base: Option<usize>, pages: Pages) -> io::Result<Self> {
         let place = match base {
             None => draw_place(len)?,
             Some(base) => Place::new(base, len).ok_or_else(|| {
                 io::Error::new(io::ErrorKind::InvalidInput, "no region can be there")
             })?,
         };
-        let (data, backing) = match huge_tmpfs(len) {
-            Ok(fd) => (fd, "tmpfs, huge pages, noexec"),
-            Err(_) => (sealed_data(len)?, "memfd, sealed against resizing"),
+        let huge = (pages == Pages::Huge).then(|| huge_tmpfs(len).ok()).flatten();
+        let (data, backing) = match huge {
+            Some(fd) => (fd, "tmpfs, huge pages, noexec"),
+            None => (sealed_data(len)?, "memfd, sealed against resizing"),
         };
         let data = Zone::map(data, len)?;
         data.small_pages(libos::layout::ARENAS_OFFSET);
         Ok(Self {
             place,
-            control: read_only_zone("sbx-control", CONTROL_LEN)?,
-            code: read_only_zone("sbx-code", CODE_FILE_LEN)?,
+            control: read_only_zone("sbx-control", CONTROL_LEN, (0, &[]))?,
+            code: read_only_zone("sbx-code", CODE_FILE_LEN, SlotZero::code())?,
             data,
             backing,
         })
@@ -208,11 +222,13 @@ pub fn random() -> io::Result<u64> {
     if got == 8 { Ok(word) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A memfd that nobody can write but through the mapping made here.
-fn read_only_zone(name: &str, len: usize) -> io::Result<Zone> {
-    let writable = memfd(name, len)?;
+/// A memfd that nobody can write but through the mapping made here, with these bytes at an offset.
+fn read_only_zone(name: &str, len: usize, (at, bytes): (usize, &[u8])) -> io::Result<Zone> {
+    let writable = File::from(memfd(name, len)?);
+    // Through the mapping, the kernel would clear each page before it is written.
+    writable.write_all_at(bytes, at as u64)?;
     let read_only = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd()))?;
-    let mut zone = Zone::map(writable, len)?;
+    let mut zone = Zone::map(writable.into(), len)?;
     seal(&zone.fd, libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)?;
     zone.fd = read_only.into();
     Ok(zone)

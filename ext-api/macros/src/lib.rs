@@ -452,62 +452,40 @@ fn wrapper(handler: &Handler) -> Tokens {
         quote! { __SBX_STATE.get().ok_or(::ext_api::abi::Status::Stale)?, }
     });
     let out = handler.out.then(|| quote! { &mut ::ext_api::extension::Out::new(__reply) });
-    if handler.is_on_network() {
+    let body = if handler.is_on_network() {
         let state_first = state.map(|state| quote! { let (__state,) = (#state); });
         let pass = handler.state.then(|| quote! { __state, });
         let view = format_ident!("{}", if handler.hook.0 == TCP { "Stream" } else { "Packet" });
-        return quote! {
-            #[doc(hidden)]
-            unsafe extern "C" fn #wrapper(
-                __args: *const u64,
-                __reply: *mut ::ext_api::abi::Reply,
-            ) -> u32 {
-                // SAFETY: the network's worker hands on a block that it has made for this upcall.
-                unsafe {
-                    ::ext_api::extension::run(__reply, |__reply| {
-                        #state_first
-                        let __handler = |__view: &mut ::ext_api::net::#view<'_>| #name(#pass __view);
-                        Ok(::ext_api::net::#view::with(__args.read(), __reply, __handler))
-                    })
-                }
-            }
-        };
-    }
-    if handler.is_on_calls() {
-        return quote! {
-            #[doc(hidden)]
-            unsafe extern "C" fn #wrapper(
-                __args: *const u64,
-                __reply: *mut ::ext_api::abi::Reply,
-            ) -> u32 {
-                // SAFETY: libos hands on a block that it has made for this upcall.
-                unsafe {
-                    ::ext_api::extension::run(__reply, |__reply| {
-                        let __call = ::ext_api::calls::Call::from_word(__args.read());
-                        let __verdict = #name(#state __call);
-                        let __word = __call.decide(__verdict);
-                        Ok(::ext_api::wire::Ret::put(__word, __reply))
-                    })
-                }
-            }
-        };
-    }
+        quote! {
+            #state_first
+            let __handler = |__view: &mut ::ext_api::net::#view<'_>| #name(#pass __view);
+            Ok(::ext_api::net::#view::with(__args.read(), __reply, __handler))
+        }
+    } else if handler.is_on_calls() {
+        quote! {
+            let __call = ::ext_api::calls::Call::from_word(__args.read());
+            let __verdict = #name(#state __call);
+            let __word = __call.decide(__verdict);
+            Ok(::ext_api::wire::Ret::put(__word, __reply))
+        }
+    } else {
+        quote! {
+            let mut __words = ::ext_api::wire::Words::new(__args);
+            let _ = &mut __words;
+            #(let #names = ::ext_api::wire::Arg::take(&mut __words)?;)*
+            let __result = #name(#state #(#names,)* #out);
+            Ok(::ext_api::wire::Ret::put(__result, __reply))
+        }
+    };
     quote! {
         #[doc(hidden)]
         unsafe extern "C" fn #wrapper(
             __args: *const u64,
             __reply: *mut ::ext_api::abi::Reply,
         ) -> u32 {
-            // SAFETY: the gate hands on what the caller promises: words and a reply that fit.
-            unsafe {
-                ::ext_api::extension::run(__reply, |__reply| {
-                    let mut __words = ::ext_api::wire::Words::new(__args);
-                    let _ = &mut __words;
-                    #(let #names = ::ext_api::wire::Arg::take(&mut __words)?;)*
-                    let __result = #name(#state #(#names,)* #out);
-                    Ok(::ext_api::wire::Ret::put(__result, __reply))
-                })
-            }
+            // SAFETY: the gate hands on what the caller promises, which is words and a reply that fit; libos
+            // and the network's worker hand on a block that they have made for this upcall.
+            unsafe { ::ext_api::extension::run(__reply, |__reply| { #body }) }
         }
     }
 }

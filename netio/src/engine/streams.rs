@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 
 use ext_api::abi::{
-    NET_BEGINS, NET_CLOSE, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_REPLY_IN_PLACE,
+    NET_BEGINS, NET_CLOSE, NET_CUT, NET_DROP, NET_ENDED, NET_FORWARD, NET_HAND, NET_REPLY_IN_PLACE,
     NetAddress,
 };
 use ext_api::limits::{BUFFER_LEN, NET_CONNECTIONS_MAX};
@@ -91,7 +91,7 @@ pub(super) struct Connection {
     /// The process that serves it itself, and how many buffers of it that one has.
     pub(super) seat: Option<u32>,
     pub(super) with_process: usize,
-    /// The process has been told that nothing more comes.
+    /// The handler, or the process, has been told that nothing more comes.
     pub(super) end_told: bool,
     /// The process wants room to write.
     pub(super) room_asked: bool,
@@ -306,6 +306,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             return false;
         }
         known.is_new = false;
+        known.end_told |= is_last;
         known.word = answer.block.word;
         self.decide(index, piece, answer, is_last)
     }
@@ -622,6 +623,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 other.end_wanted = true;
             }
             self.close_when_sent(partner);
+            // The other side may have ended first.
+            self.close_when_sent(index);
         }
     }
 
@@ -718,11 +721,32 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
+    /// Show the handler that a connection was cut, if it has not seen its end.
+    fn tell_end(&mut self, known: &Connection) {
+        let is_served =
+            self.ports[known.port as usize].as_ref().is_some_and(|port| !port.is_closing);
+        if known.end_told || !is_served {
+            return;
+        }
+        // All buffers are out: it is not told then.
+        let Some(Piece { lease, start, len }) = self.empty_piece() else { return };
+        let (from, to, word) = (known.from, known.to, known.word);
+        let flags = NET_ENDED | NET_CUT;
+        let asked = Asked { lease: &lease, extent: [start, len], from, to, flags, word };
+        if let Some(answer) = self.ask(known.port, &asked) {
+            self.sandbox.release(answer.reply.spill);
+        }
+        self.buffers.put(lease);
+    }
+
     fn forget(&mut self, index: u32) {
         if !self.connections.get(index as usize).is_some_and(Connection::is_over) {
             return;
         }
         let known = self.connections.remove(index as usize);
+        if known.is_accepted && known.seat.is_none() && !known.is_joined && !known.is_new {
+            self.tell_end(&known);
+        }
         self.lingering -= usize::from(known.lingers);
         known.pieces.into_iter().for_each(|piece| self.buffers.put(piece.lease));
         known.output.into_iter().for_each(|place| self.finish_send(place));

@@ -45,7 +45,7 @@ pub(super) fn fork(count: u64) -> io::Result<f64> {
     result.map(|()| ns / 1e3)
 }
 
-/// KiB of the region's code that this process has for itself.
+/// KiB of the region's code that are a copy of this process's own.
 pub(super) fn private_code(base: u64) -> io::Result<f64> {
     let smaps = std::fs::read_to_string("/proc/self/smaps")?;
     let (mut in_code, mut kib) = (false, 0.0);
@@ -54,7 +54,7 @@ pub(super) fn private_code(base: u64) -> io::Result<f64> {
             let start = range.split('-').next().map(|start| u64::from_str_radix(start, 16));
             in_code =
                 rest.contains("/memfd:sbx-code") && matches!(start, Some(Ok(at)) if at > base);
-        } else if in_code && line.starts_with("Private_") {
+        } else if in_code && line.starts_with("Anonymous:") {
             kib += kib_of(line);
         }
     }

@@ -180,7 +180,7 @@ fn common_calls_are_cheap_and_remembered() {
         let program = build_spec(&FilterSpec { mseal, ..base() }).unwrap();
         let outcome = |number| run(&program, &Call { number, ..Call::default() }).unwrap();
         let ruled: Vec<_> = calls_with_rules(&base());
-        for call in syscalls::all().iter().filter(|call| !ruled.contains(&call.number)) {
+        for call in syscalls::all().filter(|call| !ruled.contains(&call.number)) {
             let outcome = outcome(call.number);
             assert_eq!((outcome.action, outcome.cacheable), (ALLOW, true), "{}", call.name);
             assert!(outcome.steps <= 13, "{}: {}", call.name, outcome.steps);

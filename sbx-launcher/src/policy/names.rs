@@ -143,7 +143,7 @@ pub(super) fn syscalls(name: &str) -> Option<Vec<Syscall>> {
 /// The system call or set whose name is most like `name`.
 pub(super) fn nearest_syscall(name: &str) -> &'static str {
     let sets = SETS.iter().map(|(set, _)| *set);
-    nearest(name, sets.chain(syscalls::all().iter().map(|call| call.name)))
+    nearest(name, sets.chain(syscalls::all().map(|call| call.name)))
 }
 
 /// The error named `name`.

@@ -22,7 +22,9 @@ use libos::manifest;
 use serde::{Deserialize, Serialize};
 
 use super::extensions::{Life, Loading, Purpose, Room};
-use super::{LIBOS, Sandbox, SandboxError};
+use super::{Sandbox, SandboxError};
+use crate::slot_zero::LIBOS;
+use crate::zones::Pages;
 
 const MAGIC: [u8; 8] = *b"SBXsnap1";
 /// Longest head that is read.
@@ -226,7 +228,7 @@ impl Sandbox {
         if head.libos != Sum::of(LIBOS) {
             return Err(bad("it was made by another build of sbx-launcher"));
         }
-        let mut sandbox = Self::create_at(name, head.len, Some(head.base))?;
+        let mut sandbox = Self::create_at(name, head.len, Some(head.base), Pages::Huge)?;
         for extension in head.extensions {
             sandbox.restore_extension(extension, &mut from)?;
         }

@@ -102,7 +102,7 @@ pub fn parse(bytes: &[u8]) -> Parsed<'_> {
         return Parsed::Refused(431);
     }
     let head = std::str::from_utf8(&bytes[start..start + len]).map_err(|_| 400);
-    match head.and_then(|head| read(head)) {
+    match head.and_then(read) {
         Err(code) => Parsed::Refused(code),
         Ok((_, body)) if body > BODY_LEN_MAX => Parsed::Refused(413),
         Ok((_, body)) if bytes.len() < start + len + body => Parsed::Partial,

@@ -20,6 +20,9 @@ pub mod memcached {
     use crate::session::{Counts, Session};
     use crate::store::Store;
 
+    /// After so many bytes of answers the rest of the commands waits until these are on their way.
+    const WRITTEN_MAX: usize = 1 << 20;
+
     /// What all connections share.
     #[derive(Debug)]
     pub struct State {
@@ -42,8 +45,8 @@ pub mod memcached {
     /// Pieces end anywhere: a line that is not whole stays, a value is put aside until it is.
     #[on(tcp = 11211)]
     fn stream(state: &State, stream: &mut Stream<'_>) -> Verdict {
-        let mut line = Vec::new();
-        while go_on(state, stream, &mut line) {}
+        let mut turn = Turn::default();
+        while turn.written < WRITTEN_MAX && go_on(state, stream, &mut turn) {}
         if stream.has_ended()
             && let Word::Partial(name) = Word::of(stream.word())
         {
@@ -52,13 +55,21 @@ pub mod memcached {
         Verdict::Reply
     }
 
+    /// What the steps of one upcall have in common.
+    #[derive(Default)]
+    struct Turn {
+        line: Vec<u8>,
+        /// Bytes of answers.
+        written: usize,
+    }
+
     /// One step; false if there is nothing to do before more comes.
-    fn go_on(state: &State, stream: &mut Stream<'_>, line: &mut Vec<u8>) -> bool {
+    fn go_on(state: &State, stream: &mut Stream<'_>, turn: &mut Turn) -> bool {
         if stream.bytes().is_empty() {
             return false;
         }
         match Word::of(stream.word()) {
-            Word::Line => next_line(state, stream, line),
+            Word::Line => next_line(state, stream, turn),
             Word::Swallow(left) => {
                 let len = left.min(stream.bytes().len());
                 stream.consume(len);
@@ -69,7 +80,8 @@ pub mod memcached {
         }
     }
 
-    fn next_line(state: &State, stream: &mut Stream<'_>, line: &mut Vec<u8>) -> bool {
+    fn next_line(state: &State, stream: &mut Stream<'_>, turn: &mut Turn) -> bool {
+        let Turn { line, written } = turn;
         let bytes = stream.bytes();
         let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
             if bytes.len() > LINE_LEN_MAX {
@@ -87,7 +99,10 @@ pub mod memcached {
                 return false;
             }
             Ok(Command::Store { set, len }) => store(state, stream, Partial::new(&set, len), len),
-            Ok(command) => session(state).run(&command, &mut |bytes| stream.write(bytes)),
+            Ok(command) => session(state).run(&command, &mut |bytes| {
+                *written += bytes.len();
+                stream.write(bytes);
+            }),
             Err(error) => stream.write(error.text().as_bytes()),
         }
         true

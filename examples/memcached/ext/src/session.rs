@@ -297,10 +297,13 @@ mod tests {
     use crate::marks::Marks;
     use crate::protocol::{Command, parse};
 
+    /// A value, and when it goes.
+    type Timed = (Vec<u8>, u64);
+
     /// Entries of this process, at a time of its own.
     #[derive(Debug, Default)]
     struct Here {
-        all: RefCell<HashMap<Vec<u8>, (Vec<u8>, u64)>>,
+        all: RefCell<HashMap<Vec<u8>, Timed>>,
         now_ns: RefCell<u64>,
     }
 

@@ -2,6 +2,7 @@
 
 use ext_api::prelude::*;
 
+/// The extension `echo`.
 #[extension(name = "echo", heap = "2M", kill_safe)]
 pub mod echo {
     use ext_api::net::{Packet, Stream, Verdict};
