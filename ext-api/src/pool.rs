@@ -366,6 +366,8 @@ impl Piece {
     pub const CUT: u64 = 1 << 58;
     /// An empty buffer, to write into, that the process has asked for.
     pub const ROOM: u64 = 1 << 59;
+    /// All connections of before are gone, with the worker that had them. There is no packet.
+    pub const RESET: u64 = 1 << 61;
     /// It is of a connection.
     pub const STREAM: u64 = 1 << 60;
 
@@ -395,6 +397,8 @@ pub struct Seat {
     /// Changes with each item: what the process sleeps on.
     pub word: AtomicU32,
     asks: AtomicU32,
+    /// Number of the first item that is for the next process.
+    first: AtomicU32,
     items: [[AtomicU64; 2]; SEAT_ITEMS],
     /// Of each [`Ask`], a bit per connection.
     wanted: [[AtomicU64; NET_CONNECTIONS_MAX / 64]; 3],
@@ -436,10 +440,18 @@ impl Seat {
         Some(Item { packet, connection: Piece(connection.load(Ordering::Relaxed)) })
     }
 
-    /// The number that the next item has.
+    /// The process has left it: what comes from now on is for the next.
+    pub fn leave(&self) {
+        self.first.store(self.tail.load(Ordering::Relaxed), Ordering::Release);
+    }
+
+    /// The number of the first item that a process which has just been given the seat looks at. What is of
+    /// its predecessor there is refused when it is taken.
     #[must_use]
-    pub fn next(&self) -> u32 {
-        self.tail.load(Ordering::Acquire)
+    pub fn first(&self) -> u32 {
+        let (tail, first) = (self.tail.load(Ordering::Acquire), self.first.load(Ordering::Acquire));
+        let kept = tail.wrapping_sub(first).min(SEAT_ITEMS as u32);
+        tail.wrapping_sub(kept)
     }
 
     /// A thread is about to sleep, unless there is an item `at`: what `word` must be still then.

@@ -169,6 +169,28 @@ fn connections_are_read_in_place_and_end_as_they_should() {
 }
 
 #[test]
+fn a_port_goes_on_with_the_next_worker() {
+    let sandbox = Sandbox::up("end-worker");
+    for kind in ["tcp", "async"] {
+        let serves = Serves::start(&sandbox, kind, "127.0.0.1:0");
+        for round in 0..3 {
+            let mut stream = connect(serves.at);
+            let said = ask(&mut stream, &format!("round {round}"));
+            assert!(said.ends_with(&format!(" round {round}")), "{said}");
+            let worker = net(&sandbox)["worker"].to_string();
+            let killed = Command::new("kill").args(["-9", &worker]).status().expect("kill runs");
+            assert!(killed.success());
+            let end = stream.read_line(&mut String::new());
+            assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+            until(&sandbox, "served again", |table| {
+                table["worker"].is_u64() && table["worker"].to_string() != worker
+            });
+        }
+        assert!(ask(&mut connect(serves.at), "after").ends_with(" after"));
+    }
+}
+
+#[test]
 fn tasks_are_served_at_the_same_time() {
     let sandbox = Sandbox::up("end-async");
     let serves = Serves::start(&sandbox, "async", "127.0.0.1:0");

@@ -8,7 +8,7 @@
 use ext_api::abi::NetAddress;
 use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX};
 use ext_api::pool::{
-    Done, Holder, Name, Outcome, Place, Pool, Seat, State, TURN_MASK, Tally, bytes_of,
+    BY_PROCESS, Done, Holder, Name, Outcome, Place, Pool, Seat, State, TURN_MASK, Tally, bytes_of,
 };
 
 /// A buffer that is ours alone.
@@ -73,8 +73,9 @@ impl Buffers {
         for (index, state) in states.enumerate().rev() {
             let held = matches!(state.place, Place::Held(_));
             if held || !pool.buffers[index].take_back(state) {
-                own.since_ns[index] = now_ns.max(1);
-                own.elsewhere += 1;
+                let by_process = pool.buffers[index].upcall() == BY_PROCESS;
+                own.since_ns[index] = if by_process { FOR_GOOD } else { now_ns.max(1) };
+                *own.count_of(own.since_ns[index]) += 1;
             } else {
                 own.free.push(Lease(index as u16));
             }
@@ -214,13 +215,11 @@ impl Buffers {
             let lost = match seen.place {
                 Place::Owned => true,
                 Place::Handed => late,
-                Place::Held(holder) => match buffer.upcall() {
-                    // Killed, or ended, before it said which upcall it is.
-                    0 => late || is_over(holder, 0),
-                    upcall => is_over(holder, upcall),
-                },
+                // One that has not said which upcall it is may be about to: it has it while it lives.
+                Place::Held(holder) => is_over(holder, buffer.upcall()),
                 Place::Done(holder) => {
-                    if is_over(holder, 0) {
+                    // On no list although it is done for so long: something was written over it.
+                    if is_over(holder, 0) || late {
                         done.push((index, seen));
                     }
                     false

@@ -16,7 +16,9 @@ mod batch;
 mod datagrams;
 pub mod driver;
 pub mod epoll;
+mod joined;
 mod patience;
+mod ports;
 mod seats;
 mod streams;
 pub mod uring;
@@ -24,7 +26,7 @@ pub mod uring;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -47,8 +49,12 @@ use streams::Connection;
 const LENT: usize = 128;
 /// Buffers that a port may have out in handlers, other processes and answers at one time.
 const SHARE: usize = BUFFERS_MAX / 2;
+/// Buffers that all ports together may have out: some are left to hear with.
+const OUT_MAX: usize = BUFFERS_MAX / 4 * 3;
 /// Answers under way at one time; each is of a buffer or of a handler's own memory.
 const SENDS_MAX: usize = 4 * BUFFERS_MAX;
+/// From so many answers under way on is looked whether their readers still read.
+const SENDS_MANY: usize = 64;
 /// How long a packet may wait for a process to take it.
 const PATIENCE_NS: u64 = 5_000_000_000;
 /// How often is looked for what the dead held, while anything is elsewhere.
@@ -108,6 +114,8 @@ struct Port {
     out: usize,
     /// It has its share out and does not receive.
     is_paused: bool,
+    /// The kernel accepts connections for it.
+    is_armed: bool,
     /// It is being taken away.
     is_closing: bool,
 }
@@ -179,6 +187,12 @@ pub struct Engine<D, S> {
     waiting: Vec<Waiting>,
     /// Sources that had no buffer.
     starved: Vec<Source>,
+    /// Those that cannot receive, for a reason that lasts.
+    failed: Vec<Source>,
+    /// What all ports have out.
+    out: usize,
+    /// Pieces of connections that have come.
+    pieces_seen: u64,
     /// Connections that could not be shown.
     retries: Vec<u32>,
     /// Connections that may be over.
@@ -218,6 +232,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             handed: vec![None; BUFFERS_MAX],
             waiting: Vec::new(),
             starved: Vec::new(),
+            failed: Vec::new(),
+            out: 0,
+            pieces_seen: 0,
             retries: Vec::new(),
             over: Vec::new(),
             events: Vec::new(),
@@ -227,109 +244,6 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             expired_ns: swept_ns,
             is_readable: false,
         }
-    }
-
-    /// Serve `fd` by `handler` as port `number`; by processes that [`Engine::sit`] there if it is 0.
-    ///
-    /// # Errors
-    /// There is no such number, it is in use, or the kind does not fit the descriptor.
-    pub fn open(
-        &mut self,
-        number: usize,
-        kind: Kind,
-        handler: u64,
-        fd: Option<OwnedFd>,
-    ) -> io::Result<()> {
-        let needs_fd = kind != Kind::AnyUdp;
-        let is_free = self.ports.get(number).is_some_and(Option::is_none);
-        if !is_free || fd.is_some() != needs_fd {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let tally = self.buffers.tally(number);
-        let local = fd
-            .as_ref()
-            .map_or(NetAddress::default(), |fd| Address::of_socket(fd.as_raw_fd(), false).net());
-        self.ports[number] = Some(Port {
-            kind,
-            handler,
-            seats: VecDeque::new(),
-            fd,
-            local,
-            tally,
-            socket: None,
-            out: 0,
-            is_paused: false,
-            is_closing: false,
-        });
-        if handler != 0 {
-            self.begin(number as u32);
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, number: u32) {
-        let Some(port) = &mut self.ports[number as usize] else { return };
-        let Some(fd) = &port.fd else { return };
-        if port.kind == Kind::Tcp {
-            self.driver.accept(number, fd.as_fd());
-        } else {
-            let socket = self.sockets.insert(Socket::of_port(number)) as u32;
-            port.socket = Some(socket);
-            self.driver.receive_from(socket, fd.as_fd());
-        }
-    }
-
-    /// Serve port `number` no longer. Connections are cut; what other processes have of it is dropped
-    /// when it comes back.
-    pub fn close(&mut self, number: usize) {
-        let Some(Some(port)) = self.ports.get_mut(number) else { return };
-        if std::mem::replace(&mut port.is_closing, true) {
-            return;
-        }
-        let source = match (port.kind, port.socket) {
-            (Kind::Tcp, _) => Some(Source::Listener(number as u32)),
-            (_, Some(socket)) => Some(Source::Datagrams(socket)),
-            _ => None,
-        };
-        let running = source.filter(|source| !self.starved.contains(source));
-        self.starved.retain(|starved| Some(*starved) != source);
-        match running {
-            Some(source) if self.is_receiving(number) => self.driver.stop(source),
-            _ => self.forget_port(number as u32),
-        }
-        self.cut_connections_of(number as u32);
-        self.close_flows_of(number as u32);
-        self.forget_those_over();
-    }
-
-    fn is_receiving(&self, number: usize) -> bool {
-        self.ports[number].as_ref().is_some_and(|port| !port.is_paused && port.fd.is_some())
-    }
-
-    /// Nothing of it is with the kernel any more.
-    fn forget_port(&mut self, number: u32) {
-        let Some(port) = &mut self.ports[number as usize] else { return };
-        if let Some(socket) = port.socket.take() {
-            self.sockets.try_remove(socket as usize);
-        }
-        port.fd = None;
-        self.paused -= usize::from(std::mem::take(&mut port.is_paused));
-        if port.out == 0 && !self.connections.iter().any(|(_, one)| one.port == number) {
-            self.ports[number as usize] = None;
-        }
-    }
-
-    /// Is port `number` served, or still being taken away?
-    #[must_use]
-    pub fn is_open(&self, number: usize) -> bool {
-        self.ports.get(number).is_some_and(Option::is_some)
-    }
-
-    /// As what port `number` is served, and by which handler; None once it is being taken away.
-    #[must_use]
-    pub fn served(&self, number: usize) -> Option<(Kind, u64)> {
-        let port = self.ports.get(number)?.as_ref().filter(|port| !port.is_closing)?;
-        Some((port.kind, port.handler))
     }
 
     /// Connections that are open, those to other servers included.
@@ -347,6 +261,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Have [`Engine::turn`] say when `fd` can be read, once.
     pub fn watch(&mut self, fd: BorrowedFd<'_>) {
         self.driver.watch(fd);
+    }
+
+    /// The sandbox that it was given.
+    pub const fn sandbox(&self) -> &S {
+        &self.sandbox
     }
 
     /// How the kernel is asked, for people.
@@ -424,7 +343,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// For how long to wait, and for what besides the kernel.
     fn how_to_wait(&self, timeout: Option<Duration>) -> (Option<Duration>, Option<Doorbell>) {
         let has_to_try = !self.waiting.is_empty() || !self.retries.is_empty();
-        let expires = !self.flows.is_empty() || self.lingering != 0;
+        let expires = !self.flows.is_empty() || self.lingering != 0 || !self.failed.is_empty();
+        // Readers that are slow are cut before they take all there is.
+        let expires = expires || self.sends.len() >= SENDS_MANY;
         let is_elsewhere = self.buffers.elsewhere() != 0;
         let is_given = self.buffers.given() != 0 || self.has_seats();
         let reasons = [
@@ -473,51 +394,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
-    fn stopped(&mut self, source: Source, result: i32) {
-        let number = match source {
-            Source::Stream(connection) => return self.stream_stopped(connection, result),
-            Source::Listener(number) => number,
-            Source::Datagrams(socket) => match self.sockets.get(socket as usize) {
-                Some(known) if known.is_flow() => return self.flow_stopped(socket),
-                Some(known) => known.port,
-                None => return,
-            },
-        };
-        let has_gone = |port: &Port| (port.kind, result) == (Kind::Interface, -libc::ENODEV);
-        match &mut self.ports[number as usize] {
-            Some(port) if port.is_closing => self.forget_port(number),
-            // The interface has been removed: its socket gets nothing any more, and says so each time.
-            Some(port) if has_gone(port) => port.fd = None,
-            // It goes on when buffers have come back.
-            Some(Port { is_paused: true, .. }) | None => {}
-            Some(_) => self.starved.push(source),
-        }
-    }
-
-    /// Have those receive again that had no buffer, or were paused.
-    fn resume(&mut self) {
-        if !self.starved.is_empty() && self.buffers.free() + self.driver.lent() > 0 {
-            for source in std::mem::take(&mut self.starved) {
-                self.receive_again(source);
-            }
-        }
-        if self.paused == 0 {
-            return;
-        }
-        for port in self.ports.iter_mut().flatten() {
-            if port.is_paused && port.out < SHARE / 2 && !port.is_closing {
-                port.is_paused = false;
-                self.paused -= 1;
-                if let (Some(socket), Some(fd)) = (port.socket, &port.fd) {
-                    self.driver.receive_from(socket, fd.as_fd());
-                }
-            }
-        }
-    }
-
     /// End what has waited for too long.
     fn expire(&mut self) {
-        if self.flows.is_empty() && self.connections.is_empty() {
+        if self.flows.is_empty() && self.connections.is_empty() && self.failed.is_empty() {
             return;
         }
         let now_ns = self.sandbox.now_ns();
@@ -525,49 +404,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.expired_ns = now_ns;
             self.expire_flows(now_ns);
             self.expire_connections(now_ns);
+            self.try_failed();
         }
-    }
-
-    fn receive_again(&mut self, source: Source) {
-        match source {
-            Source::Stream(connection) => self.receive_stream(connection),
-            Source::Listener(number) => {
-                if let Some(Port { fd: Some(fd), .. }) = &self.ports[number as usize] {
-                    self.driver.accept(number, fd.as_fd());
-                }
-            }
-            Source::Datagrams(socket) => self.receive_datagrams(socket),
-        }
-    }
-
-    /// A buffer of `port`'s is out.
-    fn go_out(&mut self, number: u32) {
-        let Some(port) = &mut self.ports[number as usize] else { return };
-        port.out += 1;
-        port.tally.buffers.store(port.out as u64, Relaxed);
-        if port.out >= SHARE && !port.is_paused && port.kind != Kind::Tcp {
-            port.is_paused = true;
-            self.paused += 1;
-            add(&port.tally.paused, 1);
-            if let Some(socket) = port.socket {
-                self.driver.stop(Source::Datagrams(socket));
-            }
-        }
-    }
-
-    /// It is back.
-    fn come_in(&mut self, number: u32) {
-        let Some(port) = &mut self.ports[number as usize] else { return };
-        port.out -= 1;
-        port.tally.buffers.store(port.out as u64, Relaxed);
-        if port.is_closing && port.fd.is_none() {
-            self.forget_port(number);
-        }
-    }
-
-    /// Has the port its share out?
-    fn is_at_its_share(&self, number: u32) -> bool {
-        self.ports[number as usize].as_ref().is_none_or(|port| port.out >= SHARE)
     }
 
     fn tally(&self, number: u32) -> &'static Tally {
@@ -632,9 +470,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.put_away(sending);
             return None;
         }
-        if matches!(sending.bytes, Bytes::Buffer(_)) {
-            self.go_out(sending.port);
-        }
+        self.go_out(sending.port);
         let place = self.sends.insert(sending) as u32;
         Some(place)
     }
@@ -674,11 +510,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     fn finish_send(&mut self, place: u32) {
         let sending = self.sends.remove(place as usize);
-        let (port, is_buffer) = (sending.port, matches!(sending.bytes, Bytes::Buffer(_)));
+        let port = sending.port;
         self.put_away(sending);
-        if is_buffer {
-            self.come_in(port);
-        }
+        self.come_in(port);
     }
 
     /// Give a packet to another process.
@@ -712,7 +546,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// What other processes are through with, and what the dead held.
     fn take_returned(&mut self) {
-        if self.buffers.elsewhere() + self.buffers.given() == 0 {
+        let any = self.buffers.elsewhere() + self.buffers.given() != 0;
+        if !any && self.buffers.done().is_empty() {
             return;
         }
         let mut returned = std::mem::take(&mut self.returned);
@@ -739,6 +574,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if let Some((_, piece)) = handed.seat {
             return self.seat_answered(lease, handed, piece, outcome);
         }
+        let outcome = outcome.inspect(|outcome| {
+            if outcome.flags & Outcome::DROP != 0 {
+                self.release_spill(*outcome);
+            }
+        });
         let outcome = outcome.filter(|it| it.flags & Outcome::DROP == 0);
         let Some(outcome) = outcome else {
             add(&self.tally(handed.port).lost, 1);
@@ -756,6 +596,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if let Some(connection) = handed.connection {
             self.is_no_longer_handed(connection);
             self.cut(connection);
+        }
+    }
+
+    /// Give back what another process had written, if it is not to be sent.
+    fn release_spill(&mut self, outcome: Outcome) {
+        let spilled = self.sandbox.spilled(outcome.spill, outcome.answer as usize);
+        if let Some(spill) = spilled.filter(|_| outcome.spill != 0) {
+            self.sandbox.release(spill.cast_mut());
         }
     }
 

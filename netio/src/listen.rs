@@ -147,3 +147,21 @@ pub fn reset_on_close(fd: &OwnedFd) {
     // SAFETY: a linger and its length. A connection that has gone needs none.
     unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, at, len) };
 }
+
+/// Is this a socket that datagrams, or connections, to `at` come to?
+#[must_use]
+pub fn is_ready(fd: &OwnedFd, udp: bool, at: SocketAddr) -> bool {
+    let ask = |option: i32| {
+        let (mut value, mut len) = (0i32, size_of::<i32>() as u32);
+        let to = (&raw mut value).cast();
+        // SAFETY: an integer and its length.
+        let done =
+            unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, to, &raw mut len) };
+        (done == 0).then_some(value)
+    };
+    let kind = if udp { libc::SOCK_DGRAM } else { libc::SOCK_STREAM };
+    at.port() != 0
+        && ask(libc::SO_TYPE) == Some(kind)
+        && (udp || ask(libc::SO_ACCEPTCONN) == Some(1))
+        && Address::of_socket(fd.as_raw_fd(), false).net().socket() == Some(at)
+}

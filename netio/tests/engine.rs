@@ -15,7 +15,7 @@ use ext_api::abi::{
     NetAddress, PacketBlock, Reply, Status,
 };
 use ext_api::limits::BUFFERS_MAX;
-use ext_api::pool::{Holder, Name, Outcome, POOL_LEN, Pool, bytes_of};
+use ext_api::pool::{Ask, BY_PROCESS, Holder, Name, Outcome, POOL_LEN, Piece, Pool, bytes_of};
 use netio::buffers::Buffers;
 use netio::engine::driver::Driver;
 use netio::engine::epoll::Epoll;
@@ -136,11 +136,20 @@ impl Served {
         Self { pool, stop, is_dead, connections, thread: Some(thread) }
     }
 
+    /// Have a process serve the port itself.
+    fn seated(way: &str, kind: Kind, fd: std::os::fd::OwnedFd) -> Self {
+        Self::start(way, kind, fd, Vec::new())
+    }
+
     /// Stop it; every buffer must be back.
-    fn end(mut self) {
+    fn end(self) {
+        assert_eq!(self.stop_now(), 0, "buffers are missing");
+    }
+
+    /// Stop it; how many buffers are missing.
+    fn stop_now(mut self) -> usize {
         self.stop.store(true, Relaxed);
-        let missing = self.thread.take().expect("a thread").join().expect("no panic");
-        assert_eq!(missing, 0, "buffers are missing");
+        self.thread.take().expect("a thread").join().expect("no panic")
     }
 
     fn tally(&self, which: impl Fn(&ext_api::pool::Tally) -> &AtomicU64) -> u64 {
@@ -159,8 +168,12 @@ fn serve<D: Driver>(
 ) -> usize {
     // SAFETY: the test's own pool.
     let buffers = unsafe { Buffers::own(pool, 1) };
+    let is_seated = here.handlers.is_empty();
     let mut engine = Engine::new(driver, here, buffers);
-    engine.open(0, kind, 1, Some(fd)).expect("a free port");
+    engine.open(0, kind, u64::from(!is_seated), Some(fd)).expect("a free port");
+    if is_seated {
+        engine.sit(0, 0);
+    }
     if kind == Kind::Udp {
         engine.open(1, Kind::AnyUdp, 2, None).expect("a free port");
     }
@@ -709,5 +722,157 @@ fn a_handler_hears_of_each_end_once() {
         }
         served.end();
         assert_eq!([1, 2].map(|kind| ends[kind].load(Relaxed)), [5, 5], "{way}");
+    }
+}
+
+/// A process that serves the engine's port 0 itself, from seat 0.
+struct Process {
+    pool: &'static Pool,
+    at: u32,
+}
+
+const SEATED: Holder = Holder::of_peer(1 << 32 | 4);
+
+impl Process {
+    /// The next item of a connection, if it has a packet.
+    fn next(&mut self) -> (Name, Piece) {
+        let late = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.pool.seats[0].item(self.at) {
+                Some(item) => {
+                    self.at += 1;
+                    if !item.connection.is(Piece::RESET) {
+                        let name = Name::from_raw(item.packet);
+                        let buffer = &self.pool.buffers[name.index];
+                        assert!(buffer.take(name.turn, SEATED, BY_PROCESS));
+                        return (name, item.connection);
+                    }
+                }
+                None => assert!(Instant::now() < late, "nothing comes"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// The next item that holds bytes of a connection; what else comes is given back.
+    fn next_bytes(&mut self) -> (Name, Piece) {
+        loop {
+            let (name, piece) = self.next();
+            if !piece.is(Piece::BEGIN | Piece::END | Piece::ROOM) {
+                return (name, piece);
+            }
+            self.give_back(name, b"");
+        }
+    }
+
+    fn give_back(&self, name: Name, answer: &[u8]) {
+        let buffer = &self.pool.buffers[name.index];
+        let [start, len] = buffer.extent();
+        let at = bytes_of(std::ptr::from_ref(self.pool).expose_provenance(), name.index);
+        let at = std::ptr::with_exposed_provenance_mut::<u8>(at + start + len);
+        // SAFETY: room behind the packet of a buffer that this process has.
+        unsafe { at.copy_from_nonoverlapping(answer.as_ptr(), answer.len()) };
+        let outcome = Outcome { answer: answer.len() as u32, ..Outcome::default() };
+        assert!(buffer.finish(name.turn, SEATED, outcome));
+        let _ = self.pool.done.push(&self.pool.buffers, name.index);
+    }
+
+    fn leave(&self, piece: Piece) {
+        self.pool.seats[0].ask(Ask::Close, piece.connection());
+        let _ = self.pool.done.ring();
+    }
+}
+
+#[test]
+fn no_connection_gets_what_was_meant_for_one_that_has_gone() {
+    for way in ways() {
+        let (fd, server) = tcp_port();
+        let served = Served::seated(way, Kind::Tcp, fd);
+        let mut process = Process { pool: served.pool, at: 0 };
+        let mut first = connect(server);
+        first.write_all(b"first").expect("send");
+        let (held, its) = process.next_bytes();
+        // It is cut while the process has a piece of it.
+        listen_reset(first);
+        let mut others: Vec<TcpStream> = (0..5).map(|_| connect(server)).collect();
+        for other in &mut others {
+            other.write_all(b"other").expect("send");
+        }
+        let mut seen = Vec::new();
+        for _ in 0..others.len() {
+            let (name, piece) = process.next_bytes();
+            assert_ne!(piece.connection(), its.connection(), "{way}: its number is another's");
+            seen.push((name, piece));
+        }
+        process.give_back(held, b"meant for the first");
+        process.leave(its);
+        for (name, _) in &seen {
+            process.give_back(*name, b"meant for others");
+        }
+        for other in &mut others {
+            let mut answer = [0; 16];
+            other.read_exact(&mut answer).expect("an answer");
+            assert_eq!(&answer, b"meant for others", "{way}");
+        }
+        seen.iter().for_each(|(_, piece)| process.leave(*piece));
+        drop(others);
+        let late = Instant::now() + Duration::from_secs(10);
+        while served.tally(|it| &it.open) != 0 {
+            assert!(Instant::now() < late, "{way}: connections stay");
+            // Ends are told, and given back.
+            while let Some(item) = process.pool.seats[0].item(process.at) {
+                process.at += 1;
+                let name = Name::from_raw(item.packet);
+                if process.pool.buffers[name.index].take(name.turn, SEATED, BY_PROCESS) {
+                    process.give_back(name, b"");
+                }
+            }
+            std::thread::yield_now();
+        }
+        served.end();
+    }
+}
+
+/// Have the other side see a reset.
+fn listen_reset(stream: TcpStream) {
+    let fd = std::os::fd::OwnedFd::from(stream);
+    listen::reset_on_close(&fd);
+}
+
+#[test]
+fn many_that_send_half_a_request_do_not_keep_others_from_being_served() {
+    for way in ways() {
+        let (fd, server) = tcp_port();
+        let served = Served::start(way, Kind::Tcp, fd, vec![lines()]);
+        let mut halves: Vec<TcpStream> = Vec::new();
+        for _ in 0..1500 {
+            let mut half = connect(server);
+            half.write_all(b"half").expect("send");
+            halves.push(half);
+        }
+        let mut stream = connect(server);
+        stream.write_all(b"quit\n").expect("send");
+        let mut got = String::new();
+        stream.read_to_string(&mut got).expect("an end");
+        assert_eq!(got, "4 after 1", "{way}");
+        assert!(served.tally(|it| &it.dropped) > 0, "{way}: nobody was cut");
+        drop(halves);
+        served.end();
+    }
+}
+
+#[test]
+fn a_port_is_given_back_although_a_process_keeps_a_packet_of_it() {
+    for way in ways() {
+        let (fd, server) = udp_port();
+        let served = Served::seated(way, Kind::Udp, fd);
+        let mut process = Process { pool: served.pool, at: 0 };
+        let client = client(server);
+        client.send(b"kept").expect("send");
+        let (name, _) = process.next();
+        let missing = served.stop_now();
+        assert_eq!(missing, 1, "{way}: the one that is kept");
+        let buffer = &process.pool.buffers[name.index];
+        assert!(buffer.finish(name.turn, SEATED, Outcome::default()));
     }
 }

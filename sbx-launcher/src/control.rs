@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use ext_api::abi::NO_EVENT;
 use libos::data::{Context, Joined, Tally};
 use libos::manifest::{Hook, Port};
-use netio::address::Address;
+use netio::listen;
 use serde_json::{Value, json};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -268,12 +268,11 @@ fn serve_port(
     fd: Option<OwnedFd>,
 ) -> Result<(Option<usize>, Option<Rc<OwnedFd>>), String> {
     let port = if udp { Port::Udp(at.port()) } else { Port::Tcp(at.port()) };
-    let is_there = fd.is_none()
-        || fd
-            .as_ref()
-            .is_some_and(|fd| Address::of_socket(fd.as_raw_fd(), false).net().socket() == Some(at));
-    if !is_there {
-        return Err(format!("the socket that came with the request is not bound to {at}"));
+    if let Some(fd) = &fd
+        && !listen::is_ready(fd, udp, at)
+    {
+        let kind = if udp { "a UDP socket" } else { "a listening TCP socket" };
+        return Err(format!("what came with the request is not {kind} at {at}"));
     }
     let seat = sandbox.take_seat(pid, port, at, fd).map_err(|error| error.to_string())?;
     Ok(seat.map_or((None, None), |(seat, fd)| (Some(seat), Some(fd))))

@@ -62,10 +62,15 @@ impl Lent {
         self.start += len.min(self.end - self.start);
     }
 
+    /// Bytes of an answer that there is room for.
+    pub(super) const fn room(&self) -> usize {
+        BUFFER_LEN - self.end - self.outcome.answer as usize
+    }
+
     /// Put an answer behind the packet; how much of it there is room for.
     pub(super) fn answer(&mut self, bytes: &[u8]) -> usize {
         let at = self.end + self.outcome.answer as usize;
-        let len = bytes.len().min(BUFFER_LEN - at);
+        let len = bytes.len().min(self.room());
         // SAFETY: room for as many in the buffer, which this process alone has.
         unsafe { self.at(at).copy_from_nonoverlapping(bytes.as_ptr(), len) };
         self.outcome.answer += len as u32;
@@ -85,6 +90,9 @@ impl Drop for Lent {
     }
 }
 
+/// What names a connection here: the worker that has it, and its number there.
+pub(super) type Key = (u32, u32);
+
 /// What a connection has for this process.
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
@@ -95,8 +103,6 @@ pub(super) struct Incoming {
     pub(super) room_asked: bool,
     pub(super) has_ended: bool,
     pub(super) is_cut: bool,
-    /// The program has dropped its stream.
-    is_left: bool,
 }
 
 /// All that has come and nobody has asked for yet.
@@ -105,8 +111,10 @@ pub(super) struct State {
     /// Number of the next item.
     at: u32,
     pub(super) datagrams: VecDeque<Lent>,
-    pub(super) accepted: VecDeque<u32>,
-    pub(super) streams: HashMap<u32, Incoming>,
+    pub(super) accepted: VecDeque<Key>,
+    pub(super) streams: HashMap<Key, Incoming>,
+    /// Counts the workers that this process has had.
+    worker: u32,
     /// Tasks that wait for something to come.
     #[cfg(feature = "tokio")]
     wakers: Vec<std::task::Waker>,
@@ -166,7 +174,7 @@ impl Desk {
         })?;
         let seat = pool.seats.get(number).ok_or_else(|| Error::other("no such seat"))?;
         seat.reset();
-        let state = Mutex::new(State { at: seat.next(), ..State::default() });
+        let state = Mutex::new(State { at: seat.first(), ..State::default() });
         let shared = Arc::new(Shared { sandbox, pool, holder });
         Ok(Self { shared, seat, number, fd, state })
     }
@@ -182,11 +190,17 @@ impl Desk {
     }
 
     fn sort(&self, state: &mut State, Item { packet, connection: piece }: Item) {
+        if piece.is(Piece::RESET) {
+            state.worker += 1;
+            state.accepted.clear();
+            // Whoever reads or writes one of them finds it gone.
+            return state.streams.clear();
+        }
         let Some(lent) = Lent::take(&self.shared, packet) else { return };
         if !piece.is(Piece::STREAM) {
             return state.datagrams.push_back(lent);
         }
-        let index = piece.connection();
+        let index = (state.worker, piece.connection());
         if piece.is(Piece::BEGIN) {
             let from = lent.from;
             state.streams.insert(index, Incoming { from, room: Some(lent), ..Incoming::default() });
@@ -196,11 +210,6 @@ impl Desk {
         if piece.is(Piece::END) {
             known.has_ended = true;
             known.is_cut |= piece.is(Piece::CUT);
-            if known.is_left {
-                state.streams.remove(&index);
-            }
-        } else if known.is_left {
-            // Nobody reads it.
         } else if piece.is(Piece::ROOM) {
             (known.room, known.room_asked) = (Some(lent), false);
         } else {
@@ -270,7 +279,7 @@ impl Desk {
     }
 
     /// Ask the worker something for a connection.
-    pub(super) fn ask(&self, ask: Ask, connection: u32) {
+    pub(super) fn ask(&self, ask: Ask, (_, connection): Key) {
         self.seat.ask(ask, connection);
         if self.shared.pool.done.ring() {
             self.shared.wake_owner();
@@ -278,18 +287,22 @@ impl Desk {
     }
 
     /// The program has no more use for a connection.
-    pub(super) fn leave(&self, connection: u32) {
+    pub(super) fn leave(&self, connection: Key) {
         let mut state = self.look();
-        if let Some(known) = state.streams.get_mut(&connection) {
-            known.pieces.clear();
-            known.room = None;
-            known.is_left = true;
-            if known.has_ended {
-                state.streams.remove(&connection);
-            }
-        }
+        let is_known = state.streams.remove(&connection).is_some();
+        // What had come is given back before the worker hears of it.
         drop(state);
-        self.ask(Ask::Close, connection);
+        if is_known {
+            self.ask(Ask::Close, connection);
+        }
+    }
+
+    /// The program reads no more of a connection.
+    pub(super) fn end_reading(&self, connection: Key) {
+        if let Some(known) = self.look().streams.get_mut(&connection) {
+            known.pieces.clear();
+            known.has_ended = true;
+        }
     }
 }
 

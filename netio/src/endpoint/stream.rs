@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ext_api::pool::Ask;
 
-use super::desk::{Desk, Lent, State};
+use super::desk::{Desk, Key, Lent, State};
 use super::udp::first;
 use crate::address::Address;
 use crate::listen;
@@ -49,7 +49,7 @@ impl TcpListener {
     /// The next connection for this process.
     ///
     /// # Errors
-    /// None: it waits for ever.
+    /// `ConnectionAborted`: one came and has gone again.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         self.accept_for(None)
     }
@@ -77,9 +77,12 @@ impl TcpListener {
 
     fn made(
         &self,
-        (index, from): (u32, Option<SocketAddr>),
+        (index, from): (Key, Option<SocketAddr>),
     ) -> io::Result<(TcpStream, SocketAddr)> {
-        let from = from.ok_or_else(|| Error::from(ErrorKind::ConnectionAborted))?;
+        let Some(from) = from else {
+            self.desk.leave(index);
+            return Err(Error::from(ErrorKind::ConnectionAborted));
+        };
         let desk = self.desk.clone();
         let stream =
             TcpStream { desk, index, from, timeouts: [None; 2], reading: None, writing: None };
@@ -87,7 +90,7 @@ impl TcpListener {
     }
 }
 
-fn accepted(state: &mut State) -> Option<(u32, Option<SocketAddr>)> {
+fn accepted(state: &mut State) -> Option<(Key, Option<SocketAddr>)> {
     let index = state.accepted.pop_front()?;
     Some((index, state.streams.get(&index).and_then(|known| known.from)))
 }
@@ -96,7 +99,7 @@ fn accepted(state: &mut State) -> Option<(u32, Option<SocketAddr>)> {
 #[derive(Debug)]
 pub struct TcpStream {
     desk: Arc<Desk>,
-    index: u32,
+    index: Key,
     from: SocketAddr,
     /// For reading and for writing.
     timeouts: [Option<Duration>; 2],
@@ -125,15 +128,16 @@ impl TcpStream {
     /// End a direction. What has been written is sent first.
     ///
     /// # Errors
-    /// `Unsupported` for reading alone.
+    /// None.
     pub fn shutdown(&mut self, how: Shutdown) -> io::Result<()> {
-        let ask = match how {
-            Shutdown::Write => Ask::End,
-            Shutdown::Both => Ask::Close,
-            Shutdown::Read => return Err(Error::from(ErrorKind::Unsupported)),
-        };
-        self.writing = None;
-        self.desk.ask(ask, self.index);
+        if how != Shutdown::Write {
+            self.reading = None;
+            self.desk.end_reading(self.index);
+        }
+        if how != Shutdown::Read {
+            self.writing = None;
+            self.desk.ask(Ask::End, self.index);
+        }
         Ok(())
     }
 
@@ -196,7 +200,7 @@ impl TcpStream {
 }
 
 /// Room to write for connection `index`, which is asked for if there is none.
-fn room_in(desk: &Desk, state: &mut State, index: u32) -> Option<io::Result<Lent>> {
+fn room_in(desk: &Desk, state: &mut State, index: Key) -> Option<io::Result<Lent>> {
     let known = state.streams.get_mut(&index).filter(|known| !known.is_cut);
     let Some(known) = known else { return Some(Err(Error::from(ErrorKind::BrokenPipe))) };
     if let Some(room) = known.room.take() {
@@ -211,10 +215,12 @@ fn room_in(desk: &Desk, state: &mut State, index: u32) -> Option<io::Result<Lent
 /// What has come next for connection `index`: None inside if it has ended. Whoever waits keeps no buffer.
 fn next_piece(
     state: &mut State,
-    index: u32,
+    index: Key,
     spare: &mut Option<Lent>,
 ) -> Option<io::Result<Option<Lent>>> {
-    let known = state.streams.get_mut(&index)?;
+    let Some(known) = state.streams.get_mut(&index) else {
+        return Some(Err(Error::from(ErrorKind::ConnectionReset)));
+    };
     if let Some(piece) = known.pieces.pop_front() {
         return Some(Ok(Some(piece)));
     }

@@ -37,10 +37,10 @@ impl Datagram {
     /// Answer it: from the same buffer, by the worker.
     ///
     /// # Errors
-    /// There is no room for as many bytes behind it ([`ext_api::limits::PACKET_LEN_MAX`] for both);
+    /// There is no room for as many bytes behind it ([`ext_api::limits::BUFFER_LEN`] for both);
     /// nothing is sent.
     pub fn reply(mut self, bytes: &[u8]) -> io::Result<()> {
-        let room = ext_api::limits::PACKET_LEN_MAX - self.bytes().len();
+        let room = self.0.room();
         if bytes.len() > room {
             return Err(Error::other(format!("{} bytes; there is room for {room}", bytes.len())));
         }

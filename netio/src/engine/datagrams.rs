@@ -26,6 +26,8 @@ const FLOW_NS: u64 = 60_000_000_000;
 #[derive(Debug)]
 pub(super) struct Socket {
     pub(super) port: u32,
+    /// The kernel receives for it.
+    pub(super) is_armed: bool,
     flow: Option<Flow>,
 }
 
@@ -50,11 +52,15 @@ pub(super) type FlowKey = (u32, Address, SocketAddr);
 
 impl Socket {
     pub(super) const fn of_port(port: u32) -> Self {
-        Self { port, flow: None }
+        Self { port, is_armed: false, flow: None }
     }
 
     pub(super) const fn is_flow(&self) -> bool {
         self.flow.is_some()
+    }
+
+    pub(super) fn flow_fd(&self) -> Option<&OwnedFd> {
+        self.flow.as_ref().filter(|flow| !flow.is_closing).map(|flow| &flow.fd)
     }
 }
 
@@ -232,16 +238,6 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
-    pub(super) fn receive_datagrams(&mut self, socket: u32) {
-        let Some(known) = self.sockets.get(socket as usize) else { return };
-        let port = self.ports[known.port as usize].as_ref();
-        let own = port.and_then(|port| port.fd.as_ref());
-        let fd = known.flow.as_ref().map(|flow| &flow.fd).or(own);
-        if let Some(fd) = fd {
-            self.driver.receive_from(socket, fd.as_fd());
-        }
-    }
-
     /// Send a datagram on.
     fn forward(
         &mut self,
@@ -285,9 +281,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
         let fd = listen::connected_udp(server).ok()?;
         let flow = Flow { fd, client, used_ns: now_ns, is_closing: false };
-        let socket = self.sockets.insert(Socket { port: number, flow: Some(flow) }) as u32;
+        let socket =
+            self.sockets.insert(Socket { port: number, is_armed: false, flow: Some(flow) }) as u32;
         self.flows.insert((number, client, server), socket);
-        self.receive_datagrams(socket);
+        self.arm_socket(socket);
         Some(socket)
     }
 
@@ -321,11 +318,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if let Some(flow) = &mut self.sockets[socket as usize].flow {
             flow.is_closing = true;
         }
-        if self.starved.contains(&source) {
-            self.starved.retain(|starved| *starved != source);
-            self.sockets.remove(socket as usize);
-        } else {
+        if self.sockets[socket as usize].is_armed {
             self.driver.stop(source);
+        } else {
+            self.starved.retain(|starved| *starved != source);
+            self.forget_flow(socket);
         }
     }
 
@@ -333,9 +330,16 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     pub(super) fn flow_stopped(&mut self, socket: u32) {
         let flow = self.sockets[socket as usize].flow.as_ref();
         if flow.is_none_or(|flow| flow.is_closing) {
-            self.sockets.remove(socket as usize);
+            self.forget_flow(socket);
         } else {
             self.starved.push(Source::Datagrams(socket));
+        }
+    }
+
+    fn forget_flow(&mut self, socket: u32) {
+        self.flush();
+        if let Some(flow) = self.sockets.remove(socket as usize).flow {
+            self.driver.release(flow.fd.as_fd());
         }
     }
 }

@@ -110,6 +110,10 @@ pub trait Driver: fmt::Debug {
     #[expect(unsafe_code, reason = "the kernel reads the address later")]
     unsafe fn connect(&mut self, connection: u32, fd: BorrowedFd<'_>, to: &'static Address);
 
+    /// `fd` is about to be closed: what is to be sent on it goes now, or is told not to have been. None of its
+    /// sources is under way.
+    fn release(&mut self, fd: BorrowedFd<'_>);
+
     /// Tell once when `fd` can be read; of one descriptor at a time.
     fn watch(&mut self, fd: BorrowedFd<'_>);
 

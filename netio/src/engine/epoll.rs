@@ -282,6 +282,16 @@ impl Driver for Epoll {
         }
     }
 
+    fn release(&mut self, fd: BorrowedFd<'_>) {
+        let fd = fd.as_raw_fd();
+        let Some(watch) = self.watches.get_mut(&fd) else { return };
+        let sends = std::mem::take(&mut watch.sends);
+        let canceled = |send: Send| Event::Sent(send.place, -libc::ECANCELED);
+        self.told.extend(sends.into_iter().map(canceled));
+        watch.source = None;
+        self.settle(fd);
+    }
+
     fn watch(&mut self, fd: BorrowedFd<'_>) {
         let fd = fd.as_raw_fd();
         let events = (libc::EPOLLIN | libc::EPOLLONESHOT) as u32;

@@ -6,14 +6,19 @@ use ext_api::pool::{Ask, Item, Outcome, Piece};
 
 use super::driver::Driver;
 use super::streams::{Life, PIECES_MAX};
-use super::{Bytes, Engine, Handed, Sandbox, add};
+use super::{Engine, Handed, SHARE, Sandbox, add};
 use crate::address::Address;
 use crate::buffers::{FOR_GOOD, Lease};
+
+/// Buffers that one process may have of a port.
+const SEAT_SHARE: usize = SHARE / 2;
 
 /// A process that serves a port itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seated {
     port: u32,
+    /// Buffers that the process has, or is about to.
+    out: usize,
 }
 
 impl<D: Driver, S: Sandbox> Engine<D, S> {
@@ -23,16 +28,18 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if self.seated.get(seat).is_some_and(Option::is_some) {
             return;
         }
-        let is_first = matches!(self.ports.get(number), Some(Some(port)) if port.seats.is_empty());
-        let (Some(Some(port)), Some(_)) = (self.ports.get_mut(number), self.buffers.seat(seat))
+        let (Some(Some(port)), Some(place)) = (self.ports.get_mut(number), self.buffers.seat(seat))
         else {
             return;
         };
-        port.seats.push_back(seat as u32);
-        self.seated[seat] = Some(Seated { port: number as u32 });
-        if is_first {
-            self.begin(number as u32);
+        // Whatever it has asked of a worker before this one, that one's connections are gone.
+        place.asked(|_, _| {});
+        if place.push(Item { packet: 0, connection: Piece(Piece::STREAM | Piece::RESET) }) {
+            self.sandbox.wake(&place.word);
         }
+        port.seats.push_back(seat as u32);
+        self.seated[seat] = Some(Seated { port: number as u32, out: 0 });
+        self.begin(number as u32);
     }
 
     /// The process of a seat serves no longer, or has ended: its connections are cut.
@@ -56,7 +63,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 self.answered(lease, handed, None);
             }
         }
-        all.into_iter().for_each(|index| self.cut(index));
+        for index in all {
+            self.connections[index as usize].process_left = true;
+            self.cut(index);
+            self.forget_if_over(index);
+        }
+        if let Some(place) = self.buffers.seat(seat) {
+            place.leave();
+        }
         // What a dead one has comes back at the next look.
         self.swept_ns = 0;
         self.forget_those_over();
@@ -76,11 +90,18 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.ports[number as usize].as_ref().is_some_and(|port| port.handler == 0)
     }
 
-    /// Whose turn it is.
+    /// Whose turn it is; None if nobody takes what it is given.
     pub(super) fn next_seat(&mut self, number: u32) -> Option<u32> {
         let port = self.ports[number as usize].as_mut()?;
-        port.seats.rotate_left(usize::from(!port.seats.is_empty()));
-        port.seats.back().copied()
+        for _ in 0..port.seats.len() {
+            port.seats.rotate_left(1);
+            let seat = port.seats.back().copied()?;
+            // One that takes nothing gets no more: the others go on.
+            if self.seated[seat as usize].is_some_and(|seated| seated.out < SEAT_SHARE) {
+                return Some(seat);
+            }
+        }
+        None
     }
 
     pub(super) fn seat_datagram(
@@ -106,6 +127,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let index = lease.index();
         let name = self.buffers.hand(lease, extent, handed.from.net(), FOR_GOOD);
         self.handed[index] = Some(handed);
+        if let Some(seated) = &mut self.seated[seat as usize] {
+            seated.out += 1;
+        }
         self.go_out(handed.port);
         add(&self.tally(handed.port).handed, 1);
         if place.push(Item { packet: name.to_raw(), connection: piece }) {
@@ -116,32 +140,22 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Tell the process of a connection what there is to tell.
     pub(super) fn show_seated(&mut self, index: u32) {
         loop {
-            let Some(known) = self.connections.get_mut(index as usize) else { return };
+            let Some(known) = self.connections.get(index as usize) else { return };
             let Some(seat) = known.seat else { return };
-            // It has ended: there is nobody to tell.
-            known.end_told |= self.seated[seat as usize].is_none();
-            let is_open = matches!(known.life, Life::Open);
-            let has_room = known.has_room();
-            let what = if known.is_new && is_open {
-                Piece::BEGIN
-            } else if is_open && !known.pieces.is_empty() {
-                0
-            } else if is_open && known.room_asked && has_room {
-                Piece::ROOM
-            } else if (known.has_ended || known.life == Life::Cut) && !known.end_told {
-                if known.life == Life::Cut { Piece::END | Piece::CUT } else { Piece::END }
-            } else {
-                return;
-            };
-            if what == 0 && known.with_process >= PIECES_MAX {
-                return;
+            let Some(what) = self.next_for_process(known, seat) else { return };
+            // What ends it is always told; the rest waits until the process has given some back.
+            let may_wait = what & Piece::END == 0;
+            if may_wait && (known.with_process >= PIECES_MAX || self.is_at_its_share(known.port)) {
+                return self.retry_later(index);
             }
+            let Some(known) = self.connections.get_mut(index as usize) else { return };
             let piece = if what == 0 { known.pieces.pop_front() } else { self.empty_piece() };
-            let Some(piece) = piece else { return self.retries.push(index) };
+            let Some(piece) = piece else { return self.retry_later(index) };
             let Some(known) = self.connections.get_mut(index as usize) else { return };
             known.is_new &= what & Piece::BEGIN == 0;
             known.room_asked &= what & Piece::ROOM == 0;
             known.end_told |= what & Piece::END != 0;
+            known.cut_told |= what & Piece::CUT != 0;
             known.with_process += 1;
             let (port, from) = (known.port, known.from.socket().map(Address::of));
             let from = from.unwrap_or(Address::new(&[]));
@@ -150,6 +164,30 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             let handed = Handed { port, connection: Some(index), from, start, len, seat };
             self.give(piece.lease, handed);
         }
+    }
+
+    /// What the process of a connection is to be given next.
+    fn next_for_process(&self, known: &super::Connection, seat: u32) -> Option<u64> {
+        // It has ended: there is nobody to tell.
+        self.seated[seat as usize].filter(|_| !known.process_left)?;
+        match known.life {
+            Life::Cut => (!known.cut_told).then_some(Piece::END | Piece::CUT),
+            Life::Open if known.is_new => Some(Piece::BEGIN),
+            Life::Open if !known.pieces.is_empty() => Some(0),
+            Life::Open if known.room_asked && known.has_room() => Some(Piece::ROOM),
+            _ => (known.has_ended && !known.end_told).then_some(Piece::END),
+        }
+    }
+
+    /// A process has given back a buffer of this connection; false if that is another one by now.
+    pub(super) fn is_back_from_process(&mut self, index: u32, seat: u32) -> bool {
+        if let Some(seated) = &mut self.seated[seat as usize] {
+            seated.out = seated.out.saturating_sub(1);
+        }
+        let known = self.connections.get_mut(index as usize);
+        let Some(known) = known.filter(|known| known.seat == Some(seat)) else { return false };
+        known.with_process = known.with_process.saturating_sub(1);
+        true
     }
 
     /// A process is through with a buffer that it was given, or dead.
@@ -165,14 +203,19 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             add(&self.tally(handed.port).lost, 1);
         }
         let outcome = outcome.unwrap_or_default();
+        let seat = handed.seat.map_or(u32::MAX, |(seat, _)| seat);
         let Some(index) = handed.connection.filter(|_| piece.is(Piece::STREAM)) else {
+            if let Some(seated) = self.seated.get_mut(seat as usize).and_then(Option::as_mut) {
+                seated.out = seated.out.saturating_sub(1);
+            }
             if outcome.answer == 0 && outcome.flags & Outcome::REPLY == 0 {
                 return self.buffers.put(lease);
             }
             return self.datagram_answered(lease, &handed, outcome);
         };
-        if let Some(known) = self.connections.get_mut(index as usize) {
-            known.with_process -= 1;
+        if !self.is_back_from_process(index, seat) {
+            self.release_spill(outcome);
+            return self.buffers.put(lease);
         }
         if outcome.answer == 0 {
             self.buffers.put(lease);
@@ -180,7 +223,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             match self.answer_bytes(lease, &handed, outcome) {
                 Ok((bytes, extent, rest)) => {
                     rest.into_iter().for_each(|lease| self.buffers.put(lease));
-                    self.answer_seated(index, bytes, extent);
+                    self.answer(index, bytes, extent);
                 }
                 Err(lease) => self.buffers.put(lease),
             }
@@ -192,14 +235,6 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
         self.go_on(index);
         self.forget_if_over(index);
-    }
-
-    fn answer_seated(&mut self, index: u32, bytes: Bytes, extent: [usize; 2]) {
-        if self.connections.contains(index as usize) {
-            self.answer(index, bytes, extent);
-        } else if let Bytes::Buffer(lease) = bytes {
-            self.buffers.put(lease);
-        }
     }
 
     /// What processes have asked for.
@@ -220,10 +255,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             match ask {
                 Ask::Room => known.room_asked = true,
                 Ask::End => known.end_wanted = true,
-                Ask::Close => self.close_stream(index),
+                Ask::Close => {
+                    known.process_left = true;
+                    self.close_stream(index);
+                }
             }
             self.go_on(index);
             self.close_when_sent(index);
+            self.forget_if_over(index);
         }
     }
 }

@@ -33,6 +33,10 @@ use crate::listen;
 const OUTPUT_MAX: usize = 16;
 /// Pieces of one connection that wait to be shown; then no more are received.
 pub(super) const PIECES_MAX: usize = 8;
+/// Buffers that are left to hear with; when there are fewer, somebody is cut.
+const RESERVE: usize = 64;
+/// How long a reader may take nothing of what is being sent to it.
+const SLOW_NS: u64 = 60_000_000_000;
 /// How long a connection that we have ended may still send, before it is cut.
 const LINGER_NS: u64 = 2_000_000_000;
 
@@ -62,7 +66,7 @@ pub(super) enum Life {
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
     pub(super) port: u32,
     pub(super) life: Life,
     pub(super) from: NetAddress,
@@ -77,13 +81,13 @@ pub(super) struct Connection {
     is_stopping: bool,
     pub(super) has_ended: bool,
     is_handed: bool,
-    is_connecting: bool,
+    pub(super) is_connecting: bool,
     /// It came by a listening socket.
     is_accepted: bool,
     /// It is one of two whose bytes go to each other.
-    is_joined: bool,
+    pub(super) is_joined: bool,
     /// The other one, while there is one.
-    partner: Option<u32>,
+    pub(super) partner: Option<u32>,
     /// What the other one has sent is all there is.
     pub(super) end_wanted: bool,
     /// Our end is closed.
@@ -93,16 +97,29 @@ pub(super) struct Connection {
     pub(super) with_process: usize,
     /// The handler, or the process, has been told that nothing more comes.
     pub(super) end_told: bool,
+    /// The process has been told that it was cut.
+    pub(super) cut_told: bool,
+    /// The process has dropped its stream, or is gone: nothing of its is taken for another's that gets this
+    /// number next.
+    pub(super) process_left: bool,
     /// The process wants room to write.
     pub(super) room_asked: bool,
+    /// It waits for a buffer to receive into.
+    is_starved: bool,
+    /// It is among those that are tried again.
+    is_retried: bool,
+    /// Number of the piece that came last, of all pieces.
+    last_piece: u64,
+    /// When something of it was sent last, or begun to be.
+    progress_ns: u64,
     /// It is one of those that linger, or was.
     lingers: bool,
     /// Where it connects to. It does not move: the kernel has its address.
-    target: Option<Box<Address>>,
+    pub(super) target: Option<Box<Address>>,
 }
 
 impl Connection {
-    fn new(fd: OwnedFd, port: u32, life: Life) -> Self {
+    pub(super) fn new(fd: OwnedFd, port: u32, life: Life) -> Self {
         Self {
             fd,
             port,
@@ -127,7 +144,13 @@ impl Connection {
             seat: None,
             with_process: 0,
             end_told: false,
+            cut_told: false,
+            process_left: false,
             room_asked: false,
+            is_starved: false,
+            is_retried: false,
+            last_piece: 0,
+            progress_ns: 0,
             lingers: false,
             target: None,
         }
@@ -135,8 +158,18 @@ impl Connection {
 
     /// Nobody has anything of it.
     const fn is_over(&self) -> bool {
-        let is_ended = matches!(self.life, Life::Cut | Life::Lingering(_));
-        is_ended && !self.is_receiving && !self.is_sending && !self.is_handed && !self.is_connecting
+        let is_ended = match self.life {
+            Life::Cut => true,
+            Life::Lingering(_) => !self.is_starved,
+            _ => false,
+        };
+        let is_with_process = self.with_process != 0 || !self.process_left;
+        is_ended
+            && !self.is_receiving
+            && !self.is_sending
+            && !self.is_handed
+            && !self.is_connecting
+            && !(self.seat.is_some() && is_with_process)
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -183,6 +216,33 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
+    /// There may be a buffer for it now.
+    pub(super) fn is_fed(&mut self, index: u32) {
+        if let Some(known) = self.connections.get_mut(index as usize) {
+            known.is_starved = false;
+            self.receive_stream(index);
+        }
+    }
+
+    /// Try it again soon.
+    pub(super) fn retry_later(&mut self, index: u32) {
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
+        if !std::mem::replace(&mut known.is_retried, true) {
+            self.retries.push(index);
+        }
+    }
+
+    /// Few buffers are left: whoever keeps most of them, unread or unused, is cut; of equals the one that has
+    /// sent nothing for the longest time.
+    fn cut_the_fullest(&mut self) {
+        let held = |(index, one): (usize, &Connection)| {
+            (one.pieces.len(), u64::MAX - one.last_piece, index as u32)
+        };
+        let Some((1.., _, index)) = self.connections.iter().map(held).max() else { return };
+        add(&self.tally(self.connections[index as usize].port).dropped, 1);
+        self.cut(index);
+    }
+
     pub(super) fn piece(&mut self, index: u32, lease: Lease, start: usize, len: usize) {
         let Some(known) = self.connections.get_mut(index as usize) else {
             return self.buffers.put(lease);
@@ -191,6 +251,12 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             return self.buffers.put(lease);
         }
         known.pieces.push_back(Piece { lease, start, len });
+        self.pieces_seen += 1;
+        known.last_piece = self.pieces_seen;
+        if self.buffers.free() + self.driver.lent() < RESERVE {
+            self.cut_the_fullest();
+        }
+        let Some(known) = self.connections.get_mut(index as usize) else { return };
         let (number, is_full) = (known.port, known.pieces.len() >= PIECES_MAX);
         if is_full && !known.is_stopping {
             known.is_stopping = true;
@@ -209,9 +275,18 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 known.has_ended = true;
                 self.go_on(index);
             }
-            libc::ENOBUFS => self.starved.push(Source::Stream(index)),
-            // It was stopped, and goes on when there is room.
-            libc::ECANCELED => self.go_on(index),
+            libc::ENOBUFS => {
+                known.is_starved = true;
+                self.starved.push(Source::Stream(index));
+            }
+            // It was stopped, and goes on when there is room, or to hear of its end.
+            libc::ECANCELED => {
+                let ends = matches!(known.life, Life::Closing | Life::Lingering(_));
+                self.go_on(index);
+                if ends {
+                    self.receive_stream(index);
+                }
+            }
             _ => {
                 known.has_ended = true;
                 self.cut(index);
@@ -262,8 +337,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 return;
             }
             if self.is_at_its_share(number) {
-                self.retries.push(index);
-                return;
+                return self.retry_later(index);
             }
             let Some(known) = self.connections.get_mut(index as usize) else { return };
             let piece = known.pieces.pop_front();
@@ -271,8 +345,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 return;
             }
             let Some(piece) = piece.or_else(|| self.empty_piece()) else {
-                self.retries.push(index);
-                return;
+                return self.retry_later(index);
             };
             if !self.show_piece(index, piece, is_last) {
                 return;
@@ -302,7 +375,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let known = &mut self.connections[index as usize];
         if answer.is_again {
             self.keep(index, Some(piece));
-            self.retries.push(index);
+            self.retry_later(index);
             return false;
         }
         known.is_new = false;
@@ -400,7 +473,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// It is to be shown again.
-    fn keep(&mut self, index: u32, piece: Option<Piece>) {
+    pub(super) fn keep(&mut self, index: u32, piece: Option<Piece>) {
         let Some(piece) = piece else { return };
         let known = &mut self.connections[index as usize];
         if piece.len == 0 || known.life != Life::Open {
@@ -455,7 +528,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.queue(index, sending);
     }
 
-    fn queue(&mut self, index: u32, sending: Sending) {
+    pub(super) fn queue(&mut self, index: u32, sending: Sending) {
         match self.send(sending) {
             None => self.cut(index),
             Some(place) => {
@@ -470,8 +543,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let ready = !known.is_sending && !matches!(known.life, Life::Cut | Life::Connecting);
         let Some(&place) = known.output.front().filter(|_| ready) else { return };
         let bytes = self.bytes_at(&self.sends[place as usize]);
+        // Not the time itself: to ask for it costs as much as a short answer.
+        let now_ns = self.expired_ns;
         let known = &mut self.connections[index as usize];
         known.is_sending = true;
+        known.progress_ns = now_ns;
         // SAFETY: the bytes are in a buffer, or a spill, that is put away when the driver has told of this
         // place.
         unsafe { self.driver.send(place, known.fd.as_fd(), bytes, None) };
@@ -558,76 +634,6 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
-    /// Join it to a new connection to `next`.
-    fn join(&mut self, index: u32, piece: Piece, next: NetAddress) {
-        self.keep(index, Some(piece));
-        let number = self.connections[index as usize].port;
-        let made = next.socket().and_then(|server| {
-            let fd = listen::connecting_tcp(server).ok()?;
-            Some((fd, Box::new(Address::of(server))))
-        });
-        let Some((fd, target)) = made.filter(|_| self.connections.len() < NET_CONNECTIONS_MAX)
-        else {
-            add(&self.tally(number).unsent, 1);
-            return self.cut(index);
-        };
-        let mut other = Connection::new(fd, number, Life::Connecting);
-        (other.partner, other.is_joined) = (Some(index), true);
-        let address = std::ptr::from_ref(&*target);
-        other.target = Some(target);
-        let made = self.connections.insert(other) as u32;
-        let known = &mut self.connections[index as usize];
-        (known.partner, known.is_joined) = (Some(made), true);
-        let fd = self.connections[made as usize].fd.as_fd();
-        // SAFETY: boxed, and kept by the connection, which is not forgotten while it connects.
-        let address = unsafe { &*address };
-        // SAFETY: as above.
-        unsafe { self.driver.connect(made, fd, address) };
-    }
-
-    pub(super) fn connected(&mut self, index: u32, result: i32) {
-        let Some(known) = self.connections.get_mut(index as usize) else { return };
-        known.is_connecting = false;
-        if known.life != Life::Connecting {
-            return self.forget_if_over(index);
-        }
-        if result < 0 {
-            add(&self.buffers.tally(known.port as usize).unsent, 1);
-            return self.cut(index);
-        }
-        known.life = Life::Open;
-        listen::send_at_once(&known.fd);
-        let partner = known.partner;
-        self.receive_stream(index);
-        partner.into_iter().for_each(|partner| self.go_on(partner));
-    }
-
-    /// What has come of `index` goes out by `partner`.
-    fn pass_on(&mut self, index: u32, partner: u32) {
-        while self
-            .connections
-            .get(partner as usize)
-            .is_some_and(|other| other.life == Life::Open && other.has_room())
-        {
-            let known = &mut self.connections[index as usize];
-            let Some(Piece { lease, start, len }) = known.pieces.pop_front() else { break };
-            let port = known.port;
-            add(&self.tally(port).forwarded, 1);
-            let bytes = Bytes::Buffer(lease);
-            let connection = Some(partner);
-            self.queue(partner, Sending { bytes, start, len, port, connection, to: None });
-        }
-        let Some(known) = self.connections.get(index as usize) else { return };
-        if known.has_ended && known.pieces.is_empty() {
-            if let Some(other) = self.connections.get_mut(partner as usize) {
-                other.end_wanted = true;
-            }
-            self.close_when_sent(partner);
-            // The other side may have ended first.
-            self.close_when_sent(index);
-        }
-    }
-
     /// Close our end once all that was written is sent.
     pub(super) fn close_stream(&mut self, index: u32) {
         let Some(known) = self.connections.get_mut(index as usize) else { return };
@@ -693,10 +699,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         all.into_iter().for_each(|index| self.cut(index));
     }
 
-    /// Cut those that linger for too long.
+    /// Cut those that linger for too long, and those whose other side does not read.
     pub(super) fn expire_connections(&mut self, now_ns: u64) {
         let of = |(index, one): (usize, &Connection)| match one.life {
             Life::Lingering(until) if until < now_ns => Some(index as u32),
+            Life::Open | Life::Closing if one.is_sending => {
+                let is_slow = now_ns.saturating_sub(one.progress_ns) > SLOW_NS;
+                is_slow.then_some(index as u32)
+            }
             _ => None,
         };
         let late: Vec<u32> = self.connections.iter().filter_map(of).collect();
@@ -706,7 +716,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Try those again that could not be shown.
     pub(super) fn retry(&mut self) {
         for index in std::mem::take(&mut self.retries) {
-            self.go_on(index);
+            if let Some(known) = self.connections.get_mut(index as usize) {
+                known.is_retried = false;
+                self.go_on(index);
+            }
         }
     }
 

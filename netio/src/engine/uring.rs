@@ -3,13 +3,14 @@
 #![expect(unsafe_code, reason = "hands buffers and requests to the kernel")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN, BUFFERS_MAX};
+use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN, BUFFERS_MAX, PACKET_LEN_MAX};
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
@@ -61,6 +62,8 @@ pub struct Uring {
     lent_count: usize,
     /// What is asked of the kernel for datagrams: room for an address.
     message: Box<libc::msghdr>,
+    /// Requests for which the queue had no room.
+    later: VecDeque<squeue::Entry>,
     /// The kernel waits for the doorbell.
     is_listening: bool,
 }
@@ -96,19 +99,39 @@ impl Uring {
         let mut message: Box<libc::msghdr> = unsafe { Box::new(std::mem::zeroed()) };
         message.msg_namelen = NAME_LEN as u32;
         let lent = (0..BUFFERS_MAX).map(|_| None).collect();
-        Ok(Self { ring, buffers, lent, lent_count: 0, message, is_listening: false })
+        Ok(Self {
+            ring,
+            buffers,
+            lent,
+            lent_count: 0,
+            message,
+            later: VecDeque::new(),
+            is_listening: false,
+        })
     }
 
     fn push(&mut self, entry: squeue::Entry, name: u64) {
-        let entry = entry.user_data(name);
-        // SAFETY: what the requests name stays until they are through: the callers of `Driver` see to
-        // the descriptors, bytes and addresses, this value keeps the message.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            // It is full: what is in it goes to the kernel first.
-            if self.ring.submit().is_err() {
+        self.later.push_back(entry.user_data(name));
+        self.fill();
+    }
+
+    /// Put into the queue what there is room for; the rest goes with a later wait.
+    fn fill(&mut self) {
+        while let Some(entry) = self.later.front() {
+            // SAFETY: what the requests name stays until they are through: the callers of `Driver` see to
+            // the descriptors, bytes and addresses, this value keeps the message.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                self.later.pop_front();
+            } else if self.ring.submit().is_err() {
                 return;
             }
         }
+    }
+
+    fn submit_all(&mut self) {
+        self.fill();
+        // What cannot be submitted now is, with the next wait.
+        let _ = self.ring.submit();
     }
 
     fn listen(&mut self, doorbell: Doorbell) {
@@ -147,7 +170,9 @@ impl Uring {
             events.push(event);
         }
         if !cqueue::more(flags) {
-            events.push(Event::Stopped(source, result.min(0)));
+            // One that ends although it has received something had no room to say so.
+            let why = if result > 0 { -libc::ENOBUFS } else { result };
+            events.push(Event::Stopped(source, why));
         }
     }
 
@@ -168,7 +193,8 @@ impl Uring {
                 // SAFETY: the kernel has written `len` bytes there, and the buffer is ours again.
                 let bytes = unsafe { std::slice::from_raw_parts(at, len) };
                 let message = RecvMsgOut::parse(bytes, &self.message).ok()?;
-                let (len, whole) = (message.payload_data().len(), !message.is_payload_truncated());
+                let len = message.payload_data().len();
+                let whole = !message.is_payload_truncated() && len <= PACKET_LEN_MAX;
                 let from = Address::new(message.name_data());
                 Some(Event::Datagram { socket, lease, start: FRONT, len, whole, from })
             }
@@ -244,6 +270,11 @@ impl Driver for Uring {
         self.push(entry, name(CONNECT, connection));
     }
 
+    fn release(&mut self, _: BorrowedFd<'_>) {
+        // A request has its file from the moment that the kernel has the request.
+        self.submit_all();
+    }
+
     fn watch(&mut self, fd: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), libc::POLLIN as u32).build();
         self.push(entry, name(WATCH, 0));
@@ -275,6 +306,7 @@ impl Driver for Uring {
             self.listen(doorbell);
         }
         self.buffers.publish();
+        self.fill();
         let time = timeout.map(Timespec::from);
         let mut args = SubmitArgs::new();
         if let Some(time) = &time {

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use ext_api::abi::{CallFn, POST_HANDLE, PacketBlock, ReleaseFn, Reply, Runtime, Status};
 use ext_api::limits::{PORTS_MAX, SEATS_MAX};
@@ -44,6 +45,7 @@ pub(super) fn start(sandbox: &Sandbox) -> io::Result<(u32, OwnedFd)> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             let region = Region::of(sandbox, runtime);
+            allow_many_descriptors();
             let served = enter(&sandbox.zones, join)
                 .and_then(|()| keep_only(its))
                 .and_then(|control| serve(region, control, pool));
@@ -51,6 +53,17 @@ pub(super) fn start(sandbox: &Sandbox) -> io::Result<(u32, OwnedFd)> {
             unsafe { libc::_exit(i32::from(served.is_err())) }
         }
         child => Ok((child as u32, ours)),
+    }
+}
+
+/// Each connection takes one: as many as the administrator allows.
+fn allow_many_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes a limit.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: a limit of ours. If it is refused, fewer connections are accepted.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
 }
 
@@ -86,36 +99,54 @@ fn obey<D: Driver>(mut engine: Engine<D, Region>, control: OwnedFd) -> io::Resul
     let mut orders: VecDeque<(Order, Option<OwnedFd>)> = VecDeque::new();
     engine.watch(control.as_fd());
     loop {
-        let has_orders = engine.turn(None)?;
-        if has_orders {
+        // An order that cannot be carried out yet is tried again in a moment.
+        let moment = (!orders.is_empty()).then_some(Duration::from_millis(1));
+        if engine.turn(moment)? {
             let Some(order) = receive(&control)? else { return Ok(()) };
             orders.push_back(order);
             engine.watch(control.as_fd());
         }
         while let Some((order, fd)) = orders.pop_front() {
-            match order {
-                Order::Close { number } => engine.close(number),
-                Order::Sit { number, seat } => engine.sit(number, seat),
-                Order::Leave { seat } => engine.leave(seat),
-                Order::Only { numbers, seats } => {
-                    let others = (0..SEATS_MAX).filter(|seat| !seats.contains(seat));
-                    others.for_each(|seat| engine.leave(seat));
-                    let others = (0..PORTS_MAX).filter(|number| !numbers.contains(number));
-                    others.for_each(|number| engine.close(number));
-                }
-                // A successor says once more what its predecessor has said.
-                Order::Open { number, kind, handler }
-                    if engine.served(number) == Some((kind, handler)) => {}
-                // Its number's former port is not through yet.
-                Order::Open { number, .. } if engine.is_open(number) => {
-                    engine.close(number);
-                    orders.push_front((order, fd));
-                    engine.turn(Some(std::time::Duration::from_millis(1)))?;
-                }
-                Order::Open { number, kind, handler } => engine.open(number, kind, handler, fd)?,
+            if let Some(later) = carry_out(&mut engine, order, fd) {
+                orders.push_front(later);
+                break;
             }
         }
     }
+}
+
+/// Carry an order out, or give it back for later.
+fn carry_out<D: Driver>(
+    engine: &mut Engine<D, Region>,
+    order: Order,
+    fd: Option<OwnedFd>,
+) -> Option<(Order, Option<OwnedFd>)> {
+    match order {
+        Order::Close { number } => engine.close(number),
+        Order::Sit { number, seat } => engine.sit(number, seat),
+        Order::Leave { seat } => engine.leave(seat),
+        Order::Only { numbers, seats } => {
+            let others = (0..SEATS_MAX).filter(|seat| !seats.contains(seat));
+            others.for_each(|seat| engine.leave(seat));
+            let others = (0..PORTS_MAX).filter(|number| !numbers.contains(number));
+            others.for_each(|number| engine.close(number));
+        }
+        // A successor says once more what its predecessor has said.
+        Order::Open { number, kind, handler } if engine.served(number) == Some((kind, handler)) => {
+        }
+        // Its number's former port is not through yet.
+        Order::Open { number, .. } if engine.is_open(number) => {
+            engine.close(number);
+            return Some((order, fd));
+        }
+        Order::Open { number, kind, handler } => {
+            if let Err(error) = engine.open(number, kind, handler, fd) {
+                let text = format!("sbx: port {number} of the network cannot be served: {error}\n");
+                engine.sandbox().common.log().append(text.as_bytes());
+            }
+        }
+    }
+    None
 }
 
 /// The next order; None if nobody is left to give any.
