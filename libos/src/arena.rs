@@ -272,9 +272,10 @@ impl Arena {
         if let Some(block) = self.take_block(start, class) {
             return Some(block);
         }
-        // One pass over the chunks of this class and the free ones, from the hint on. A hint is
-        // only where to begin: any chunk found there is checked like any other.
-        for step in 1..=total {
+        // One pass over the chunks of this class and the free ones, from the hint on, with that itself: its
+        // last block may have been given back, and whoever took the next free one instead would walk through
+        // the whole arena. A hint is only where to begin: any chunk found there is checked like any other.
+        for step in 0..total {
             let chunk = (start + step) % total;
             let found = match self.kind(chunk) {
                 Chunk::Small { class: found } if found == class => self.take_block(chunk, class),

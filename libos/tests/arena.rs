@@ -147,6 +147,22 @@ fn wild_pointers_are_refused() {
 }
 
 #[test]
+fn what_is_given_back_is_taken_again() {
+    let (_memory, arena) = Memory::new();
+    let mut seen = std::collections::BTreeSet::new();
+    // Several lengths at a time, each alone in its chunk: the memory that they use does not grow.
+    for _ in 0..1000 {
+        let blocks = [24, 500, 5000].map(|len| arena.alloc(len, 16, 0).unwrap().as_ptr());
+        for block in blocks {
+            seen.insert(block.addr() / CHUNK_LEN);
+            // SAFETY: just allocated.
+            unsafe { arena.free(block) }.unwrap();
+        }
+    }
+    assert!(seen.len() <= 6, "{} chunks", seen.len());
+}
+
+#[test]
 fn threads_never_share_a_block() {
     let (_memory, arena) = Memory::new();
     let base = arena.alloc(16, 16, 0).unwrap().as_ptr() as usize;

@@ -105,11 +105,15 @@ impl Drop for Server {
     }
 }
 
-/// Seconds that a process has computed, to the nanosecond.
+/// Seconds that a process has computed, all of its threads, to the nanosecond.
 fn cpu_seconds(pid: u32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
-    let ns = text.split(' ').next().and_then(|word| word.parse::<f64>().ok());
-    ns.unwrap_or(0.0) / 1e9
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let seconds = threads.map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+        let ns = text.split(' ').next().and_then(|word| word.parse::<f64>().ok());
+        ns.unwrap_or(0.0) / 1e9
+    });
+    seconds.sum()
 }
 
 /// A sandbox with extensions that serve ports.

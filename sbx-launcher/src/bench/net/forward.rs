@@ -70,6 +70,6 @@ fn haproxy(folder: &Path, port: u16) -> io::Result<Vec<String>> {
 }
 
 fn socat(_: &Path, port: u16) -> io::Result<Vec<String>> {
-    let from = format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,nodelay");
+    let from = format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,nodelay,backlog=128");
     Ok(vec!["socat".to_owned(), from, format!("TCP:127.0.0.1:{UPSTREAM},nodelay")])
 }

@@ -162,7 +162,7 @@ impl Ways {
         let trips = move || self.over_kernel(|it| round_trips(it, time));
         rows.push(("TCP round trip, kernel".into(), "us", Box::new(trips)));
         let Ok(flood) = &self.flood else { return };
-        for (name, receiver) in [(XDP, Receiver::Xdp), (UDP, Receiver::Udp)] {
+        for (name, receiver) in RECEIVERS {
             let rate = move || flood.rate(receiver, time).map_err(doing);
             rows.push((name.into(), "1/s", Box::new(rate)));
         }
@@ -176,16 +176,20 @@ impl Ways {
         report.goal("TCP bulk: rings / best of kernel", rows, best, (">=", 1.8));
         let itself = |[us]: [f64; 1]| us;
         report.goal("TCP round trip, rings, us", ["TCP round trip, rings"], itself, ("<=", 3.0));
-        let ratio = |[ours, theirs]: [f64; 2]| ours / theirs;
-        report.goal("frames on veth: AF_XDP / UDP socket", [XDP, UDP], ratio, (">=", 1.3));
+        let best = |[ours, a, b]: [f64; 3]| ours / a.max(b);
+        let rows = RECEIVERS.map(|(name, _)| name);
+        report.goal("datagrams on veth: AF_XDP / best of kernel", rows, best, (">=", 1.3));
         if let Err(why) = &self.flood {
-            report.explain(XDP, why);
+            report.explain("veth", why);
         }
     }
 }
 
-const XDP: &str = "datagrams on veth, AF_XDP";
-const UDP: &str = "datagrams on veth, kernel UDP";
+const RECEIVERS: [(&str, Receiver); 3] = [
+    ("datagrams on veth, AF_XDP", Receiver::Xdp),
+    ("datagrams on veth, UDP socket that waits", Receiver::UdpWaiting),
+    ("datagrams on veth, UDP socket that looks", Receiver::UdpLooking),
+];
 
 fn kernel_row(piece: usize) -> String {
     format!("TCP bulk, kernel, {} KiB writes", piece >> 10)

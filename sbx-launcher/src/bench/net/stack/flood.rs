@@ -34,10 +34,12 @@ const RECEIVE_LEN: libc::c_int = 4 << 20;
 /// Who receives.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Receiver {
-    /// AF_XDP: whole frames.
+    /// AF_XDP: whole frames. It looks all the time.
     Xdp,
-    /// A UDP socket, many datagrams by one call.
-    Udp,
+    /// A UDP socket, many datagrams by one call, which waits for the first.
+    UdpWaiting,
+    /// The same, which looks all the time.
+    UdpLooking,
 }
 
 /// Two namespaces and the veth pair between them, which go with the value.
@@ -96,7 +98,8 @@ impl Flood {
         let _receiver = Child::start(Some(SERVER_CPU), || {
             let error = enter(&self.receives).and_then(|()| match receiver {
                 Receiver::Xdp => self.receive_frames(),
-                Receiver::Udp => self.receive_datagrams(),
+                Receiver::UdpWaiting => self.receive_datagrams(libc::MSG_WAITFORONE),
+                Receiver::UdpLooking => self.receive_datagrams(libc::MSG_DONTWAIT),
             });
             eprintln!("receiving on a veth pair: {error:?}");
         })?;
@@ -129,12 +132,12 @@ impl Flood {
             }
             self.received.fetch_add(count, Relaxed);
             if count == 0 {
-                device.wait(None)?;
+                std::hint::spin_loop();
             }
         }
     }
 
-    fn receive_datagrams(&self) -> io::Result<()> {
+    fn receive_datagrams(&self, flags: libc::c_int) -> io::Result<()> {
         let socket = UdpSocket::bind(TO)?;
         let room = RECEIVE_LEN;
         let (at, len) = ((&raw const room).cast(), size_of_val(&room));
@@ -146,9 +149,12 @@ impl Flood {
         loop {
             let (fd, at, none) = (socket.as_raw_fd(), messages.as_mut_ptr(), std::ptr::null_mut());
             // SAFETY: as many messages, each with a buffer.
-            let got = unsafe { libc::recvmmsg(fd, at, BATCH as u32, libc::MSG_WAITFORONE, none) };
-            let got = u64::try_from(got).map_err(|_| io::Error::last_os_error())?;
-            self.received.fetch_add(got, Relaxed);
+            let got = unsafe { libc::recvmmsg(fd, at, BATCH as u32, flags, none) };
+            match u64::try_from(got) {
+                Ok(got) => _ = self.received.fetch_add(got, Relaxed),
+                Err(_) if would_block() => std::hint::spin_loop(),
+                Err(_) => return Err(io::Error::last_os_error()),
+            }
         }
     }
 }
@@ -159,6 +165,10 @@ impl Drop for Flood {
             let _ = ip(&format!("netns del {namespace}"));
         }
     }
+}
+
+fn would_block() -> bool {
+    io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
 }
 
 fn enter(namespace: &str) -> io::Result<()> {
