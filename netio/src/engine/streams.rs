@@ -163,13 +163,10 @@ impl Connection {
             Life::Lingering(_) => !self.is_starved,
             _ => false,
         };
-        let is_with_process = self.with_process != 0 || !self.process_left;
-        is_ended
-            && !self.is_receiving
-            && !self.is_sending
-            && !self.is_handed
-            && !self.is_connecting
-            && !(self.seat.is_some() && is_with_process)
+        let is_with_kernel = self.is_receiving || self.is_sending || self.is_connecting;
+        let is_served = self.is_handed || self.with_process != 0;
+        let has_process = self.seat.is_some() && !self.process_left;
+        is_ended && !is_with_kernel && !is_served && !has_process
     }
 
     pub(super) fn has_room(&self) -> bool {
