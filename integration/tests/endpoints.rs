@@ -177,13 +177,14 @@ fn a_port_goes_on_with_the_next_worker() {
             let mut stream = connect(serves.at);
             let said = ask(&mut stream, &format!("round {round}"));
             assert!(said.ends_with(&format!(" round {round}")), "{said}");
-            let worker = net(&sandbox)["worker"].to_string();
-            let killed = Command::new("kill").args(["-9", &worker]).status().expect("kill runs");
+            let worker = net(&sandbox)["worker"].as_u64().expect("a worker");
+            let killed = Command::new("kill").args(["-9", &worker.to_string()]).status();
+            let killed = killed.expect("kill runs");
             assert!(killed.success());
             let end = stream.read_line(&mut String::new());
             assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
             until(&sandbox, "served again", |table| {
-                table["worker"].is_u64() && table["worker"].to_string() != worker
+                table["worker"].as_u64().is_some_and(|pid| pid != worker)
             });
         }
         assert!(ask(&mut connect(serves.at), "after").ends_with(" after"));
