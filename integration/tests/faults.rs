@@ -139,7 +139,7 @@ fn what_an_extension_must_not_do_is_refused_by_name() {
     assert!(said("faulty.spawn").contains("pthread_create is refused"), "{}", said("faulty.spawn"));
     assert_eq!(sandbox.call(&["faulty.environment"]).stdout, "0\n");
     let missing = said("faulty.missing");
-    assert!(missing.contains("MissingImport") && missing.contains("realpath"), "{missing}");
+    assert!(missing.contains("MissingImport") && missing.contains("chroot"), "{missing}");
     count(&sandbox);
     let command = said("faulty.command");
     assert!(command.contains("MissingImport") || command.contains("is refused"), "{command}");
@@ -153,4 +153,14 @@ fn a_file_belongs_to_the_process_that_opened_it() {
     let expected = "Ok(4)\nchild: bad file descriptor (it belongs to the process that opened it) \
                     (os error 9)\n";
     assert_eq!(ended.stdout, expected, "{}", ended.stderr);
+}
+
+#[test]
+fn paths_are_resolved() {
+    let sandbox = Sandbox::up("paths");
+    sandbox.load(&built("libledger.so"));
+    let said = sandbox.call(&["ledger.real_path", "/usr/./bin/../lib/"]);
+    assert_eq!(said.stdout, "/usr/lib\n", "{}", said.stderr);
+    let said = sandbox.call(&["ledger.real_path", "/not/there"]);
+    assert!(said.status != 0 && said.stderr.to_lowercase().contains("no such file"), "{said:?}");
 }

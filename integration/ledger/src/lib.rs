@@ -187,6 +187,12 @@ pub mod ledger {
         Cx::post(To::peer(Peer::from_raw(to)), note, &[poster, number])
     }
 
+    /// The path that `path` leads to.
+    #[handler]
+    fn real_path(path: &str) -> Result<String, std::io::Error> {
+        std::fs::canonicalize(path).map(|path| path.display().to_string())
+    }
+
     /// A timer's handler: one sample for each period, those that were missed included.
     #[handler]
     fn late(state: &State, first: u64, period: u64, missed: u64) {

@@ -94,6 +94,7 @@ static EXPORTS: &[Export] = exports! {
     "mkdir" => files::mkdir,
     "rmdir" => files::rmdir,
     "readlink" => files::readlink,
+    "realpath" => files::realpath,
     "getcwd" => files::getcwd,
     "getrandom" => files::getrandom,
     "poll" => files::poll,

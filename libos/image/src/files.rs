@@ -12,7 +12,7 @@ use core::ffi::{c_char, c_int, c_long, c_void};
 
 use crate::sys::{self, Errno, nr};
 use crate::threads::fail;
-use crate::{log, start};
+use crate::{heap, log, start};
 
 const OURS: i32 = 1 << 30;
 const FD_BITS: u32 = 14;
@@ -204,6 +204,56 @@ pub(crate) extern "C" fn rmdir(path: *const c_char) -> c_int {
 
 pub(crate) extern "C" fn readlink(path: *const c_char, to: *mut c_char, len: usize) -> isize {
     on_path(nr::READLINK, [path as usize, to as usize, len])
+}
+
+/// Longest path, with its zero.
+const PATH_LEN: usize = 4096;
+
+/// The path of the file that `path` leads to, as the kernel says it: into `to`, which has room for any, or
+/// into memory of the heap if there is none.
+pub(crate) extern "C" fn realpath(path: *const c_char, to: *mut c_char) -> *mut c_char {
+    const ANY: usize = 0o10_000_000 | 0o2_000_000; // O_PATH, O_CLOEXEC
+    let room = if to.is_null() { heap::malloc(PATH_LEN).cast::<c_char>() } else { to };
+    if room.is_null() {
+        fail(sys::ENOMEM);
+        return room;
+    }
+    // SAFETY: the caller vouches for the path.
+    let opened = unsafe { sys::call(nr::OPENAT, [AT_FDCWD, path as usize, ANY, 0]) };
+    let found = opened.and_then(|fd| {
+        let mut link = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+        write_number(&mut link[14..], fd);
+        let args = [link.as_ptr() as usize, room as usize, PATH_LEN - 1];
+        // SAFETY: a text of ours that ends in a zero, and room for a path.
+        let found = unsafe { sys::call(nr::READLINK, args) };
+        let _ = sys::close(fd as i32);
+        found
+    });
+    match found {
+        Ok(len) => {
+            // SAFETY: the kernel has written `len` bytes, one less than there is room for at most.
+            unsafe { room.add(len).write(0) };
+            room
+        }
+        Err(errno) => {
+            if to.is_null() {
+                // SAFETY: allocated above.
+                unsafe { heap::free(room.cast()) };
+            }
+            fail(errno);
+            core::ptr::null_mut()
+        }
+    }
+}
+
+/// Write a number in decimal.
+fn write_number(to: &mut [u8], number: usize) {
+    let digits = number.checked_ilog10().unwrap_or(0) as usize + 1;
+    let mut left = number;
+    for place in to.iter_mut().take(digits).rev() {
+        *place = b'0' + (left % 10) as u8;
+        left /= 10;
+    }
 }
 
 pub(crate) extern "C" fn getcwd(to: *mut c_char, len: usize) -> *mut c_char {
