@@ -291,8 +291,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.take_asks();
         self.offer_again();
         self.retry();
-        self.resume();
         self.expire();
+        self.resume();
         self.flush();
         self.forget_those_over();
         waited.map(|()| std::mem::take(&mut self.is_readable))
