@@ -1,6 +1,7 @@
 //! What commands do, on entries that are anywhere.
 
 use std::hash::{DefaultHasher, Hasher};
+use std::io::Write;
 
 use ext_api::shared::Counter;
 
@@ -64,6 +65,20 @@ pub struct Session<'a, E> {
     pub counts: &'a Counts,
 }
 
+/// Three numbers of at most 20 digits, blanks and a line's end.
+const LINE_END_LEN: usize = 72;
+
+/// What stands behind the key of an entry: written into `to`, since to allocate takes longer.
+fn line_end(to: &mut [u8; LINE_END_LEN], flags: u32, len: usize, number: Option<u64>) -> &[u8] {
+    let mut left = &mut to[..];
+    // There is room for all of it.
+    let _ = write!(left, " {flags} {len}");
+    let _ = number.map(|number| write!(left, " {number}"));
+    let _ = left.write_all(b"\r\n");
+    let written = LINE_END_LEN - left.len();
+    &to[..written]
+}
+
 /// An entry that was found.
 struct Found {
     value: Vec<u8>,
@@ -104,14 +119,16 @@ impl<E: Entries> Session<'_, E> {
             }
             self.counts.hits.add(1);
             let mark = self.marks.get(key, self.entries.now_ns());
-            let number = if numbers { format!(" {}", number_of(&value)) } else { String::new() };
             write(b"VALUE ");
             write(key);
-            write(format!(" {} {}{number}\r\n", mark.flags, value.len()).as_bytes());
+            let number = numbers.then(|| number_of(&value));
+            let mut line = [0; LINE_END_LEN];
+            write(line_end(&mut line, mark.flags, value.len(), number));
             write(&value);
             write(b"\r\n");
         }
-        Ok("END\r\n".into())
+        write(b"END\r\n");
+        Ok(String::new())
     }
 
     /// Store `value`, which ends with a line's end that is not stored: the answer.

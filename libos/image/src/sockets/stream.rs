@@ -316,6 +316,9 @@ fn note_core(direction: &Direction) {
     }
 }
 
+/// How often whoever closes looks for a bell that is on its way.
+const BELL_LOOKS: usize = 64;
+
 /// Bells that may be on their way at a time: one for each write that comes while nobody reads.
 const BELLS_MAX: usize = 1024;
 
@@ -642,7 +645,18 @@ pub(super) fn about_to_close(end: &End) {
     let side = &end.connection.sides[end.side];
     let is_last = side.crowded.load(Relaxed) == 0 && !side.holders.iter().any(others);
     let joined = end.connection.state.load(Acquire) == JOINED;
-    if joined && is_last && end.incoming().has_bytes() && !end.connection.is_unix() {
+    if !joined || !is_last {
+        return;
+    }
+    // A bell that nobody has taken out is unread to the kernel, too, which would say so by a reset.
+    for _ in 0..BELL_LOOKS {
+        hear_bell(end, end.incoming());
+        if end.incoming().bell.load(Acquire) == 0 || end.incoming().has_bytes() {
+            break;
+        }
+        sys::sched_yield();
+    }
+    if end.incoming().has_bytes() && !end.connection.is_unix() {
         let linger = [1u32, 0];
         ask(nr::SETSOCKOPT, [end.fd, SOCKET, SO_LINGER, linger.as_ptr() as usize, 8]);
     }
