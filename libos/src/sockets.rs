@@ -40,7 +40,7 @@ pub const WATCHERS_MAX: usize = 512;
 /// Sockets of one of them. More are left to the kernel.
 pub const WATCHED_MAX: usize = 4096;
 /// Processes that share an end of a connection and are known by name.
-pub const HOLDERS_MAX: usize = 10;
+pub const HOLDERS_MAX: usize = 9;
 
 /// Nobody's row.
 pub const FREE: u32 = 0;
@@ -170,6 +170,8 @@ pub struct Side {
     pub gone: AtomicU32,
     /// What the program set of `TCP_NODELAY` and `TCP_CORK`.
     pub options: AtomicU32,
+    /// Descriptors of it that are under way in messages (`SCM_RIGHTS`): who receives one has it as well.
+    pub passed: AtomicU32,
 }
 
 /// The bytes from one side to the other.
@@ -384,10 +386,18 @@ impl Side {
         is_free
     }
 
+    /// One of its descriptors that were under way has come.
+    pub fn received(&self) {
+        let less = |passed: u32| passed.checked_sub(1);
+        let _ = self.passed.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
+    }
+
     fn reset(&self) {
         zero64(&self.cookie);
         self.holders.iter().for_each(zero);
-        [&self.crowded, &self.nonblock, &self.gone, &self.options].into_iter().for_each(zero);
+        [&self.crowded, &self.nonblock, &self.gone, &self.options, &self.passed]
+            .into_iter()
+            .for_each(zero);
     }
 }
 
@@ -513,9 +523,12 @@ impl Sockets {
             return;
         }
         let state = connection.state.load(Ordering::Acquire);
+        // A descriptor that is under way still needs it. If nobody ever receives that, the row is lost.
+        let is_passed =
+            connection.sides.iter().any(|side| side.passed.load(Ordering::Acquire) != 0);
         if state == OFFERED && side == 0 {
             let _ = self.withdraw(row);
-        } else if state >= ACCEPTED && connection.other_is_gone(side) {
+        } else if state >= ACCEPTED && connection.other_is_gone(side) && !is_passed {
             // Both may come here at once: one of them frees it.
             let swap = connection.state.compare_exchange(
                 state,

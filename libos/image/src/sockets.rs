@@ -82,6 +82,9 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         nr::WRITE | nr::SENDTO | nr::WRITEV | nr::SENDMSG | nr::SENDMMSG | nr::SENDFILE => {
             match fds::end_of(first) {
                 Some(end) => messages::send(end, number, args),
+                None if number == nr::SENDMSG => {
+                    messages::send_passing(args, || native(number, args))
+                }
                 None => native(number, args),
             }
         }

@@ -272,7 +272,7 @@ fn peer_of_unix(inode: u32) -> Option<u32> {
 }
 
 /// `fd` has come from elsewhere: if it is an end of a carried connection, it stands for that here as well.
-fn adopt(fd: usize, pid: u32) {
+fn adopt(fd: usize, pid: u32, is_passed: bool) {
     fds::is_new(fd);
     let Some(cookie) = option(fd, SO_COOKIE).filter(|cookie| *cookie != 0) else { return };
     for row in sockets().rows() {
@@ -281,6 +281,9 @@ fn adopt(fd: usize, pid: u32) {
         let is_it = |side: &usize| connection.sides[*side].cookie.load(Relaxed) == cookie;
         let Some(side) = (0..2).find(is_it).filter(|_| has_ends) else { continue };
         connection.sides[side].hold(pid);
+        if is_passed {
+            connection.sides[side].received();
+        }
         if fds::carry_too(fd, row, side) {
             return;
         }
@@ -290,9 +293,34 @@ fn adopt(fd: usize, pid: u32) {
 
 /// Descriptors may have come with the message at `at`.
 pub(super) fn adopt_passed(at: usize) {
+    if let Some(pid) = own_pid().filter(|_| sockets().used.load(Relaxed) != 0) {
+        each_passed(at, |fd| adopt(fd, pid, true));
+    }
+}
+
+/// Descriptors are about to go with the message at `at`: until they are received, those of carried
+/// connections are nobody's, and yet not closed.
+pub(super) fn about_to_pass(at: usize) {
+    each_passed(at, |fd| {
+        if let Some(end) = fds::end_of(fd) {
+            end.connection.sides[end.side].passed.fetch_add(1, AcqRel);
+        }
+    });
+}
+
+/// They have not gone.
+pub(super) fn not_passed(at: usize) {
+    each_passed(at, |fd| {
+        if let Some(end) = fds::end_of(fd) {
+            end.connection.sides[end.side].received();
+        }
+    });
+}
+
+/// The descriptors that go or come with the message at `at`.
+fn each_passed(at: usize, mut on: impl FnMut(usize)) {
     const RIGHTS: [u32; 2] = [SOCKET as u32, 1];
     const HEADER: usize = 16;
-    let Some(pid) = own_pid().filter(|_| sockets().used.load(Relaxed) != 0) else { return };
     let Some((mut at, mut len)) = messages::control_of(at) else { return };
     while len >= HEADER {
         let Some(size) = user::read::<usize>(at).filter(|size| (HEADER..=len).contains(size))
@@ -302,7 +330,7 @@ pub(super) fn adopt_passed(at: usize) {
         if user::read::<[u32; 2]>(at + 8) == Some(RIGHTS) {
             for offset in (HEADER..size).step_by(4) {
                 if let Some(fd) = user::read::<u32>(at + offset) {
-                    adopt(fd as usize, pid);
+                    on(fd as usize);
                 }
             }
         }
@@ -324,7 +352,7 @@ pub(crate) fn adopt_after_exec() {
         sockets().connections[row].sides.iter().any(|side| side.holders.iter().any(holds))
     });
     for fd in 0..INHERITED_MAX {
-        adopt(fd, pid);
+        adopt(fd, pid, false);
         if let Some(end) = fds::end_of(fd) {
             // If others wait for it in a set of theirs, it stays there.
             let watch = &end.incoming().reading.watch;

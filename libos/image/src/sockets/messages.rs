@@ -76,6 +76,16 @@ pub(super) fn send(end: End, number: usize, args: [usize; 6]) -> isize {
     }
 }
 
+/// `sendmsg` to the kernel. It may take descriptors of carried connections with it.
+pub(super) fn send_passing(args: [usize; 6], send: impl FnOnce() -> isize) -> isize {
+    meet::about_to_pass(args[1]);
+    let sent = send();
+    if sent < 0 {
+        meet::not_passed(args[1]);
+    }
+    sent
+}
+
 fn send_message(end: End, number: usize, args: [usize; 6], at: usize, flags: usize) -> isize {
     let Some(message) = user::read::<Message>(at) else { return -(EFAULT as isize) };
     let pieces = Pieces::many(message.vectors, message.count);
@@ -83,7 +93,7 @@ fn send_message(end: End, number: usize, args: [usize; 6], at: usize, flags: usi
     let is_plain = message.name == 0 && message.control_len == 0 && flags & !TO_SEND == 0;
     match total.filter(|_| is_plain) {
         Some(total) => send_bytes(end, number, args, Source::Memory { pieces, flags }, total),
-        None => by_kernel(&end, number, args, total.unwrap_or(0)),
+        None => send_passing(args, || by_kernel(&end, number, args, total.unwrap_or(0))),
     }
 }
 

@@ -644,8 +644,9 @@ pub(super) fn about_to_close(end: &End) {
     };
     let side = &end.connection.sides[end.side];
     let is_last = side.crowded.load(Relaxed) == 0 && !side.holders.iter().any(others);
+    let is_passed = side.passed.load(Acquire) != 0;
     let joined = end.connection.state.load(Acquire) == JOINED;
-    if !joined || !is_last {
+    if !joined || !is_last || is_passed {
         return;
     }
     // A bell that nobody has taken out is unread to the kernel, too, which would say so by a reset.
