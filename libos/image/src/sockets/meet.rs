@@ -317,21 +317,23 @@ pub(super) fn not_passed(at: usize) {
     });
 }
 
-/// The descriptors that go or come with the message at `at`.
+/// The descriptors that go or come with the message at `at`. What is more than the kernel takes is not read.
 fn each_passed(at: usize, mut on: impl FnMut(usize)) {
     const RIGHTS: [u32; 2] = [SOCKET as u32, 1];
     const HEADER: usize = 16;
-    let Some((mut at, mut len)) = messages::control_of(at) else { return };
+    const RIGHTS_MAX: usize = 253;
+    const CONTROL_MAX: usize = 1 << 20;
+    let Some((mut at, len)) = messages::control_of(at) else { return };
+    let mut len = len.min(CONTROL_MAX);
     while len >= HEADER {
         let Some(size) = user::read::<usize>(at).filter(|size| (HEADER..=len).contains(size))
         else {
             return;
         };
         if user::read::<[u32; 2]>(at + 8) == Some(RIGHTS) {
-            for offset in (HEADER..size).step_by(4) {
-                if let Some(fd) = user::read::<u32>(at + offset) {
-                    on(fd as usize);
-                }
+            for offset in (HEADER..size).step_by(4).take(RIGHTS_MAX) {
+                let Some(fd) = user::read::<u32>(at + offset) else { return };
+                on(fd as usize);
             }
         }
         let step = size.next_multiple_of(8).min(len);
