@@ -43,6 +43,14 @@ pub struct Ended {
     pub stderr: String,
 }
 
+/// What runs on this machine, where each process waits, and the signals that wait for it.
+fn processes() -> String {
+    let columns = "pid,ppid,pgid,stat,wchan:24,pending,blocked,args";
+    let shown =
+        Command::new("ps").args(["-N", "--ppid", "2", "--forest", "-ww", "-o", columns]).output();
+    shown.map_or_else(|error| error.to_string(), |ps| String::from_utf8_lossy(&ps.stdout).into())
+}
+
 /// Run a program to its end.
 ///
 /// # Panics
@@ -72,8 +80,9 @@ pub fn run(command: &mut Command) -> Ended {
             break status;
         }
         if start.elapsed() > patience {
+            let processes = processes();
             let _ = child.kill();
-            panic!("{command:?} did not end within {patience:?}");
+            panic!("{command:?} did not end within {patience:?}; meanwhile:\n{processes}");
         }
         thread::sleep(Duration::from_millis(2));
     };
