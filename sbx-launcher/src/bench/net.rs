@@ -105,7 +105,7 @@ impl Drop for Server {
     }
 }
 
-/// Seconds that a process has computed, with threads that have ended, and children that it has waited for.
+/// Seconds that a process and its children have computed, with threads and children that have ended.
 fn cpu_seconds(pid: u32) -> f64 {
     const TICKS: f64 = 100.0;
     const OF_CHILDREN: std::ops::Range<usize> = 13..15;
@@ -117,7 +117,10 @@ fn cpu_seconds(pid: u32) -> f64 {
     let words = stat.rsplit(')').next().unwrap_or("").split_whitespace();
     let of_children = words.skip(OF_CHILDREN.start).take(OF_CHILDREN.len());
     let ticks: f64 = of_children.filter_map(|word| word.parse::<f64>().ok()).sum();
-    own + ticks / TICKS
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = list.unwrap_or_default();
+    let living = children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(cpu_seconds);
+    own + ticks / TICKS + living.sum::<f64>()
 }
 
 /// A sandbox with extensions that serve ports.
