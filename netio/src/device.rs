@@ -21,6 +21,7 @@ use std::time::Duration;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub(crate) mod descriptor;
+mod frame_reader;
 pub(crate) mod interface;
 pub mod lossy;
 pub mod memory;

@@ -5,7 +5,7 @@
 //! serve ports of their own from the same buffers ([`endpoint`]). Beside that: devices that take and give raw
 //! frames ([`device`]), and TCP, UDP and IP over these, in the program itself ([`stack`]).
 //!
-//! 1. All io_uring of the project is in `engine/uring.rs`, `engine_frames.rs` and `probe.rs`.
+//! 1. All io_uring of the project is in `engine/uring.rs`, `device/frame_reader.rs` and `probe.rs`.
 //! 2. Nothing here decides policy: what becomes of a packet is its handler's to say.
 //! 3. The engine knows neither the region nor the clock but by what it is given, so that it runs in a test.
 
@@ -14,7 +14,6 @@ pub mod buffers;
 pub mod device;
 pub mod endpoint;
 pub mod engine;
-mod engine_frames;
 pub mod listen;
 pub mod pcap;
 pub mod probe;

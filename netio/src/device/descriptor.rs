@@ -6,10 +6,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use super::frame_reader::{Found, FrameReader};
 use super::virtio::{self, HEADER_LEN};
 use super::waiting::DescriptorWaiter;
 use super::{Counters, OpenError, PACKET_MAX, Step, Waiter};
-use crate::engine_frames::{Found, FrameReader};
 
 /// How frames are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
