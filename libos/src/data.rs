@@ -157,6 +157,10 @@ pub struct Context {
     pub lent: AtomicU32,
     /// 1 while the holder's alternate signal stack is the context's, not one of its own.
     pub alt_stack: AtomicU32,
+    /// Of which upcall the thread has said what CPU time it had used: its sequence then.
+    pub cpu_sequence: AtomicU64,
+    /// That time, in nanoseconds since the thread began.
+    pub cpu_ns: AtomicU64,
     /// Bytes used of `text`.
     pub text_len: AtomicU32,
     /// What the last fault said.

@@ -22,6 +22,8 @@ pub const WHY_EVENT: i32 = 4;
 
 /// Look at the timers.
 pub const WHY_TIMER: i32 = 5;
+/// The supervisor wants to know what CPU time the thread has used: see `Context::cpu_ns`.
+pub const WHY_CLOCK: i32 = 6;
 
 /// In a context's deferred signals: to look at the timers.
 pub const DEFERRED_TIMER: u32 = 1 << 31;

@@ -1,12 +1,18 @@
 //! The watchdog: ends upcalls that use up their CPU time, or sleep for too long.
 //!
 //! It samples the sequences of the contexts. An upcall that is seen twice becomes a *suspect*:
-//! from then on its thread's CPU time is read. What it has used counts, not how long it took, so
-//! that an overloaded machine does not kill innocent upcalls; time in which the thread slept or
-//! was stopped counts against a second, longer limit.
+//! from then on its thread's CPU time counts, not how long it took, so that an overloaded machine
+//! does not kill innocent upcalls; time in which the thread slept or was stopped counts against a
+//! second, longer limit.
 //!
-//! First it asks, by a signal to that thread; if that is blocked, it lets the thread go on at the
-//! gate's way out itself.
+//! ```text
+//!  seen open ─1 ms─► seen again: what does your clock say? ─budget─► and now? ─► stopped
+//!                        └── it has begun by then: counts from here
+//! ```
+//!
+//! The kernel brings a running thread's time up to date for others at its ticks only, so the thread
+//! itself is asked, by a signal. It is stopped by a signal as well; if that is blocked, the watchdog
+//! goes by the ticks, and lets the thread go on at the gate's way out itself.
 #![expect(unsafe_code, reason = "queues a signal with a value, and uses ptrace")]
 
 use std::collections::HashMap;
@@ -16,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use ext_api::abi::Status;
 use ext_api::limits::{STACK_LEN, STUCK_MS};
-use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET};
-use libos::signals::{STOP, WHY_BUDGET, WHY_RESTART, WHY_STUCK};
+use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Context};
+use libos::signals::{STOP, WHY_BUDGET, WHY_CLOCK, WHY_RESTART, WHY_STUCK};
 
 use crate::sandbox::Sandbox;
 
@@ -28,6 +34,10 @@ const IDLE: Duration = Duration::from_millis(50);
 /// Between looks at a suspect, at least and at most.
 const LOOK_MIN: Duration = Duration::from_millis(1);
 const LOOK_MAX: Duration = Duration::from_millis(20);
+/// How long a thread that runs takes to say what its clock says.
+const ANSWER: Duration = Duration::from_micros(100);
+/// By how much the kernel may be behind with a thread's time, which the thread has not said itself: a tick.
+const TICK: Duration = Duration::from_millis(10);
 /// How long after the last upcall the short period is kept.
 const STAYS_ACTIVE: Duration = Duration::from_secs(1);
 /// How long a thread has to follow the signal before it is made to.
@@ -37,13 +47,26 @@ const PATIENCE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 struct Suspect {
     sequence: u64,
-    /// CPU time of the thread when it became a suspect, and at the last look.
-    cpu: Option<[u64; 2]>,
+    clock: Option<Clock>,
     asleep: Duration,
     looked: Instant,
     told: Option<Instant>,
     /// Why it has to end, decided by somebody else.
     verdict: Option<i32>,
+}
+
+/// What is known of a thread's CPU time.
+#[derive(Debug)]
+struct Clock {
+    /// From where it counts.
+    first_ns: u64,
+    /// What it was at least, and when that was.
+    last_ns: u64,
+    at: Instant,
+    /// The thread has said it, rather than the kernel.
+    is_told: bool,
+    /// What its last word was when it was asked again.
+    asked: Option<u64>,
 }
 
 /// What has been seen so far.
@@ -104,10 +127,8 @@ impl Watchdog {
                     self.next = self.next.min(wait);
                 }
                 _ => {
-                    let mut suspect = Suspect::new(sequence);
-                    // Its time counts from here.
-                    self.next = self.next.min(suspect.look(sandbox, index, now).min(LOOK_MAX / 4));
-                    self.suspects.insert(index, suspect);
+                    self.suspects.insert(index, Suspect::new(sequence));
+                    self.next = self.next.min(LOOK_MIN);
                 }
             }
         }
@@ -124,41 +145,64 @@ impl Watchdog {
 impl Suspect {
     fn new(sequence: u64) -> Self {
         let looked = Instant::now();
-        Self { sequence, cpu: None, asleep: Duration::ZERO, looked, told: None, verdict: None }
+        Self { sequence, clock: None, asleep: Duration::ZERO, looked, told: None, verdict: None }
     }
 
     /// Look at an upcall that still is open; when to look again.
     fn look(&mut self, sandbox: &Sandbox, index: usize, now: Instant) -> Duration {
         let common = sandbox.common();
-        let (pid, tid) = (
-            common.claim(index).load().pid as i32,
-            common.context(index).tid.load(Ordering::Relaxed) as i32,
-        );
-        let Some(cpu) = cpu_ns(pid, tid) else { return LOOK_MAX };
-        let [first, last] = *self.cpu.get_or_insert([cpu, cpu]);
-        if cpu == last && !runs(pid, tid) {
+        let context = common.context(index);
+        let (pid, tid) =
+            (common.claim(index).load().pid as i32, context.tid.load(Ordering::Relaxed) as i32);
+        let Some(cpu_ns) = cpu_ns(pid, tid) else { return LOOK_MAX };
+        let runs = runs(pid, tid);
+        let clock = self.clock.get_or_insert_with(|| Clock::new(cpu_ns, now));
+        let heard = clock.hear(context, self.sequence, now);
+        if !clock.see(cpu_ns, now) && !heard && !runs {
             self.asleep += now - self.looked;
         }
         self.looked = now;
-        self.cpu = Some([first, cpu]);
         let frames = sandbox.frames_of(index);
         let budget = frames.first().map_or(0, |frame| sandbox.budget_of(frame.row));
-        let used = cpu.saturating_sub(first);
-        let why = self.verdict.or(if used > budget {
+        let left = clock.left(Duration::from_nanos(budget));
+        let why = self.verdict.or(if left.is_none() {
             Some(WHY_BUDGET)
         } else if self.asleep > Duration::from_millis(STUCK_MS) {
             Some(WHY_STUCK)
         } else {
             None
         });
-        let Some(why) = why else {
-            let left = Duration::from_nanos(budget - used);
-            return (left / 2).clamp(LOOK_MIN, LOOK_MAX);
-        };
+        match (why, left) {
+            (Some(why), _) => self.end(sandbox, index, [pid, tid], why, now),
+            (None, Some(left)) if runs => {
+                // It may have run ever since its clock was known.
+                let left = left.saturating_sub(now - clock.at);
+                if clock.is_told && left > ANSWER {
+                    return left.min(LOOK_MAX);
+                }
+                if !clock.asks(context) {
+                    return LOOK_MIN;
+                }
+                queue(pid, tid, self.sequence, WHY_CLOCK);
+                ANSWER
+            }
+            _ => (left.unwrap_or(LOOK_MAX) / 2).clamp(LOOK_MIN, LOOK_MAX),
+        }
+    }
+
+    /// Have it end; when to look again.
+    fn end(
+        &mut self,
+        sandbox: &Sandbox,
+        index: usize,
+        [pid, tid]: [i32; 2],
+        why: i32,
+        now: Instant,
+    ) -> Duration {
         match self.told {
             None => {
                 self.told = Some(now);
-                ask(pid, tid, self.sequence, why);
+                queue(pid, tid, self.sequence, why);
             }
             Some(when) if now - when > PATIENCE => {
                 self.told = Some(now);
@@ -167,6 +211,50 @@ impl Suspect {
             Some(_) => {}
         }
         LOOK_MIN
+    }
+}
+
+impl Clock {
+    const fn new(cpu_ns: u64, at: Instant) -> Self {
+        Self { first_ns: cpu_ns, last_ns: cpu_ns, at, is_told: false, asked: None }
+    }
+
+    /// What the kernel says. True if it is news.
+    fn see(&mut self, cpu_ns: u64, now: Instant) -> bool {
+        let is_news = cpu_ns > self.last_ns;
+        if is_news {
+            (self.last_ns, self.at) = (cpu_ns, now);
+        }
+        is_news
+    }
+
+    /// What the thread has said meanwhile of this upcall. True if it has.
+    fn hear(&mut self, context: &Context, sequence: u64, now: Instant) -> bool {
+        let said = context.cpu_ns.load(Ordering::Acquire);
+        let has_said = self.asked.is_some_and(|before| before != said)
+            && context.cpu_sequence.load(Ordering::Acquire) == sequence;
+        if has_said {
+            self.asked = None;
+            if !self.is_told {
+                (self.is_told, self.first_ns) = (true, said);
+            }
+            self.see(said, now);
+        }
+        has_said
+    }
+
+    /// Is the thread to be asked? Not while it has not answered.
+    fn asks(&mut self, context: &Context) -> bool {
+        let is_first = self.asked.is_none();
+        self.asked.get_or_insert_with(|| context.cpu_ns.load(Ordering::Acquire));
+        is_first
+    }
+
+    /// What is left of `budget`; None once it has used more.
+    fn left(&self, budget: Duration) -> Option<Duration> {
+        let unsure = if self.is_told { Duration::ZERO } else { TICK };
+        let used = Duration::from_nanos(self.last_ns.saturating_sub(self.first_ns));
+        (used <= budget + unsure).then(|| (budget + unsure) - used)
     }
 }
 
@@ -211,7 +299,7 @@ fn runs(pid: i32, tid: i32) -> bool {
 }
 
 /// Queue the stop signal, which names the upcall that it is for.
-fn ask(pid: i32, tid: i32, sequence: u64, why: i32) {
+fn queue(pid: i32, tid: i32, sequence: u64, why: i32) {
     #[repr(C)]
     struct Info {
         signal: i32,

@@ -14,18 +14,19 @@
 //! The handler needs a stack when the upcall's has run out: each context has an alternate stack,
 //! given to threads that have none of their own, and hidden from them.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use ext_api::abi::Status;
 use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
 use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_LEN, KEPT_OFFSET};
 use libos::signals::{
-    Action, OURS, SIGSYS, STOP, SignalTable, WHY_BUDGET, WHY_EVENT, WHY_RESTART, WHY_TIMER, in_mask,
+    Action, OURS, SIGSYS, STOP, SignalTable, WHY_BUDGET, WHY_CLOCK, WHY_EVENT, WHY_RESTART,
+    WHY_TIMER, in_mask,
 };
 
 use crate::arch::{self, Jump, Registers};
-use crate::{boot, calls, context, events, fault, hooks, patch, start, sys, text, timers};
+use crate::{boot, calls, context, events, fault, hooks, patch, start, sys, text, time, timers};
 
 pub(crate) const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
@@ -219,6 +220,10 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
         on_event(user);
         return false;
     }
+    if signal == STOP && info.code == sys::SI_QUEUE && info.errno == WHY_CLOCK {
+        tell_clock(info.value);
+        return false;
+    }
     let for_timers = info.code == sys::SI_TIMER || info.errno == WHY_TIMER;
     if signal == STOP && info.code < 0 && for_timers {
         on_timer(user);
@@ -244,6 +249,16 @@ fn on_event(user: &mut UserContext) {
     }
     if let Some(own) = start::this_process() {
         hooks::upcalls_here(&own, sys::gettid(), user, |_| events::deliver_here());
+    }
+}
+
+/// Say what CPU time this thread has used, if it is still in the upcall that `sequence` names.
+fn tell_clock(sequence: u64) {
+    let Some(own) = start::this_process() else { return };
+    let Some(context) = context::of_tid(own.pid, sys::gettid()) else { return };
+    if context.sequence.load(Relaxed) == sequence {
+        context.cpu_sequence.store(sequence, Relaxed);
+        context.cpu_ns.store(time::thread_cpu_ns(), Release);
     }
 }
 
