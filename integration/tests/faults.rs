@@ -68,6 +68,25 @@ fn an_overrun_is_stopped_even_if_its_thread_blocks_every_signal() {
 }
 
 #[test]
+fn a_thread_that_gets_no_cpu_is_stopped_once_it_has_one() {
+    let hog = ["-c", "0", "chrt", "-f", "10", "sh", "-c", "ulimit -t 6; while :; do :; done"];
+    if run(Command::new("chrt").args(["-f", "10", "true"])).status != 0 {
+        return println!("skipped: no real-time priorities here");
+    }
+    let sandbox = with_faulty("no-cpu");
+    let program = built("faulty-caller");
+    let argv = ["taskset", "-c", "0", program.to_str().expect("a UTF-8 path"), "blocked-spin"];
+    let hogs = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(60));
+        let _hog = Hog(Command::new("taskset").args(hog).spawn().expect("taskset"));
+        thread::sleep(Duration::from_secs(4));
+    });
+    let ended = sandbox.run(&argv);
+    hogs.join().expect("no panic");
+    assert_eq!(ended.stdout, "Overrun\n", "{}", ended.stderr);
+}
+
+#[test]
 fn an_upcall_that_sleeps_for_too_long_is_stopped() {
     let sandbox = with_faulty("stuck");
     assert_eq!(caller(&sandbox, "sleep").stdout, "Stuck\n");

@@ -2,10 +2,10 @@
 //! otherwise, and whoever leaves libos next in any case.
 //!
 //! The poster puts the event in and then looks who waits; the waiter says that it waits and then
-//! looks for events. In between each of them swaps [`Bell::pending`]: whoever comes second there
-//! sees what the first one did before.
+//! looks for events. In between each of them passes a fence, by an exchange that it makes anyway: whoever
+//! comes second sees what the first one did before.
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence_after_exchange};
 
 /// The bell of one mailbox. All zeros is a bell that nobody waits for.
 #[derive(Debug, Default)]
@@ -32,9 +32,11 @@ pub enum Wake {
 }
 
 impl Bell {
-    /// An event has been put in.
+    /// An event has been put in, by an exchange.
+    #[inline]
     pub fn ring(&self) -> Wake {
-        self.pending.swap(1, Ordering::AcqRel);
+        fence_after_exchange();
+        self.pending.store(1, Ordering::Release);
         if self.spinners.load(Ordering::Relaxed) != 0 {
             return Wake::Spinner;
         }
@@ -51,6 +53,21 @@ impl Bell {
         self.pending.swap(0, Ordering::AcqRel) != 0
     }
 
+    /// The caller has the turn, and takes what there is until [`Bell::leave`].
+    #[inline]
+    pub fn begin(&self) {
+        self.pending.store(0, Ordering::Relaxed);
+    }
+
+    /// Give `turn` back. True if there may be events again: what is put in from now on is seen by its
+    /// poster not to be the caller's any more.
+    #[inline]
+    pub fn leave(&self, turn: &AtomicU64) -> bool {
+        turn.swap(0, Ordering::AcqRel);
+        fence_after_exchange();
+        self.pending.load(Ordering::Relaxed) != 0
+    }
+
     /// A thread begins to look at the mailbox all the time.
     pub fn begin_to_spin(&self) {
         self.spinners.fetch_add(1, Ordering::Relaxed);
@@ -59,7 +76,7 @@ impl Bell {
     /// It does so no longer, and looks for the last time.
     pub fn end_to_spin(&self) {
         self.spinners.fetch_sub(1, Ordering::Relaxed);
-        self.answer();
+        fence_after_exchange();
     }
 
     /// A thread is about to sleep: what [`Bell::word`] must be still when it does. It looks for
@@ -67,7 +84,7 @@ impl Bell {
     pub fn lie_down(&self) -> u32 {
         let seen = self.word.load(Ordering::Acquire);
         self.sleepers.fetch_add(1, Ordering::Relaxed);
-        self.answer();
+        fence_after_exchange();
         seen
     }
 
@@ -102,7 +119,7 @@ impl Bell {
 #[cfg(all(test, loom))]
 mod models {
     use super::{Bell, Wake};
-    use crate::sync::{AtomicU64, Ordering::Relaxed};
+    use crate::sync::{AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
     use loom::sync::Arc;
 
     /// A mailbox that holds one event.
@@ -114,7 +131,7 @@ mod models {
             let shared = Arc::new((Bell::default(), Mail::new(0)));
             let other = shared.clone();
             let poster = loom::thread::spawn(move || {
-                other.1.store(1, Relaxed);
+                other.1.swap(1, AcqRel);
                 other.0.ring()
             });
             let (bell, mail) = (&shared.0, &shared.1);
@@ -134,7 +151,7 @@ mod models {
             shared.0.begin_to_spin();
             let other = shared.clone();
             let poster = loom::thread::spawn(move || {
-                other.1.store(1, Relaxed);
+                other.1.swap(1, AcqRel);
                 other.0.ring()
             });
             let (bell, mail) = (&shared.0, &shared.1);
@@ -151,14 +168,13 @@ mod models {
             let shared = Arc::new((Bell::default(), Mail::new(0), AtomicU64::new(1)));
             let other = shared.clone();
             let poster = loom::thread::spawn(move || {
-                other.1.store(1, Relaxed);
+                other.1.swap(1, AcqRel);
                 other.0.ring();
                 // A signal's handler that finds the turn taken leaves the event to its holder.
                 other.2.load(Relaxed) == 0
             });
             let (bell, mail, turn) = (&shared.0, &shared.1, &shared.2);
-            turn.store(0, Relaxed);
-            let found = bell.answer() || mail.load(Relaxed) == 1;
+            let found = bell.leave(turn) || mail.load(Relaxed) == 1;
             assert!(poster.join().expect("no panic") || found);
         });
     }

@@ -3,7 +3,8 @@
 //!
 //! A cell's one word `turn` says it all: the lap that it is in, and whether it is free, full, or
 //! claimed by whom. Every step is one compare-and-swap of that word; the two ends of the queue are
-//! hints that anybody moves on who finds them behind.
+//! hints, which may be behind, and which anybody moves on who finds them so: what lap a cell is in says by
+//! how much.
 //!
 //! ```text
 //!          claim             publish             take
@@ -100,7 +101,7 @@ impl<const N: usize> Mailbox<N> {
         (cell, (position / N as u64) as u32)
     }
 
-    /// Put `event` in, as `own`.
+    /// Put `event` in, as `own`. Its last step is an exchange.
     ///
     /// # Errors
     /// [`Full`].
@@ -115,20 +116,15 @@ impl<const N: usize> Mailbox<N> {
                     continue;
                 }
                 cell.fill(event);
+                self.tail.move_on(position);
                 // Unless somebody took us for dead, it is in.
-                let published = swap(&cell.turn, claimed, turn(lap, FULL));
-                swap(&self.tail.0, position, position + 1);
-                if published {
+                if swap(&cell.turn, claimed, turn(lap, FULL)) {
                     return Ok(());
                 }
             } else if is_behind(lap_of(seen), lap) {
-                // Of the lap before: full, unless its taker died before it could say so.
-                if self.head.0.load(Ordering::Acquire) + (N as u64) <= position {
-                    return Err(Full);
-                }
-                swap(&cell.turn, seen, turn(lap, FREE));
+                return Err(Full);
             } else {
-                swap(&self.tail.0, position, position + 1);
+                swap(&self.tail.0, position, next_end::<N>(position, lap, lap_of(seen)));
             }
         }
     }
@@ -139,25 +135,26 @@ impl<const N: usize> Mailbox<N> {
             let position = self.head.0.load(Ordering::Acquire);
             let (cell, lap) = self.cell(position);
             let seen = cell.turn.load(Ordering::Acquire);
-            let state = seen as u32;
+            let (state, next) = (seen as u32, turn(lap.wrapping_add(1), FREE));
             if lap_of(seen) != lap {
                 if is_behind(lap_of(seen), lap) {
                     // The tail has not come round to it.
                     return Taken::Empty;
                 }
-                swap(&self.head.0, position, position + 1);
+                swap(&self.head.0, position, next_end::<N>(position, lap, lap_of(seen)));
             } else if state == FREE {
                 return Taken::Empty;
             } else if state == FULL {
+                // As long as it is full nobody writes there.
                 let event = cell.read();
-                if swap(&self.head.0, position, position + 1) {
-                    swap(&cell.turn, seen, turn(lap.wrapping_add(1), FREE));
+                if swap(&cell.turn, seen, next) {
+                    self.head.move_on(position);
                     return Taken::Event(event);
                 }
             } else if is_alive(state) {
                 return Taken::Busy;
-            } else if swap(&cell.turn, seen, turn(lap.wrapping_add(1), FREE)) {
-                swap(&self.head.0, position, position + 1);
+            } else if swap(&cell.turn, seen, next) {
+                self.head.move_on(position);
             }
         }
     }
@@ -179,11 +176,29 @@ impl<const N: usize> Mailbox<N> {
     }
 }
 
+/// The first position behind `position` that may be an end of the queue, for who finds its cell in the lap
+/// `seen` rather than in `lap`: cells are claimed, and taken, in order.
+const fn next_end<const N: usize>(position: u64, lap: u32, seen: u32) -> u64 {
+    let laps = seen.wrapping_sub(lap).saturating_sub(1) as u64;
+    position + laps * N as u64 + 1
+}
+
+impl End {
+    /// From `seen` on: by who did it, and need not have been the first.
+    fn move_on(&self, seen: u64) {
+        if self.0.load(Ordering::Relaxed) == seen {
+            self.0.store(seen + 1, Ordering::Release);
+        }
+    }
+}
+
+#[inline]
 fn swap(word: &AtomicU64, seen: u64, new: u64) -> bool {
     word.compare_exchange(seen, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
 }
 
 impl Cell {
+    #[inline]
     fn fill(&self, event: Event) {
         self.handle.store(event.handle, Ordering::Relaxed);
         for (to, word) in self.words.iter().zip(event.words) {
@@ -192,6 +207,7 @@ impl Cell {
         self.to.store(event.to, Ordering::Relaxed);
     }
 
+    #[inline]
     fn read(&self) -> Event {
         Event {
             handle: self.handle.load(Ordering::Relaxed),
@@ -219,6 +235,17 @@ impl<const N: usize> Mailbox<N> {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+impl<const N: usize> Mailbox<N> {
+    /// What threads leave that stop for long just before they move an end on.
+    fn set_back(&self, by: u64) {
+        for end in [&self.tail, &self.head] {
+            let at = end.0.load(Ordering::Relaxed);
+            end.0.store(at.saturating_sub(by), Ordering::Relaxed);
+        }
+    }
+}
+
 #[cfg(test)]
 fn event(number: u64) -> Event {
     Event { handle: number, words: [number; EVENT_WORDS], to: number }
@@ -237,10 +264,12 @@ mod tests {
         Push,
         Pop,
         Die,
+        SetBack(u64),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![4 => Just(Step::Push), 4 => Just(Step::Pop), 1 => Just(Step::Die)];
+        let step = prop_oneof![4 => Just(Step::Push), 4 => Just(Step::Pop), 1 => Just(Step::Die),
+            1 => (0..20u64).prop_map(Step::SetBack)];
         proptest::collection::vec(step, 0..200)
     }
 
@@ -266,6 +295,7 @@ mod tests {
                             model.push_back(None);
                         }
                     }
+                    Step::SetBack(by) => mailbox.set_back(by),
                     Step::Pop => {
                         while model.front() == Some(&None) {
                             model.pop_front();

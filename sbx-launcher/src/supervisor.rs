@@ -601,6 +601,9 @@ impl Supervisor {
                 }
                 continue;
             }
+            if self.watchdog.stopped(&self.sandbox, pid, status) {
+                continue;
+            }
             let mut events = Vec::new();
             let traced = self.follower.stopped(pid, status, &mut events);
             self.note(events);

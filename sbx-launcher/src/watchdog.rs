@@ -55,6 +55,23 @@ struct Suspect {
     verdict: Option<i32>,
 }
 
+/// The upcall that a thread is to be got out of.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    index: usize,
+    sequence: u64,
+    why: i32,
+}
+
+/// Why a thread is not stopped.
+#[derive(Debug)]
+enum Unstopped {
+    /// It will be, as soon as it has a CPU.
+    Late,
+    /// It has ended, is traced by somebody else, or in no upcall any more.
+    Refused,
+}
+
 /// What is known of a thread's CPU time.
 #[derive(Debug)]
 struct Clock {
@@ -73,6 +90,8 @@ struct Clock {
 #[derive(Debug)]
 pub struct Watchdog {
     suspects: HashMap<usize, Suspect>,
+    /// Threads that are to stop, but have not had a CPU yet.
+    stopping: HashMap<i32, Target>,
     sum: u64,
     active_until: Instant,
     next: Duration,
@@ -81,7 +100,8 @@ pub struct Watchdog {
 impl Default for Watchdog {
     fn default() -> Self {
         let now = Instant::now();
-        Self { suspects: HashMap::new(), sum: 0, active_until: now, next: ACTIVE }
+        let (suspects, stopping) = (HashMap::new(), HashMap::new());
+        Self { suspects, stopping, sum: 0, active_until: now, next: ACTIVE }
     }
 }
 
@@ -100,6 +120,18 @@ impl Watchdog {
                 suspect.verdict = Some(WHY_RESTART);
             }
         }
+    }
+
+    /// Handle a status of `waitpid`, if it is of a thread that was to stop. False: it is not.
+    pub fn stopped(&mut self, sandbox: &Sandbox, tid: i32, status: i32) -> bool {
+        let Some(target) = self.stopping.remove(&tid) else { return false };
+        if !libc::WIFSTOPPED(status) {
+            return false;
+        }
+        // If it has ended the upcall by itself, it only goes on.
+        let _ = redirect(sandbox, tid, target);
+        let _ = let_go(tid, status);
+        true
     }
 
     /// Take a sample, and end what has to end.
@@ -123,7 +155,7 @@ impl Watchdog {
             }
             match self.suspects.get_mut(&index) {
                 Some(suspect) if suspect.sequence == sequence => {
-                    let wait = suspect.look(sandbox, index, now);
+                    let wait = suspect.look(sandbox, index, now, &mut self.stopping);
                     self.next = self.next.min(wait);
                 }
                 _ => {
@@ -149,7 +181,13 @@ impl Suspect {
     }
 
     /// Look at an upcall that still is open; when to look again.
-    fn look(&mut self, sandbox: &Sandbox, index: usize, now: Instant) -> Duration {
+    fn look(
+        &mut self,
+        sandbox: &Sandbox,
+        index: usize,
+        now: Instant,
+        stopping: &mut HashMap<i32, Target>,
+    ) -> Duration {
         let common = sandbox.common();
         let context = common.context(index);
         let (pid, tid) =
@@ -173,7 +211,19 @@ impl Suspect {
             None
         });
         match (why, left) {
-            (Some(why), _) => self.end(sandbox, index, [pid, tid], why, now),
+            (Some(why), _) => {
+                let is_told = self.told.is_some_and(|when| now - when <= PATIENCE);
+                if is_told || stopping.contains_key(&tid) {
+                    return LOOK_MIN;
+                }
+                let target = Target { index, sequence: self.sequence, why };
+                if self.told.replace(now).is_none() {
+                    queue(pid, tid, self.sequence, why);
+                } else if let Err(Unstopped::Late) = make(sandbox, tid, target) {
+                    stopping.insert(tid, target);
+                }
+                LOOK_MIN
+            }
             (None, Some(left)) if runs => {
                 // It may have run ever since its clock was known.
                 let left = left.saturating_sub(now - clock.at);
@@ -188,29 +238,6 @@ impl Suspect {
             }
             _ => (left.unwrap_or(LOOK_MAX) / 2).clamp(LOOK_MIN, LOOK_MAX),
         }
-    }
-
-    /// Have it end; when to look again.
-    fn end(
-        &mut self,
-        sandbox: &Sandbox,
-        index: usize,
-        [pid, tid]: [i32; 2],
-        why: i32,
-        now: Instant,
-    ) -> Duration {
-        match self.told {
-            None => {
-                self.told = Some(now);
-                queue(pid, tid, self.sequence, why);
-            }
-            Some(when) if now - when > PATIENCE => {
-                self.told = Some(now);
-                let _ = make(sandbox, index, tid, self.sequence, why);
-            }
-            Some(_) => {}
-        }
-        LOOK_MIN
     }
 }
 
@@ -320,34 +347,41 @@ fn queue(pid: i32, tid: i32, sequence: u64, why: i32) {
 }
 
 /// Let a thread that blocks the signal, or is stopped, go on at the gate's way out.
-fn make(sandbox: &Sandbox, index: usize, tid: i32, sequence: u64, why: i32) -> io::Result<()> {
-    ptrace(libc::PTRACE_SEIZE, tid, 0)?;
-    let redirected = ptrace(libc::PTRACE_INTERRUPT, tid, 0)
-        .and_then(|()| wait_for_stop(tid))
-        .and_then(|()| redirect(sandbox, index, tid, sequence, why));
-    ptrace(libc::PTRACE_DETACH, tid, 0)?;
-    redirected
+fn make(sandbox: &Sandbox, tid: i32, target: Target) -> Result<(), Unstopped> {
+    ptrace(libc::PTRACE_SEIZE, tid, 0)
+        .and_then(|()| ptrace(libc::PTRACE_INTERRUPT, tid, 0))
+        .map_err(|_| Unstopped::Refused)?;
+    let status = wait_for_stop(tid)?;
+    let redirected = redirect(sandbox, tid, target);
+    let_go(tid, status).and(redirected).map_err(|_| Unstopped::Refused)
 }
 
-fn wait_for_stop(tid: i32) -> io::Result<()> {
+/// The status with which a seized thread has stopped.
+fn wait_for_stop(tid: i32) -> Result<i32, Unstopped> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         let mut status = 0;
         // SAFETY: our own tracee.
         let got = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
-        if got == tid {
-            return if libc::WIFSTOPPED(status) {
-                Ok(())
-            } else {
-                Err(io::Error::from_raw_os_error(libc::ESRCH))
-            };
+        if got == tid && libc::WIFSTOPPED(status) {
+            return Ok(status);
+        }
+        if got != 0 {
+            return Err(Unstopped::Refused);
         }
         std::thread::sleep(Duration::from_micros(50));
     }
-    Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
+    Err(Unstopped::Late)
 }
 
-fn redirect(sandbox: &Sandbox, index: usize, tid: i32, sequence: u64, why: i32) -> io::Result<()> {
+/// Trace it no longer. If it is a signal that it has stopped for, it gets it.
+fn let_go(tid: i32, status: i32) -> io::Result<()> {
+    let signal = if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 };
+    ptrace(libc::PTRACE_DETACH, tid, signal as u64)
+}
+
+fn redirect(sandbox: &Sandbox, tid: i32, target: Target) -> io::Result<()> {
+    let Target { index, sequence, why } = target;
     // SAFETY: registers are plain numbers.
     let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
     ptrace(libc::PTRACE_GETREGS, tid, &raw mut regs as u64)?;

@@ -295,18 +295,18 @@ fn deliver(own: &start::ThisProcess, tid: u32) -> u64 {
         if !take_turn(inbox, tid) {
             return count;
         }
-        inbox.bell.answer();
+        inbox.bell.begin();
         let is_open = || inbox.masked.load(Relaxed) == 0;
         let batch = run(&inbox.mail, &inbox.tally, BATCH, is_open, |event| event.to == peer);
         count += batch.count;
-        inbox.turn.store(0, Release);
+        let rung = inbox.bell.leave(&inbox.turn);
         if batch.end == End::Enough {
             inbox.bell.pending.store(1, Release);
             return count;
         }
         // Go on with what was put in behind our last look, by somebody who saw that it was our
         // turn. Who is putting one in at this moment rings when it is there.
-        if !inbox.bell.answer() && (batch.end == End::Busy || inbox.mail.is_empty()) {
+        if !rung && (batch.end == End::Busy || inbox.mail.is_empty()) {
             return count;
         }
     }
@@ -537,6 +537,7 @@ pub(crate) extern "C" fn mask(on: u32) {
     let inbox = context::common().inbox(own.row);
     inbox.masked.store(u32::from(on != 0), Release);
     // What has come meanwhile is seen on the way out, or by who sleeps.
+    core::sync::atomic::fence(SeqCst);
     if on == 0 && inbox.bell.ring() == Wake::Sleeper {
         wake(inbox);
     }
