@@ -29,6 +29,7 @@ impl Claimed {
 
 impl Claim {
     /// Who holds it now.
+    #[inline]
     pub fn load(&self) -> Claimed {
         Claimed::from_word(self.0.load(Ordering::Acquire))
     }

@@ -357,6 +357,7 @@ impl Common {
 
     /// Row `index` of the process table.
     #[must_use]
+    #[inline]
     pub fn process(&self, index: usize) -> &'static Process {
         assert!(index < PROCESSES_MAX);
         self.get(COMMON_OFFSET + index * size_of::<Process>())
@@ -386,6 +387,7 @@ impl Common {
 
     /// Events for the process in row `index` of the process table.
     #[must_use]
+    #[inline]
     pub fn inbox(&self, index: usize) -> &'static Inbox {
         assert!(index < PROCESSES_MAX);
         self.get(INBOXES_OFFSET + index * size_of::<Inbox>())
@@ -393,6 +395,7 @@ impl Common {
 
     /// Events for whoever is idle.
     #[must_use]
+    #[inline]
     pub fn pool(&self) -> &'static Pool {
         self.get(POOL_OFFSET)
     }

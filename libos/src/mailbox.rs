@@ -185,6 +185,7 @@ const fn next_end<const N: usize>(position: u64, lap: u32, seen: u32) -> u64 {
 
 impl End {
     /// From `seen` on: by who did it, and need not have been the first.
+    #[inline]
     fn move_on(&self, seen: u64) {
         if self.0.load(Ordering::Relaxed) == seen {
             self.0.store(seen + 1, Ordering::Release);

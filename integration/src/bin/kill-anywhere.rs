@@ -93,7 +93,6 @@ impl Bench {
 
     /// True if the child was killed, false if it had ended by then.
     fn killed_after(&self, steps: usize) -> Result<bool, String> {
-        let text = |error: nix::Error| error.to_string();
         // SAFETY: this process has one thread.
         let child = match unsafe { fork() }.map_err(text)? {
             ForkResult::Parent { child } => child,
@@ -110,8 +109,7 @@ impl Bench {
             return Err(format!("the child begins with {status:?}"));
         }
         for _ in 0..steps {
-            ptrace::step(child, None).map_err(text)?;
-            status = waitpid(child, None).map_err(text)?;
+            status = step(child)?;
             match status {
                 WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
                 WaitStatus::Stopped(_, Signal::SIGUSR1) => {
@@ -248,6 +246,21 @@ impl Bench {
                 }
             }
             _ => one_more(self.ledger.count().map_err(text)?, self.last + 1).map(after),
+        }
+    }
+}
+
+fn text(error: nix::Error) -> String {
+    error.to_string()
+}
+
+/// Have it execute one instruction. That the watchdog asks what its clock says is no part of it.
+fn step(child: Pid) -> Result<WaitStatus, String> {
+    loop {
+        ptrace::step(child, None).map_err(text)?;
+        match waitpid(child, None).map_err(text)? {
+            WaitStatus::Stopped(_, Signal::SIGSTKFLT) => {}
+            status => return Ok(status),
         }
     }
 }
