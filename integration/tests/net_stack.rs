@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use integration::{Ended, PATIENCE, Scratch, built, full, run};
+use serde_json::Value;
 
 /// How the helper says that this machine has no such device.
 const UNAVAILABLE: i32 = 77;
@@ -239,6 +240,29 @@ fn curl_fetches_and_sends() {
         if device == "xdp" {
             let link = ip(&format!("-n {} link show mine", net.ours));
             assert!(!link.stdout.contains("xdp"), "{}", link.stdout);
+        }
+    }
+}
+
+#[test]
+fn iperf3_measures_it() {
+    for device in DEVICES {
+        let Some(net) = Net::new(device) else { continue };
+        let Some(helper) = net.serving(&[], &["iperf3", "5201"]) else { continue };
+        let time = if full() { "10" } else { "1" };
+        for (address, more) in [(OURS[0], &[][..]), (OURS[1], &["-R"]), (OURS[0], &["-P", "3"])] {
+            let argv = ["iperf3", "-J", "-t", time, "-c", address];
+            let ended = net.kernel(&[&argv[..], more].concat());
+            let report: Value = serde_json::from_str(&ended.stdout).expect("iperf3 prints JSON");
+            let said = || format!("{device} {more:?}: {report} {}", helper.said());
+            assert!(ended.status == 0 && report["error"].is_null(), "{}", said());
+            let ends = ["sum_sent", "sum_received"].map(|end| report["end"][end]["bytes"].as_f64());
+            let [Some(sent), Some(received)] = ends else { panic!("{}", said()) };
+            assert!(received > 1e6 && received <= sent + 1.0, "{}", said());
+            println!(
+                "{device} {more:?}: {:.2} Gbit/s",
+                received * 8e-9 / time.parse::<f64>().unwrap_or(1.0)
+            );
         }
     }
 }

@@ -5,8 +5,8 @@
 //! Devices: `tap`, `tun`, `packet`, `xdp`; `first` and `second`, the sides of a ring in the file INTERFACE,
 //! which is made if there is none. Options: `--pcap FILE`, `--lose N` (of 1000 frames),
 //! `--reads calls`, `--queue N`. Commands: `serve PORT FILE` (HTTP: the file, `/bytes/N`, and PUT, which
-//! counts), `get ADDRESS:PORT PATH` (to standard output), `echo PORT` (UDP, whatever comes), and
-//! `trickle ADDRESS:PORT`, which connects and sends an octet at a time.
+//! counts), `get ADDRESS:PORT PATH` (to standard output), `echo PORT` (UDP, whatever comes), `iperf3 PORT`
+//! (a server of its protocol), and `trickle ADDRESS:PORT`, which connects and sends an octet at a time.
 //! `net-stack ring` prints figures of two hosts at a ring.
 #![expect(unsafe_code, reason = "gives memory to devices")]
 
@@ -163,6 +163,7 @@ fn command(stack: &Stack, command: &[&str]) -> Result<(), Failed> {
         ["serve", port, file] => serve(stack, port.parse()?, std::fs::read(file)?),
         ["get", address, path] => get(stack, address.parse()?, path),
         ["echo", port] => echo(stack, port.parse()?),
+        ["iperf3", port] => iperf3(stack, port.parse()?),
         ["trickle", address] => trickle(stack, address.parse()?),
         _ => Err(format!("{command:?}: no such command").into()),
     }
@@ -249,6 +250,23 @@ fn echo(stack: &Stack, port: u16) -> Result<(), Failed> {
     loop {
         let (len, from) = socket.recv_from(&mut into)?;
         socket.send_to(&into[..len], from)?;
+    }
+}
+
+fn iperf3(stack: &Stack, port: u16) -> Result<(), Failed> {
+    let listener = stack.listen(port, 32)?;
+    println!("ready");
+    let accept = || {
+        let stream = listener.accept()?;
+        stream.set_read_timeout(Some(PATIENCE));
+        stream.set_write_timeout(Some(PATIENCE));
+        Ok::<_, std::io::Error>(stream)
+    };
+    loop {
+        match integration::iperf3::serve(accept) {
+            Ok(bytes) => eprintln!("{bytes} bytes"),
+            Err(why) => eprintln!("net-stack: {why}"),
+        }
     }
 }
 
