@@ -13,6 +13,10 @@
 //! about to take a bit while the chunk was retired and given to another class fails its swap.
 //! Large blocks are runs of whole chunks, claimed one word after the other with the claimant's
 //! tag, and published by the first word.
+//!
+//! A chunk whose last block comes back is given to other classes at once, unless it is where some lane
+//! looks first: one block that is taken and given back again and again would have it made anew each time.
+//! Such chunks are given up when there is no other.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -259,10 +263,20 @@ impl Arena {
         }
         // A class whose length is a multiple of `align` keeps all its blocks aligned.
         let len = len.max(1).next_multiple_of(align.min(SMALL_LEN_MAX));
-        match class_of(len, align) {
+        let attempt = || match class_of(len, align) {
             Some(class) => self.alloc_small(class, lane % LANES),
             None => self.alloc_run(len.div_ceil(CHUNK_LEN), lane),
-        }
+        };
+        attempt().or_else(|| if self.give_up_empty() { attempt() } else { None })
+    }
+
+    /// Make chunks free none of whose blocks is in use; true if there were any.
+    fn give_up_empty(&self) -> bool {
+        let given_up = (0..self.chunks()).filter(|&chunk| match self.kind(chunk) {
+            Chunk::Small { class } => self.retire(chunk, class),
+            _ => false,
+        });
+        given_up.count() != 0
     }
 
     fn alloc_small(&self, class: usize, lane: usize) -> Option<NonNull<u8>> {
@@ -394,14 +408,22 @@ impl Arena {
             return Err(BadFree::AlreadyFree);
         }
         self.header().used.fetch_sub(CLASS_LEN[class] as u64, Ordering::Relaxed);
-        if Bits::from_word(before & !bit).used == spare_bits(class, index / BITS) {
+        let is_empty = Bits::from_word(before & !bit).used == spare_bits(class, index / BITS);
+        if is_empty && !self.is_hinted(chunk, class) {
             self.retire(chunk, class);
         }
         Ok(())
     }
 
-    /// Make a chunk free again if all its blocks are: take them all, word by word, or none.
-    fn retire(&self, chunk: usize, class: usize) {
+    /// Does any lane look there first?
+    fn is_hinted(&self, chunk: usize, class: usize) -> bool {
+        let hints = &self.header().hints;
+        hints.iter().any(|lane| lane[class].load(Ordering::Relaxed) as usize == chunk)
+    }
+
+    /// Make a chunk free again if all its blocks are: take them all, word by word, or none. True if it is
+    /// free now.
+    fn retire(&self, chunk: usize, class: usize) -> bool {
         let words = words_of(class);
         let taken = (0..words)
             .take_while(|&word| {
@@ -423,13 +445,13 @@ impl Arena {
                 let bits = Bits { class: 0, ..closed(word) };
                 self.bits(chunk, word).store(bits.word(), Ordering::Relaxed);
             }
-            self.change(chunk, Chunk::Small { class }, Chunk::Free);
-            return;
+            return self.change(chunk, Chunk::Small { class }, Chunk::Free);
         }
         for word in 0..taken {
             let clear = u64::from(!spare_bits(class, word));
             self.bits(chunk, word).fetch_and(!clear, Ordering::AcqRel);
         }
+        false
     }
 
     fn free_run(&self, chunk: usize, count: u32) -> Result<(), BadFree> {
@@ -518,4 +540,39 @@ const fn words_of(class: usize) -> usize {
 const fn spare_bits(class: usize, word: usize) -> u32 {
     let blocks = blocks_of(class) - word * BITS;
     if blocks >= BITS { 0 } else { u32::MAX << blocks }
+}
+
+#[cfg(all(test, not(loom)))]
+#[expect(unsafe_code, reason = "makes an arena of memory of its own")]
+mod tests {
+    use std::alloc::{Layout, alloc_zeroed};
+
+    use super::{Arena, CHUNK_LEN, Chunk, LEN_MIN, class_of};
+
+    fn arena() -> Arena {
+        let layout = Layout::from_size_align(LEN_MIN, CHUNK_LEN).expect("a layout");
+        // SAFETY: not empty; never given back.
+        let memory = unsafe { alloc_zeroed(layout) };
+        // SAFETY: zeroed, and nobody else's.
+        unsafe { Arena::format(memory, LEN_MIN) }.expect("large enough")
+    }
+
+    #[test]
+    fn a_chunk_that_is_used_again_and_again_is_not_made_anew() {
+        let arena = arena();
+        let class = class_of(100, 16).expect("small");
+        let take = || arena.alloc(100, 16, 3).expect("there is room");
+        let first = take();
+        // SAFETY: taken just now.
+        assert!(unsafe { arena.free(first.as_ptr()) }.is_ok());
+        assert_eq!(arena.kind(0), Chunk::Small { class });
+        assert_eq!(take(), first);
+        // SAFETY: as above.
+        assert!(unsafe { arena.free(first.as_ptr()) }.is_ok());
+        // Others get it when there is nothing else.
+        let all = arena.alloc(arena.capacity(), 16, 0).expect("nothing is in use");
+        // SAFETY: as above.
+        assert!(unsafe { arena.free(all.as_ptr()) }.is_ok());
+        assert_eq!((arena.kind(0), arena.used()), (Chunk::Free, 0));
+    }
 }

@@ -324,7 +324,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Look for news, at most so long.
-    fn look(&self, ns: u64) -> bool {
+    fn look(&mut self, ns: u64) -> bool {
         const LOOKS: usize = 64;
         let until = self.sandbox.now_ns() + ns;
         loop {

@@ -186,6 +186,17 @@ Restore: sbx-launcher up web --restore web.snapshot")]
         #[arg(long)]
         json: bool,
     },
+    /// Serve a handler's TCP port at another address, as a participant: with --sockets other participants
+    /// reach it through the region.
+    #[command(after_help = "Example: sbx-launcher run --sandbox web -- \\
+    sbx-launcher serve 11211 --at 127.0.0.1:11311")]
+    Serve {
+        /// The port that the handler is hooked to.
+        port: u16,
+        /// Where to listen.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        at: std::net::SocketAddr,
+    },
     /// Say which ports handlers are hooked to, and what has come there.
     #[command(after_help = "Example: sbx-launcher net web --top")]
     Net {
@@ -407,6 +418,7 @@ fn carry_out(command: Command) -> Result<i32> {
         }
         Command::Ps { name, json, sockets: true } => connections(&name, json),
         Command::Ps { name, json, .. } => participants(&name, json),
+        Command::Serve { port, at } => Ok(crate::serve::serve(port, at)?),
         Command::Net { name, json, top } => network(&name, json, top),
         Command::Stats { name, json } => stats(&name, json),
         Command::Trace { calls, count, out, json, argv } => {

@@ -24,6 +24,7 @@ pub mod policy;
 pub mod preload;
 pub mod run;
 pub mod sandbox;
+pub mod serve;
 pub mod signals;
 pub mod slot_zero;
 pub mod sockets;

@@ -52,6 +52,43 @@ fn memcached_clients_find_what_participants_store() {
 }
 
 #[test]
+fn memcached_clients_in_the_sandbox_are_served_through_the_region() {
+    let sandbox = Sandbox::up_with("net-near", &["--sockets"]);
+    sandbox.load(&built("libkv_cache.so"));
+    load(&sandbox, "libmemcached.so", 11211);
+    let at = free_port().to_string();
+    let launcher = built("sbx-launcher");
+    let launcher = launcher.to_str().expect("a UTF-8 path");
+    let serve = [launcher, "serve", "11211", "--at", &at];
+    let outside = command(&serve);
+    assert!(outside.status != 0 && outside.stderr.contains("run --sandbox"), "{outside:?}");
+    let nobody = sandbox.run(&[launcher, "serve", "11212", "--at", &at]);
+    assert!(nobody.status != 0 && nobody.stderr.contains("tcp 11212"), "{nobody:?}");
+    let run = [launcher, "run", "--sandbox", &sandbox.name, "--"];
+    let _server = Program::start(&[&run[..], &serve].concat());
+    until("it listens", || TcpStream::connect(&at).is_ok());
+    let servers = format!("--servers={at}");
+    let folder = Scratch::new("near");
+    std::fs::create_dir(&folder.0).expect("made");
+    let path = folder.0.join("long").to_str().expect("a UTF-8 path").to_owned();
+    let mut random = Random::new(1);
+    let bytes: Vec<u8> = (0..1 << 16).map(|_| b'a' + random.below(26) as u8).collect();
+    std::fs::write(&path, &bytes).expect("written");
+    assert_eq!(sandbox.run(&["memccp", &servers, &path]).status, 0);
+    let got = sandbox.run(&["memccat", &servers, "long"]);
+    assert!(got.stdout.trim_end().as_bytes() == bytes, "{} bytes", got.stdout.len());
+    let load = ["--concurrency=4", "--execute-number=500", "--test=set"];
+    assert_eq!(sandbox.run(&[&["memcslap", &servers][..], &load].concat()).status, 0);
+    // From outside it is reached as well, by the kernel.
+    assert!(said(&["memccat", &servers, "long"]).trim_end().as_bytes() == bytes);
+    let table = sandbox.json(&["ps", "--sockets"]);
+    let keys = ["carried_bytes", "kernel_bytes", "asleep_bytes"];
+    let [carried, by_kernel, asleep] = keys.map(|key| table[key].as_u64().unwrap_or(0));
+    let share = carried as f64 / (carried + by_kernel - asleep.min(by_kernel)) as f64;
+    assert!(carried > 2_000_000 && share > 0.95, "{table}");
+}
+
+#[test]
 fn memcached_does_not_know_the_difference() {
     let (sandbox, ours) = memcached("net-difference");
     let theirs = free_port();

@@ -128,7 +128,7 @@ pub trait Driver: fmt::Debug {
     fn lent(&self) -> usize;
 
     /// Would [`Driver::wait`] find something at once? To be asked again and again.
-    fn has_news(&self) -> bool;
+    fn has_news(&mut self) -> bool;
 
     /// Wait until something happens, or the doorbell is rung, at most `timeout`; all of it goes into
     /// `events`.

@@ -54,6 +54,8 @@ pub struct Epoll {
     watches: HashMap<RawFd, Watch>,
     /// What is told by the next wait.
     told: Vec<Event>,
+    /// What epoll has said and nobody has looked at yet.
+    ready: Vec<libc::epoll_event>,
     /// What is watched besides.
     watched: Option<RawFd>,
 }
@@ -89,7 +91,14 @@ impl Epoll {
         }
         // SAFETY: the kernel just made it for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { fd, lent: Vec::new(), watches: HashMap::new(), told: Vec::new(), watched: None })
+        Ok(Self {
+            fd,
+            lent: Vec::new(),
+            watches: HashMap::new(),
+            told: Vec::new(),
+            ready: Vec::with_capacity(READY),
+            watched: None,
+        })
     }
 
     /// Tell epoll what is wanted of `fd` now.
@@ -122,6 +131,21 @@ impl Epoll {
         }
     }
 
+    /// Wait until something can be done, for so long.
+    fn ask(&mut self, ms: i32) -> io::Result<()> {
+        let (fd, room) = (self.fd.as_raw_fd(), self.ready.spare_capacity_mut());
+        // SAFETY: room for as many events.
+        let count =
+            unsafe { libc::epoll_wait(fd, room.as_mut_ptr().cast(), room.len() as i32, ms) };
+        match outcome(count as isize) {
+            // SAFETY: so many have been written there.
+            count if count >= 0 => unsafe { self.ready.set_len(count as usize) },
+            errno if must_wait(errno) => {}
+            errno => return Err(io::Error::from_raw_os_error(-errno)),
+        }
+        Ok(())
+    }
+
     fn watch(&mut self, source: Source, fd: BorrowedFd<'_>) {
         self.watches.entry(fd.as_raw_fd()).or_default().source = Some(source);
         self.settle(fd.as_raw_fd());
@@ -138,12 +162,17 @@ impl Epoll {
             if must_wait(got) {
                 return;
             }
-            let ends = got == 0 && matches!(source, Source::Stream(_));
+            let is_stream = matches!(source, Source::Stream(_));
+            let ends = got == 0 && is_stream;
             if got < 0 || ends {
                 self.told.push(Event::Stopped(source, got));
                 if let Some(watch) = self.watches.get_mut(&fd) {
                     watch.source = None;
                 }
+                return;
+            }
+            // Less than there was room for: if more comes, epoll says so.
+            if is_stream && (got as usize) < BUFFER_LEN {
                 return;
             }
         }
@@ -179,6 +208,7 @@ impl Epoll {
             return got;
         }
         let len = (got as usize).min(room);
+        let outcome = if is_stream { got } else { 1 };
         self.told.push(match source {
             Source::Datagrams(socket) => {
                 let from = Address::new(name.get(..name_len as usize).unwrap_or(&[]));
@@ -188,7 +218,7 @@ impl Epoll {
                 Event::Piece { connection: index, lease, start, len }
             }
         });
-        1
+        outcome
     }
 
     /// Send what waits, as far as there is room.
@@ -310,10 +340,11 @@ impl Driver for Epoll {
         self.lent.len()
     }
 
-    fn has_news(&self) -> bool {
-        let mut polled = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one entry.
-        !self.told.is_empty() || unsafe { libc::poll(&raw mut polled, 1, 0) } > 0
+    fn has_news(&mut self) -> bool {
+        // What fails here fails in the wait as well.
+        !self.told.is_empty()
+            || !self.ready.is_empty()
+            || self.ask(0).is_ok_and(|()| !self.ready.is_empty())
     }
 
     fn wait(
@@ -326,16 +357,11 @@ impl Driver for Epoll {
         let timeout = [timeout, most].into_iter().flatten().min();
         let timeout = if self.told.is_empty() { timeout } else { Some(Duration::ZERO) };
         let ms = timeout.map_or(-1, |time| time.as_nanos().div_ceil(1_000_000) as i32);
-        let mut ready = [libc::epoll_event { events: 0, u64: 0 }; READY];
-        // SAFETY: room for as many events.
-        let count =
-            unsafe { libc::epoll_wait(self.fd.as_raw_fd(), ready.as_mut_ptr(), READY as i32, ms) };
-        let count = match outcome(count as isize) {
-            count if count >= 0 => count as usize,
-            errno if must_wait(errno) => 0,
-            errno => return Err(io::Error::from_raw_os_error(-errno)),
-        };
-        for event in &ready[..count] {
+        if self.ready.is_empty() {
+            self.ask(ms)?;
+        }
+        let mut ready = std::mem::take(&mut self.ready);
+        for event in ready.drain(..) {
             let (fd, what) = (event.u64 as RawFd, event.events);
             if self.watched == Some(fd) {
                 self.told.push(Event::Readable);
@@ -350,6 +376,7 @@ impl Driver for Epoll {
             }
             self.settle(fd);
         }
+        self.ready = ready;
         events.append(&mut self.told);
         Ok(())
     }

@@ -289,7 +289,7 @@ impl Driver for Uring {
         self.lent_count
     }
 
-    fn has_news(&self) -> bool {
+    fn has_news(&mut self) -> bool {
         // SAFETY: nothing is taken out or put in by these views.
         let taskrun = unsafe { self.ring.submission_shared() }.taskrun();
         // SAFETY: as above.

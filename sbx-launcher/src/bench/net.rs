@@ -27,10 +27,15 @@ use load::Figures;
 const SERVER_CPU: usize = 1;
 const CLIENT_CPU: usize = 0;
 
-/// Serve for `bench net`; the exit status.
+/// Serve for `bench net`, or ask; the exit status.
 #[must_use]
 pub fn serve(what: &str, port: u16) -> i32 {
-    match servers::serve(what, port) {
+    let done = if what.starts_with("ask:") {
+        memcached::ask(what, port).map(|rate| println!("{rate}"))
+    } else {
+        servers::serve(what, port)
+    };
+    match done {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("{what}: {error}");

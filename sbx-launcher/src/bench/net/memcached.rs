@@ -1,9 +1,11 @@
-//! memcached's protocol, served from kv-cache by a handler, beside memcached itself; and the same entries by
-//! upcalls. Everybody asks for one key of 16 octets, whose value has 100.
+//! memcached's protocol, served from kv-cache by a handler, beside memcached itself; for clients that take
+//! part, served by a participant; and the same entries by upcalls. Everybody asks for one key of 16 octets,
+//! whose value has 100.
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::super::inside::Inside;
@@ -20,19 +22,20 @@ const WARM: Duration = Duration::from_millis(500);
 /// Names, and connections.
 const LOADS: [(&str, usize); 2] = [("memcached GET c1", 1), ("memcached GET c50", 50)];
 
-/// Ours, theirs if it is installed, and a process that makes upcalls.
+/// Ours, theirs if it is installed, ours for participants, and a process that makes upcalls.
 pub(super) struct Caches {
     ours: Server,
     theirs: Option<Server>,
+    near: Server,
     inside: RefCell<Inside>,
-    _sandbox: Ours,
+    sandbox: Ours,
 }
 
 impl Caches {
     pub(super) fn start() -> Result<Self, BenchError> {
         let launcher = std::env::current_exe().map_err(doing)?;
         let sandbox = Ours { name: format!("bench-memcached-{}", std::process::id()), launcher };
-        sandbox.launcher(&["up", &sandbox.name]).map_err(doing)?;
+        sandbox.launcher(&["up", "--sockets", &sandbox.name]).map_err(doing)?;
         let images = [built("libkv_cache.so")?, built("libmemcached.so")?];
         let [cache, protocol] = images.map(|image| image.to_string_lossy().into_owned());
         sandbox.launcher(&["ext", "load", &sandbox.name, &cache]).map_err(doing)?;
@@ -51,12 +54,13 @@ impl Caches {
         store(ours.at).map_err(doing)?;
         let theirs = real().map_err(doing)?;
         theirs.iter().try_for_each(|it| store(it.at)).map_err(doing)?;
+        let near = near(&sandbox).map_err(doing)?;
         // Until the heap's memory has been used once: its first use takes longer than an answer.
         let warm = |it: &Server| load::asking(it.at, 1, REQUEST, WARM).map(drop);
         std::iter::once(&ours).chain(&theirs).try_for_each(warm).map_err(doing)?;
         let inside = RefCell::new(Inside::start(&[built("libkv_cache.so")?], "")?);
         inside.borrow_mut().measure("fill", KEYS)?;
-        Ok(Self { ours, theirs, inside, _sandbox: sandbox })
+        Ok(Self { ours, theirs, near, inside, sandbox })
     }
 
     pub(super) fn rows<'a>(&'a self, rows: &mut Rows<'a>, last: &'a Last, time: Duration) {
@@ -78,6 +82,19 @@ impl Caches {
                 rows.push((format!("{name}: CPU"), "us", Box::new(|| Ok(last.cpu_us.get()))));
             }
         }
+        for (load, count) in LOADS {
+            let name = format!("{load}, participants");
+            let rate = move || {
+                let before = self.near.cpu_seconds();
+                let rate = ask_as_participant(&self.sandbox, self.near.at, count, time);
+                let rate = rate.map_err(doing)?;
+                let took = self.near.cpu_seconds() - before;
+                last.cpu_us.set(took * 1e6 / (rate * time.as_secs_f64()).max(1.0));
+                Ok(rate)
+            };
+            rows.push((name.clone(), "1/s", Box::new(rate)));
+            rows.push((format!("{name}: CPU"), "us", Box::new(|| Ok(last.cpu_us.get()))));
+        }
         // Some 150 ns each.
         let count = time.as_micros() as u64 * 2;
         let direct = move || self.inside.borrow_mut().measure(&format!("get:{KEYS}"), count);
@@ -92,13 +109,57 @@ pub(super) fn goals(report: &mut Report) {
         let ratio = |[ours, theirs]: [f64; 2]| ours / theirs;
         let name = format!("{load}: region / memcached");
         report.goal(&name, [&*rows[0], &*rows[1]], ratio, (">=", 1.0));
+        let near = format!("{load}, participants");
+        let name = format!("{load}: participants / memcached");
+        report.goal(&name, [&*near, &*rows[1]], ratio, (">=", 5.0));
         report.explain(&rows[1], "memcached does not run here (Debian package memcached)");
     }
 }
 
+/// A participant that serves the protocol, on a core of its own.
+fn near(sandbox: &Ours) -> io::Result<Server> {
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let (core, at) = (SERVER_CPU.to_string(), format!("127.0.0.1:{port}"));
+    let launcher = sandbox.launcher.to_string_lossy();
+    let run = ["taskset", "-c", &core, &launcher, "run", "--sandbox", &sandbox.name, "--"];
+    Server::program(&[&run[..], &[&launcher, "serve", "11211", "--at", &at]].concat(), port, true)
+}
+
+/// Answers per second to a client in the sandbox, a program of its own.
+fn ask_as_participant(
+    sandbox: &Ours,
+    at: SocketAddr,
+    count: usize,
+    time: Duration,
+) -> io::Result<f64> {
+    let (core, what) = (CLIENT_CPU.to_string(), format!("ask:{count}:{}", time.as_millis()));
+    let launcher = sandbox.launcher.as_os_str();
+    let output = Command::new("taskset")
+        .args(["-c", &core])
+        .arg(launcher)
+        .args(["run", "--sandbox", &sandbox.name, "--"])
+        .arg(launcher)
+        .args(["bench-serve", &what, &at.port().to_string()])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let failed = || io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned());
+    text.trim().parse().map_err(|_| failed())
+}
+
+/// Be such a client, of `what`: `ask:CONNECTIONS:MILLISECONDS`.
+pub(super) fn ask(what: &str, port: u16) -> io::Result<f64> {
+    let mut numbers = what.split(':').filter_map(|number| number.parse::<u64>().ok());
+    let (Some(count), Some(millis)) = (numbers.next(), numbers.next()) else {
+        return Err(io::Error::other(format!("{what} is not ask:CONNECTIONS:MILLISECONDS")));
+    };
+    let at = ([127, 0, 0, 1], port).into();
+    let time = Duration::from_millis(millis);
+    load::asking(at, count as usize, REQUEST, time).map(|figures| figures.rate)
+}
+
 /// memcached with one thread, on a core of its own; None if it is not installed.
 fn real() -> io::Result<Option<Server>> {
-    let installed = std::process::Command::new("which").arg("memcached").output()?.status.success();
+    let installed = Command::new("which").arg("memcached").output()?.status.success();
     if !installed {
         return Ok(None);
     }
