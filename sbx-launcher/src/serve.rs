@@ -97,8 +97,8 @@ fn handler_of(sandbox: &Sandbox, port: Port) -> Result<(String, u64), ServeError
     Ok((name.to_owned(), handler))
 }
 
-/// A pool of this process's own.
-fn memory() -> io::Result<*const Pool> {
+/// A pool of this process's own, all zeros.
+pub(crate) fn memory() -> io::Result<*const Pool> {
     let (rights, none) = (libc::PROT_READ | libc::PROT_WRITE, std::ptr::null_mut());
     let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping, wherever there is room.

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "hands buffers and requests to the kernel")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -54,9 +54,25 @@ const fn name_of(source: Source) -> u64 {
     }
 }
 
+/// What a ring can do besides. On this kernel nothing of it wins over the default: `bench net` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// A thread of the kernel's takes requests, for which it looks all the time, instead of our calls.
+    pub sqpoll: bool,
+    /// Answers of connections from so many bytes on are sent from where they lie, without a copy, if the
+    /// device can do that.
+    pub zero_copy_from: Option<usize>,
+}
+
+/// How long the kernel's thread looks for requests before it sleeps.
+const SQPOLL_IDLE_MS: u32 = 10;
+
 /// The ring.
 pub struct Uring {
     ring: IoUring,
+    options: Options,
+    /// What sends without a copy have come to whose bytes are not free yet, by place.
+    copied_later: HashMap<u32, i32>,
     buffers: BufferRing,
     lent: Vec<Option<Lease>>,
     lent_count: usize,
@@ -80,12 +96,21 @@ impl Uring {
     /// # Errors
     /// The kernel refuses io_uring, or is too old for what is needed here (Linux 6.7).
     pub fn new() -> io::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_cqsize(RESULTS)
-            .build(ENTRIES)?;
+        Self::with(Options::default())
+    }
+
+    /// One that does `options` besides.
+    ///
+    /// # Errors
+    /// As [`Uring::new`].
+    pub fn with(options: Options) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        if options.sqpoll {
+            builder.setup_sqpoll(SQPOLL_IDLE_MS);
+        } else {
+            builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+        }
+        let ring = builder.setup_cqsize(RESULTS).build(ENTRIES)?;
         let mut probe = io_uring::Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         if !probe.is_supported(opcode::FutexWait::CODE) {
@@ -101,6 +126,8 @@ impl Uring {
         let lent = (0..BUFFERS_MAX).map(|_| None).collect();
         Ok(Self {
             ring,
+            options,
+            copied_later: HashMap::new(),
             buffers,
             lent,
             lent_count: 0,
@@ -157,7 +184,7 @@ impl Uring {
             ACCEPT => Source::Listener(index),
             DATAGRAMS => Source::Datagrams(index),
             STREAM => Source::Stream(index),
-            SEND => return events.push(Event::Sent(index, result)),
+            SEND => return events.extend(self.sent(index, result, flags)),
             CONNECT => return events.push(Event::Connected(index, result)),
             WATCH => return events.push(Event::Readable),
             DOORBELL => {
@@ -174,6 +201,16 @@ impl Uring {
             let why = if result > 0 { -libc::ENOBUFS } else { result };
             events.push(Event::Stopped(source, why));
         }
+    }
+
+    /// A send has come to an end, or its bytes are free.
+    fn sent(&mut self, place: u32, result: i32, flags: u32) -> Option<Event> {
+        if cqueue::more(flags) {
+            self.copied_later.insert(place, result);
+            return None;
+        }
+        let before = cqueue::notif(flags).then(|| self.copied_later.remove(&place)).flatten();
+        Some(Event::Sent(place, before.unwrap_or(result)))
     }
 
     fn received(&mut self, source: Source, result: i32, flags: u32) -> Option<Event> {
@@ -252,6 +289,11 @@ impl Driver for Uring {
         to: Option<&'static Address>,
     ) {
         let fd = Fd(fd.as_raw_fd());
+        if to.is_none() && self.options.zero_copy_from.is_some_and(|from| bytes.len() >= from) {
+            let request = opcode::SendZc::new(fd, bytes.cast(), bytes.len() as u32);
+            let entry = request.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
+            return self.push(entry, name(SEND, place));
+        }
         let request = opcode::Send::new(fd, bytes.cast(), bytes.len() as u32);
         let entry = match to {
             Some(to) => request

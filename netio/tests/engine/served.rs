@@ -14,7 +14,7 @@ use ext_api::pool::{Holder, POOL_LEN, Pool};
 use netio::buffers::Buffers;
 use netio::engine::driver::Driver;
 use netio::engine::epoll::Epoll;
-use netio::engine::uring::Uring;
+use netio::engine::uring::{Options, Uring};
 use netio::engine::{Engine, Kind, Sandbox};
 use netio::listen;
 
@@ -128,10 +128,11 @@ impl Served {
         let (way, told) = (way.to_owned(), (stop.clone(), connections.clone()));
         let thread = std::thread::spawn(move || {
             if way == "epoll" {
-                serve(Epoll::new().expect("epoll"), here, pool, kind, fd, &told)
-            } else {
-                serve(Uring::new().expect("io_uring"), here, pool, kind, fd, &told)
+                return serve(Epoll::new().expect("epoll"), here, pool, kind, fd, &told);
             }
+            let zero_copy_from = (way == "io_uring, zero copy").then_some(0);
+            let options = Options { sqpoll: way == "io_uring, sqpoll", zero_copy_from };
+            serve(Uring::with(options).expect("io_uring"), here, pool, kind, fd, &told)
         });
         Self { pool, stop, is_dead, connections, thread: Some(thread) }
     }
@@ -192,7 +193,7 @@ pub(super) fn serve<D: Driver>(
 
 pub(super) fn ways() -> Vec<&'static str> {
     match Uring::new() {
-        Ok(_) => vec!["io_uring", "epoll"],
+        Ok(_) => vec!["io_uring", "io_uring, zero copy", "io_uring, sqpoll", "epoll"],
         Err(error) => {
             println!("io_uring skipped: {error}");
             vec!["epoll"]

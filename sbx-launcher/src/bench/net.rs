@@ -244,6 +244,8 @@ const LOADS: [Load; 5] = [
 
 /// The ways to serve, by what is asked for.
 const TCP_WAYS: [&str; 3] = ["tcp-threads", "tcp-epoll", "tcp-io_uring"];
+/// What the engine can do besides, without a region: to see whether it should.
+const OPTIONS: [&str; 2] = ["tcp-sqpoll", "tcp-zero-copy"];
 const UDP_WAYS: [&str; 3] = ["udp-blocking", "udp-mmsg", "udp-io_uring"];
 /// Programs that want all of the machine.
 const HOGS: [usize; 2] = [0, 4];
@@ -320,6 +322,9 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let _answerer = ours.answerer()?;
     let mut ways: Vec<(&str, Server)> = Vec::new();
     for (port, way) in (7510..).zip(TCP_WAYS.into_iter().chain(UDP_WAYS)) {
+        ways.push((way, Server::rival(way, port).map_err(doing)?));
+    }
+    for (port, way) in (7516..).zip(OPTIONS) {
         ways.push((way, Server::rival(way, port).map_err(doing)?));
     }
     ways.push(("tcp-region", ours.server("tcp 9000").map_err(doing)?));

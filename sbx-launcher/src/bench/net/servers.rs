@@ -8,14 +8,15 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::AtomicU32;
 
 use ext_api::abi::{NET_REPLY_IN_PLACE, PacketBlock, Reply, Status};
-use ext_api::pool::{Holder, POOL_LEN, Pool};
+use ext_api::pool::Holder;
 use netio::buffers::Buffers;
-use netio::engine::uring::Uring;
+use netio::engine::uring::{Options, Uring};
 use netio::engine::{Engine, Kind, Sandbox};
 use netio::listen;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::clock::now_ns;
+use crate::serve::memory;
 
 /// Bytes that a server receives at most at a time.
 const LEN: usize = 32 << 10;
@@ -27,7 +28,11 @@ pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
     match what {
         "tcp-threads" => threads(TcpListener::bind(("127.0.0.1", port))?),
         "tcp-epoll" => epoll(TcpListener::bind(("127.0.0.1", port))?, echo),
-        "tcp-io_uring" => uring(Kind::Tcp, listen::tcp(([127, 0, 0, 1], port).into())?),
+        "tcp-io_uring" | "tcp-sqpoll" | "tcp-zero-copy" => {
+            let zero_copy_from = (what == "tcp-zero-copy").then_some(0);
+            let options = Options { sqpoll: what == "tcp-sqpoll", zero_copy_from };
+            uring(Kind::Tcp, listen::tcp(([127, 0, 0, 1], port).into())?, options)
+        }
         "tcp-two-hops" => {
             let to = behind()?;
             epoll(TcpListener::bind(("127.0.0.1", port))?, move |stream, bytes| {
@@ -39,7 +44,9 @@ pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
         }
         "udp-blocking" => one_by_one(&udp(port)?),
         "udp-mmsg" => many(&udp(port)?),
-        "udp-io_uring" => uring(Kind::Udp, listen::udp(([127, 0, 0, 1], port).into())?),
+        "udp-io_uring" => {
+            uring(Kind::Udp, listen::udp(([127, 0, 0, 1], port).into())?, Options::default())
+        }
         other => Err(io::Error::other(format!("no server is called {other}"))),
     }
 }
@@ -199,17 +206,11 @@ impl Sandbox for Alone {
     }
 }
 
-fn uring(kind: Kind, fd: OwnedFd) -> io::Result<()> {
-    let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: new memory, which stays until the process ends.
-    let pool = unsafe { libc::mmap(std::ptr::null_mut(), POOL_LEN, prot, flags, -1, 0) };
-    if pool == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
+fn uring(kind: Kind, fd: OwnedFd, options: Options) -> io::Result<()> {
+    let pool = memory()?;
     // SAFETY: all zeros, and ours alone.
-    let buffers = unsafe { Buffers::own(pool.cast::<Pool>(), now_ns()) };
-    let mut engine = Engine::new(Uring::new()?, Alone, buffers);
+    let buffers = unsafe { Buffers::own(pool, now_ns()) };
+    let mut engine = Engine::new(Uring::with(options)?, Alone, buffers);
     engine.open(0, kind, 1, Some(fd))?;
     loop {
         engine.turn(None)?;
