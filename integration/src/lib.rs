@@ -2,6 +2,8 @@
 //!
 //! The launcher and the example extension must be built in release (`integration/test.sh` does).
 
+pub mod carried;
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

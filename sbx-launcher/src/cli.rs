@@ -674,7 +674,7 @@ fn connections(name: &str, json: bool) -> Result<i32> {
     }
     println!(
         "carried: {} bytes of {} connections so far; by the kernel: {} bytes of theirs, {} of them since \
-         their reader slept",
+         their reader slept or had not accepted yet",
         answer["carried_bytes"], answer["carried"], answer["kernel_bytes"], answer["asleep_bytes"]
     );
     println!(

@@ -119,11 +119,16 @@ pub(super) fn send(
     total: usize,
 ) -> isize {
     let direction = end.outgoing();
-    let is_open = is_joined(&end)
-        && direction.shut.load(Acquire) == 0
-        && !end.connection.other_is_gone(end.side);
+    let is_joined = is_joined(&end);
+    let is_open =
+        is_joined && direction.shut.load(Acquire) == 0 && !end.connection.other_is_gone(end.side);
     if !is_open || total == 0 {
-        return by_kernel(&end, number, args, total);
+        let sent = by_kernel(&end, number, args, total);
+        if !is_joined {
+            // Nobody reads what has not been accepted yet.
+            direction.asleep.fetch_add(sent.max(0) as u64, Relaxed);
+        }
+        return sent;
     }
     note_core(direction);
     let turn = Turn::take(&direction.writer);
@@ -139,7 +144,7 @@ pub(super) fn send(
     while done < total {
         let (tail, room) = direction.room();
         let left = total - done;
-        if room < left && upgrade(direction, tail) {
+        if room < left && upgrade(&end, direction, tail) {
             continue;
         }
         if room == 0 {
@@ -267,8 +272,8 @@ pub(super) fn by_kernel(end: &End, number: usize, args: [usize; 6], total: usize
 }
 
 /// A large ring from here on, if there is none yet and one is free.
-fn upgrade(direction: &Direction, tail: u64) -> bool {
-    if direction.large.load(Relaxed) != 0 {
+fn upgrade(end: &End, direction: &Direction, tail: u64) -> bool {
+    if direction.large.load(Relaxed) != 0 || super::options::wants_little(end) {
         return false;
     }
     let Some(large) = sockets().take_large() else { return false };
