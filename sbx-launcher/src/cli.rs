@@ -264,6 +264,16 @@ somebody looks at), sockets (servers and clients on one host), net (what comes f
         /// Where.
         port: u16,
     },
+    /// A client of `bench sockets`.
+    #[command(hide = true)]
+    BenchAsk {
+        /// What it asks.
+        what: String,
+        /// Where.
+        port: u16,
+        /// For how long.
+        ms: u64,
+    },
     /// Say what this machine has, and what is lost without the rest.
     #[command(after_help = "Example: sbx-launcher doctor")]
     Doctor {
@@ -416,6 +426,7 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::BenchInside { calls: Some(count), by } => Ok(bench::serve_calls(count, &by)),
         Command::BenchInside { .. } => Ok(bench::serve()),
         Command::BenchServe { what, port } => Ok(bench::serve_network(&what, port)),
+        Command::BenchAsk { what, port, ms } => Ok(bench::ask(&what, port, ms)),
         Command::Doctor { json } => diagnose(json),
         Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),

@@ -17,7 +17,10 @@ const O_ASYNC: usize = 0o20000;
 pub(super) const FIONREAD: usize = 0x541b;
 const FIONBIO: usize = 0x5421;
 const FIOASYNC: usize = 0x5452;
-/// In [`libos::sockets::Side::options`]: it has no large ring, since its program wants little under way.
+/// In [`libos::sockets::Side::options`], as the program has set it.
+const UNDELAYED: u32 = 1;
+const CORKED: u32 = 2;
+/// In the same: it has no large ring, since its program wants little under way.
 const LITTLE: u32 = 4;
 /// `IPPROTO_TCP`.
 pub(super) const TCP: usize = 6;
@@ -118,8 +121,12 @@ pub(super) fn prepare(end: &End) {
     }
     end.connection.sides[end.side].options.store(set, Relaxed);
     let off = 0u32;
-    super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_CORK, &raw const off as usize, 4]);
-    super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_NODELAY, &raw const on as usize, 4]);
+    if set & CORKED != 0 {
+        super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_CORK, &raw const off as usize, 4]);
+    }
+    if set & UNDELAYED == 0 {
+        super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_NODELAY, &raw const on as usize, 4]);
+    }
 }
 
 /// The kernel's channel is all there is, and as the program wants it.
@@ -136,8 +143,8 @@ pub(super) fn give_back(end: &End) {
 
 fn bit_of(option: usize) -> Option<u32> {
     match option {
-        TCP_NODELAY => Some(1),
-        TCP_CORK => Some(2),
+        TCP_NODELAY => Some(UNDELAYED),
+        TCP_CORK => Some(CORKED),
         _ => None,
     }
 }

@@ -308,7 +308,7 @@ fn mark(direction: &Direction) {
 }
 
 /// Tell those who wait where the bytes come from: on their own core looking for them is no use.
-fn note_core(direction: &Direction) {
+pub(super) fn note_core(direction: &Direction) {
     let core = super::core();
     let note = |word: &core::sync::atomic::AtomicU32| {
         if word.load(Relaxed) != core {
@@ -429,7 +429,7 @@ pub(super) fn receive(
         }
         if waits && !has_looked && !has_asked {
             has_looked = true;
-            if look(direction) {
+            if look(&end) {
                 continue;
             }
         }
@@ -561,14 +561,17 @@ fn from_kernel(
     Some(result)
 }
 
-/// Look for bytes, for as long as that has been worth while. True if there are some.
-fn look(direction: &Direction) -> bool {
+/// Look for bytes or an end, for as long as that has been worth while. True if there is something.
+fn look(end: &End) -> bool {
+    let direction = end.incoming();
     let patience = patience(&direction.reading.patience_ns);
-    look_until(patience, &direction.core, || direction.has_bytes() || direction.is_in_kernel())
+    look_until(patience, &direction.core, || {
+        direction.has_bytes() || direction.is_in_kernel() || end.connection.other_is_gone(end.side)
+    })
 }
 
 /// Look for something until it is there, or so many nanoseconds have passed. `core` is where it will come
-/// from.
+/// from: 0 if nobody knows.
 pub(super) fn look_until(
     patience_ns: u64,
     core: &core::sync::atomic::AtomicU32,
@@ -582,7 +585,8 @@ pub(super) fn look_until(
             }
             core::hint::spin_loop();
         }
-        if core.load(Relaxed) == super::core() {
+        // Nobody knows: it may be this one.
+        if [0, super::core()].contains(&core.load(Relaxed)) {
             sys::sched_yield();
         }
         if time::now_ns() - began > patience_ns {
