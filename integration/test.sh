@@ -19,7 +19,7 @@ needed=(cc:gcc git:git curl:curl redis-server:redis-server redis-cli:redis-tools
     memcached:memcached memccat:libmemcached-tools dig:bind9-dnsutils bwrap:bubblewrap musl-gcc:musl-tools
     go:golang-go gdb:gdb strace:strace sqlite3:sqlite3 haproxy:haproxy iperf3:iperf3 wrk:wrk make:make
     tar:tar c++:g++ strip:binutils perf:linux-perf ip:iproute2 ping:iputils-ping tshark:tshark socat:socat
-    /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream)
+    /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream /usr/lib/postgresql:postgresql)
 missing=()
 for pair in "${needed[@]}"; do
     [ -e "${pair%%:*}" ] || command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")

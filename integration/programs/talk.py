@@ -205,6 +205,35 @@ def nobody_reads():
     assert got == sent and select.select([], [one], [], 5)[1] == [one]
 
 
+def late_for_epoll():
+    """Bytes have come when the socket is added to an epoll instance, be it the first or the twentieth."""
+    all = [select.epoll() for _ in range(20)]
+    for epoll in all:
+        for flags in [0, select.EPOLLET, select.EPOLLONESHOT]:
+            server = listening()
+            one = socket.create_connection(server.getsockname())
+            two, _ = server.accept()
+            one.send(b"some bytes")
+            epoll.register(two, select.EPOLLIN | flags)
+            assert epoll.poll(5) == [(two.fileno(), select.EPOLLIN)]
+            again = [] if flags else [(two.fileno(), select.EPOLLIN)]
+            assert epoll.poll(0) == again
+            assert two.recv(5) == b"some "
+            assert epoll.poll(0) == again
+            assert two.recv(50) == b"bytes"
+            assert epoll.poll(0) == []
+            one.send(b"more")
+            assert epoll.poll(0.2 if flags == select.EPOLLONESHOT else 5) == (
+                [] if flags == select.EPOLLONESHOT else [(two.fileno(), select.EPOLLIN)]
+            )
+            epoll.modify(two, select.EPOLLIN)
+            assert epoll.poll(5) == [(two.fileno(), select.EPOLLIN)]
+            assert two.recv(50) == b"more"
+            two.close()
+            assert epoll.poll(0) == []
+    print("none too late")
+
+
 async def asynchronous():
     async def serve(reader, writer):
         while piece := await reader.read(70000):
@@ -231,5 +260,6 @@ selecting()
 passed_on()
 with_time_limits()
 nobody_reads()
+late_for_epoll()
 asyncio.run(asynchronous())
 print("all of it")

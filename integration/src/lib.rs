@@ -2,6 +2,7 @@
 //!
 //! The launcher and the example extension must be built in release (`integration/test.sh` does).
 
+pub mod carried;
 pub mod iperf3;
 
 use std::io::Read;

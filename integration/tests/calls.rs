@@ -269,6 +269,16 @@ fn sites_are_patched_while_threads_execute_them() {
 }
 
 #[test]
+fn a_handler_that_interrupts_the_first_call_of_a_site_has_the_programs_stack() {
+    let program = compile("gcc", "deep", &[]);
+    let native = run(&mut Command::new(&program.0));
+    assert!(native.stdout.ends_with("9 9\n"), "{native:?}");
+    assert_eq!(through("through-deep").run(&[program.text()]), native);
+    let carrying = Sandbox::up_with("carried-deep", &["--sockets"]);
+    assert_eq!(carrying.run(&[program.text()]), native);
+}
+
+#[test]
 fn most_calls_come_from_patched_sites() {
     let sandbox = through("through-share");
     let python = "import os, threading

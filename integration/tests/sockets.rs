@@ -2,92 +2,15 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use integration::{Ended, Sandbox, Scratch, built, compile, full, run};
+use integration::carried::{
+    Running, carried, carrying, number, outside, program, sockets, wait_for,
+};
+use integration::{Scratch, built, compile, full, run};
 use serde_json::Value;
-
-fn carrying(test: &str) -> Sandbox {
-    Sandbox::up_with(test, &["--sockets"])
-}
-
-/// What `ps --sockets` says.
-fn sockets(sandbox: &Sandbox) -> Value {
-    sandbox.json(&["ps", "--sockets"])
-}
-
-fn number(of: &Value, key: &str) -> u64 {
-    of[key].as_u64().unwrap_or_else(|| panic!("{key} of {of}"))
-}
-
-/// The share that went through the region of the connections' bytes whose reader did not sleep, and how
-/// many those were.
-fn carried(sandbox: &Sandbox) -> (f64, u64) {
-    let table = sockets(sandbox);
-    let (carried, by_kernel) = (number(&table, "carried_bytes"), number(&table, "kernel_bytes"));
-    assert!(number(&table, "carried") > 0, "{table}");
-    let awake = by_kernel.saturating_sub(number(&table, "asleep_bytes"));
-    (carried as f64 / (carried + awake).max(1) as f64, carried)
-}
-
-fn program(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name);
-    path.to_str().expect("a UTF-8 path").to_owned()
-}
-
-/// A command that is killed with the value.
-struct Running(Child);
-
-impl Running {
-    fn start(sandbox: Option<&Sandbox>, argv: &[&str]) -> Self {
-        let launcher = built("sbx-launcher");
-        let mut command = match sandbox {
-            None => Command::new(argv[0]),
-            Some(sandbox) => {
-                let mut command = Command::new(launcher);
-                command.args(["run", "--sandbox", &sandbox.name, "--", argv[0]]);
-                command
-            }
-        };
-        let silent = command.args(&argv[1..]).stdout(Stdio::null()).stderr(Stdio::null());
-        Self(
-            silent.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{argv:?}: {error}")),
-        )
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // The launcher ends with the command that it has started.
-        let own = self.0.id().to_string();
-        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
-        let command = children.unwrap_or_default().split(' ').next().unwrap_or_default().to_owned();
-        let target = if command.is_empty() { own } else { command };
-        let _ = run(Command::new("kill").arg(target));
-        let until = Instant::now() + Duration::from_secs(5);
-        while self.0.try_wait().is_ok_and(|status| status.is_none()) {
-            if Instant::now() > until {
-                let _ = self.0.kill();
-            }
-            sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-fn outside(argv: &[&str]) -> Ended {
-    run(Command::new(argv[0]).args(&argv[1..]))
-}
-
-/// Until `argv` succeeds.
-fn wait_for(argv: &[&str]) {
-    let until = Instant::now() + Duration::from_secs(20);
-    while outside(argv).status != 0 {
-        assert!(Instant::now() < until, "{argv:?} does not succeed");
-        sleep(Duration::from_millis(30));
-    }
-}
 
 #[test]
 fn random_steps_come_to_the_same() {

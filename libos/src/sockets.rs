@@ -168,7 +168,7 @@ pub struct Side {
     pub nonblock: AtomicU32,
     /// 1 once nobody has it.
     pub gone: AtomicU32,
-    /// What the program set of `TCP_NODELAY` and `TCP_CORK`.
+    /// What the program set of `TCP_NODELAY` and `TCP_CORK`, and whether it wants little under way.
     pub options: AtomicU32,
     /// Descriptors of it that are under way in messages (`SCM_RIGHTS`): who receives one has it as well.
     pub passed: AtomicU32,
@@ -182,7 +182,7 @@ pub struct Direction {
     pub tail: AtomicU64,
     /// Bytes ever given to the kernel, or about to be.
     pub kernel_sent: AtomicU64,
-    /// Bytes of these that were for a reader that slept or was busy, or came behind such.
+    /// Bytes of these that were for a reader that slept, was busy or had not accepted yet, or came behind such.
     pub asleep: AtomicU64,
     /// Bytes from this one on are in the large ring.
     pub large_from: AtomicU64,

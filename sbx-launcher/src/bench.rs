@@ -16,6 +16,7 @@ mod inside;
 mod interpose;
 mod kv;
 mod launch;
+mod load;
 mod net;
 mod pages;
 mod peers;
@@ -30,6 +31,7 @@ mod upcall;
 pub use inside::{serve, serve_calls};
 pub use net::serve as serve_network;
 pub use report::{Goal, Report, Row};
+pub use sockets::ask;
 
 /// Names of the benchmarks.
 pub const NAMES: [&str; 10] = [

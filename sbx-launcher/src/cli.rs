@@ -275,6 +275,16 @@ somebody looks at), sockets (servers and clients on one host), net (what comes f
         /// Where.
         port: u16,
     },
+    /// A client of `bench sockets`.
+    #[command(hide = true)]
+    BenchAsk {
+        /// What it asks.
+        what: String,
+        /// Where.
+        port: u16,
+        /// For how long.
+        ms: u64,
+    },
     /// Say what this machine has, and what is lost without the rest.
     #[command(after_help = "Example: sbx-launcher doctor")]
     Doctor {
@@ -428,6 +438,7 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::BenchInside { calls: Some(count), by } => Ok(bench::serve_calls(count, &by)),
         Command::BenchInside { .. } => Ok(bench::serve()),
         Command::BenchServe { what, port } => Ok(bench::serve_network(&what, port)),
+        Command::BenchAsk { what, port, ms } => Ok(bench::ask(&what, port, ms)),
         Command::Doctor { json } => diagnose(json),
         Command::Policy(command) => policy(command),
         Command::Demo => crate::demo::run(),
@@ -688,7 +699,7 @@ fn connections(name: &str, json: bool) -> Result<i32> {
     }
     println!(
         "carried: {} bytes of {} connections so far; by the kernel: {} bytes of theirs, {} of them since \
-         their reader slept",
+         their reader slept or had not accepted yet",
         answer["carried_bytes"], answer["carried"], answer["kernel_bytes"], answer["asleep_bytes"]
     );
     println!(

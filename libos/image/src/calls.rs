@@ -43,71 +43,76 @@ pub(crate) fn call_table() -> &'static CallTable {
 /// A call has been trapped: do what it was to do, and put its result where the program looks for it.
 pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
     let number = info.value as u32 as usize;
-    let mut args = user.regs.call_args().map(|arg| arg as usize);
-    let mut own_mask = None;
+    let args = user.regs.call_args().map(|arg| arg as usize);
     let result = match number {
         nr::RT_SIGACTION => sigaction(args),
         nr::RT_SIGPROCMASK => sigprocmask(args, user),
-        nr::RT_SIGSUSPEND => with_mask(number, args, 0, user),
-        nr::PPOLL if args[3] != 0 => with_mask(number, args, 3, user),
-        nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 if args[4] != 0 => with_mask(number, args, 4, user),
-        nr::PSELECT6 if has_mask(number, args.map(|arg| arg as u64)) => {
-            match copy_in::<[usize; 2]>(args[5]) {
-                // A pointer to the mask and its length.
-                Some([mask, len]) if mask != 0 => match copy_in::<u64>(mask) {
-                    Some(mask) => {
-                        let mask = own_mask.insert(mask & !NEVER_BLOCKED);
-                        let block = [core::ptr::from_ref(mask) as usize, len];
-                        args[5] = block.as_ptr() as usize;
-                        perform(number, args, user)
-                    }
-                    None => -(EFAULT as isize),
-                },
-                _ => perform(number, args, user),
+        _ => match stub_of_site(number, user) {
+            Some(at) => {
+                user.regs.rip = at as u64;
+                return;
             }
-        }
-        _ => {
-            let result = hooked(number, args, user);
-            look_at_site(number, user);
-            result
-        }
+            None if has_mask(number, args) => {
+                with_own_mask(number, args, |args| perform(number, args, user))
+            }
+            None => hooked(number, args, user),
+        },
     };
     user.regs.set_result(result as u64);
 }
 
-/// Have the next call of the site that has just been trapped come without a trap, if that can be.
-fn look_at_site(number: usize, user: &mut UserContext) {
-    if start::this_process().is_none_or(|own| own.pid != sys::getpid()) {
-        return;
+/// The stub of the site that has been trapped, if it can have one. The call is made from there, this time
+/// as well: on the program's own stack, where a signal handler of the program's that interrupts it has
+/// room, and from where a child that this forks may never come back.
+fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
+    start::this_process().filter(|own| own.pid == sys::getpid())?;
+    let is_new = context::of_fs(fs_base()).is_none();
+    let (context, is_known) = context::settle_here(user.regs.rsp as usize)?;
+    if is_new {
+        // Making a context unblocks what faults need.
+        sys::set_mask(!0);
     }
-    let Some((context, is_known)) = context::settle_here(user.regs.rsp as usize) else { return };
     context.calls_trapped.fetch_add(1, Relaxed);
     if !is_known {
         // Code that runs with another thread's FS base would be taken for that thread.
         patch::leave(user.regs.rip as usize);
-    } else if let Some(at) = patch::consider(user.regs.rip as usize, number as u32) {
-        user.regs.rip = at as u64;
+        return None;
     }
-}
-
-/// A call with a signal mask at the address in argument `at`.
-fn with_mask(number: usize, mut args: [usize; 6], at: usize, user: &UserContext) -> isize {
-    let Some(mask) = copy_in::<u64>(args[at]) else { return -(EFAULT as isize) };
-    let own_mask = mask & !NEVER_BLOCKED;
-    args[at] = &raw const own_mask as usize;
-    perform(number, args, user)
+    patch::consider(user.regs.rip as usize, number as u32)
 }
 
 /// Does the call come with a signal mask, or set one?
-fn has_mask(number: usize, args: [u64; 6]) -> bool {
+fn has_mask(number: usize, args: [usize; 6]) -> bool {
     match number {
         nr::RT_SIGACTION | nr::RT_SIGPROCMASK | nr::RT_SIGSUSPEND => true,
         nr::PPOLL => args[3] != 0,
         nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => args[4] != 0,
         // A pointer to the mask and its length.
-        nr::PSELECT6 => args[5] != 0 && copy_in::<u64>(args[5] as usize) != Some(0),
+        nr::PSELECT6 => args[5] != 0 && copy_in::<usize>(args[5]) != Some(0),
         _ => false,
     }
+}
+
+/// Make a call that waits with a signal mask, with one that leaves alone what is never blocked.
+fn with_own_mask(
+    number: usize,
+    mut args: [usize; 6],
+    make: impl FnOnce([usize; 6]) -> isize,
+) -> isize {
+    let at = match number {
+        nr::RT_SIGSUSPEND => 0,
+        nr::PPOLL => 3,
+        nr::PSELECT6 => 5,
+        _ => 4,
+    };
+    let is_block = number == nr::PSELECT6;
+    let block = if is_block { copy_in::<[usize; 2]>(args[at]) } else { Some([args[at], 8]) };
+    let mask = block.and_then(|[mask, len]| Some((copy_in::<u64>(mask)?, len)));
+    let Some((mask, len)) = mask else { return -(EFAULT as isize) };
+    let own_mask = mask & !NEVER_BLOCKED;
+    let own_block = [&raw const own_mask as usize, len];
+    args[at] = if is_block { own_block.as_ptr() as usize } else { own_block[0] };
+    make(args)
 }
 
 /// Make the call for the program: signals come as if it made it.
@@ -259,8 +264,9 @@ pub(crate) extern "C" fn sbx_patched(
     let is_hooked = |row: &&Row| row[0].load(Relaxed) != 0;
     let before = table.before.get(number).filter(is_hooked);
     let after = table.after.get(number).filter(is_hooked);
-    let args = [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9];
-    if number <= nr::MADVISE && reaches_region(number, args.map(|arg| arg as usize)) {
+    let words = [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9];
+    let args = words.map(|arg| arg as usize);
+    if number <= nr::MADVISE && reaches_region(number, args) {
         call.rax = -i64::from(EPERM) as u64;
         return DONE;
     }
@@ -268,16 +274,21 @@ pub(crate) extern "C" fn sbx_patched(
         // They look at the stack pointer, or come back with another: from the stub, as from the site.
         return TRAP;
     }
-    if has_mask(number, args) {
+    if matches!(number, nr::RT_SIGACTION | nr::RT_SIGPROCMASK) {
         // What it would unblock or block is looked at there.
         return TRAP;
+    }
+    if has_mask(number, args) {
+        let make = |args| make_for_program(number, args);
+        call.rax = with_own_mask(number, args, make) as u64;
+        return DONE;
     }
     let carries = sockets::may_carry(number);
     let mut pass = || {
         if !carries {
             return PASS;
         }
-        call.rax = sockets::call(number, args.map(|arg| arg as usize)) as u64;
+        call.rax = sockets::call(number, args) as u64;
         DONE
     };
     if before.is_none() && after.is_none() {
@@ -296,7 +307,7 @@ pub(crate) extern "C" fn sbx_patched(
     made.store(made.load(Relaxed) + 1, Relaxed);
     let mut block = CallBlock {
         number: number as u64,
-        args,
+        args: words,
         value: 0,
         took_ns: 0,
         scratch: core::ptr::null_mut(),
@@ -307,7 +318,7 @@ pub(crate) extern "C" fn sbx_patched(
         call.rax = block.value;
         return DONE;
     }
-    if after.is_none() && block.args == args {
+    if after.is_none() && block.args == words {
         return pass();
     }
     let began = time::now_ns();

@@ -40,7 +40,7 @@ fn patches() -> &'static Patches {
     unsafe { &(*table()).patches }
 }
 
-/// Patch the site whose call ends at `behind`, if it can be. Where its thread goes on, if not there.
+/// Patch the site whose call ends at `behind`, and has not been made, if it can be: its stub.
 pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
     let call = behind.wrapping_sub(2);
     if boot::place().shared().contains(&call) || is_stub(call) {
@@ -50,7 +50,7 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
     let former = find(call);
     if former.is_some() && !is_other_code(call) {
         // It stays on the trap, or has been patched since this thread met it.
-        return None;
+        return known(call).map(|(stub, _)| stub);
     }
     if lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
         // Another thread is at it: the next time, then.
@@ -64,7 +64,7 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
     let [sites, trapped] = context::common().sites();
     if patched.is_some() { sites } else { trapped }.fetch_add(1, Relaxed);
     lock.store(0, Release);
-    patched.and_then(|(stub, form)| form.behind(stub))
+    patched.map(|(stub, _)| stub)
 }
 
 /// After fork: whoever was patching in the parent does not do it here. A site that is half done here leads

@@ -15,6 +15,7 @@
 
 mod epoll;
 mod fds;
+mod late;
 mod meet;
 mod messages;
 mod options;

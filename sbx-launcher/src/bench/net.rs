@@ -4,7 +4,6 @@
 //! network's worker of a sandbox.
 
 mod forward;
-mod load;
 mod memcached;
 mod servers;
 mod stack;
@@ -19,10 +18,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::events::Child as Process;
+use super::load::{self, Figures};
 use super::pin::{pin, unpin};
 use super::{BenchError, Measure, Options, Report, built, measure};
 use crate::control::{self, Request};
-use load::Figures;
 
 const SERVER_CPU: usize = 1;
 const CLIENT_CPU: usize = 0;

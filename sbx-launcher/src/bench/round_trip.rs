@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::pin::{pin, time};
 
 /// A child process that answers until its end of the line is closed.
-struct Peer(i32);
+pub(super) struct Peer(i32);
 
 impl Peer {
     /// Fork; the child is pinned to `cpu`, runs `answer` and ends.
-    fn start(cpu: usize, answer: impl FnOnce() -> io::Result<()>) -> io::Result<Self> {
+    pub(super) fn start(cpu: usize, answer: impl FnOnce() -> io::Result<()>) -> io::Result<Self> {
         // SAFETY: a benchmark has one thread.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),

@@ -1,7 +1,11 @@
 //! `bench sockets`: servers and clients on one host, by the kernel's sockets and through the region.
 //!
 //! The same programs, unchanged, in and outside of a sandbox; the server on one core, the client on the
-//! other, or both on one.
+//! other, or both on one. And the rings by themselves.
+
+mod ask;
+mod bare;
+mod loads;
 
 use std::cell::Cell;
 use std::io;
@@ -10,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{BenchError, Measure, Options, Report, measure};
+use loads::{BOTH, LOADS};
+
+use super::{BenchError, Measure, Options, Report, measure, round_trip};
 
 /// By which way a client reaches its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +25,8 @@ enum Way {
     Unix,
     /// TCP, both in the sandbox.
     Region,
+    /// AF_UNIX, both in the sandbox.
+    RegionUnix,
 }
 
 impl Way {
@@ -27,7 +35,12 @@ impl Way {
             Self::Tcp => "TCP",
             Self::Unix => "Unix",
             Self::Region => "region",
+            Self::RegionUnix => "region, Unix",
         }
+    }
+
+    const fn is_region(self) -> bool {
+        matches!(self, Self::Region | Self::RegionUnix)
     }
 }
 
@@ -43,9 +56,17 @@ struct Servers {
     pids: Vec<(&'static str, bool, u32)>,
 }
 
-const REDIS: [&str; 2] = ["7481", "7482"];
-const NGINX: [&str; 2] = ["7483", "7484"];
-const IPERF: [&str; 2] = ["7485", "7486"];
+/// A server's name, and its port outside of the sandbox; the one inside has the next.
+const SERVERS: [(&str, u16); 8] = [
+    ("redis", 7481),
+    ("nginx", 7483),
+    ("iperf3", 7485),
+    ("memcached", 7487),
+    ("postgres", 7489),
+    ("node", 7491),
+    ("tcp-close", 7493),
+    ("tcp-threads", 7495),
+];
 const BULK: &str = "iperf3, writes of 16 KiB";
 
 impl Servers {
@@ -53,7 +74,7 @@ impl Servers {
         let sandbox = format!("bench-sockets-{}", std::process::id());
         let folder = std::env::temp_dir().join(&sandbox);
         std::fs::create_dir_all(&folder)?;
-        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755))?;
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777))?;
         let launcher = std::env::current_exe()?;
         let up = Command::new(&launcher).args(["up", &sandbox, "--sockets"]).status()?;
         if !up.success() {
@@ -61,35 +82,93 @@ impl Servers {
         }
         let mut servers = Self { sandbox, folder, launcher, running: Vec::new(), pids: Vec::new() };
         std::fs::write(servers.folder.join("16k"), [b'x'; 16 << 10])?;
-        for in_sandbox in [false, true] {
-            let which = usize::from(in_sandbox);
-            let folder = servers.folder.clone();
-            let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
-            let socket = path(REDIS[which]);
-            let redis =
-                ["redis-server", "--port", REDIS[which], "--save", "", "--unixsocket", &socket];
-            servers.serve("redis", in_sandbox, &redis)?;
-            let conf = path(&format!("conf{which}"));
-            std::fs::write(&conf, nginx_conf(&folder, NGINX[which], which))?;
-            if has_iperf() {
-                let iperf = ["iperf3", "-s", "-B", "127.0.0.1", "-p", IPERF[which]];
-                servers.serve("iperf3", in_sandbox, &iperf)?;
-            }
-            let prefix = path("");
-            servers.serve("nginx", in_sandbox, &["nginx", "-c", &conf, "-p", &prefix])?;
-            for (db, len) in [("0", "64"), ("1", "16384")] {
-                let set =
-                    ["-p", REDIS[which], "--dbnum", db, "-t", "set", "-n", "1", "-d", len, "-q"];
-                let until = Instant::now() + Duration::from_secs(10);
-                while !quiet(Command::new("redis-benchmark").args(set)).status()?.success() {
-                    if Instant::now() > until {
-                        return Err(io::Error::other("redis-server does not answer"));
-                    }
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-            }
+        for way in [Way::Tcp, Way::Region] {
+            servers.start_all(way)?;
         }
         Ok(servers)
+    }
+
+    fn start_all(&mut self, way: Way) -> io::Result<()> {
+        let port = |name| self.port(name, way);
+        let (folder, in_sandbox) = (self.folder.clone(), way.is_region());
+        let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
+        let (redis, socket) = (port("redis"), self.socket("redis", way));
+        let (conf, prefix) = (path(&format!("conf{}", port("nginx"))), path(""));
+        std::fs::write(&conf, nginx_conf(&folder, &port("nginx")))?;
+        let node = format!(
+            "require('http').createServer((_, r) => r.end('ok')).listen({}, '127.0.0.1')",
+            port("node")
+        );
+        let (iperf3, memcached) = (port("iperf3"), port("memcached"));
+        let (close, threads) = (port("tcp-close"), port("tcp-threads"));
+        let own = self.launcher();
+        let all: [(&str, &[&str]); 7] = [
+            ("redis", &["redis-server", "--port", &redis, "--save", "", "--unixsocket", &socket]),
+            ("nginx", &["nginx", "-c", &conf, "-p", &prefix]),
+            ("iperf3", &["iperf3", "-s", "-B", "127.0.0.1", "-p", &iperf3]),
+            (
+                "memcached",
+                &["memcached", "-u", "nobody", "-l", "127.0.0.1", "-t", "1", "-p", &memcached],
+            ),
+            ("node", &["node", "-e", &node]),
+            ("tcp-close", &[&own, "bench-serve", "tcp-close", &close]),
+            ("tcp-threads", &[&own, "bench-serve", "tcp-threads", &threads]),
+        ];
+        for (name, argv) in all.into_iter().filter(|(_, argv)| is_there(argv[0])) {
+            self.serve(name, in_sandbox, argv)?;
+        }
+        self.start_postgres(way)?;
+        for (db, len) in [("0", "64"), ("1", "16384")] {
+            let set = ["-p", &redis, "--dbnum", db, "-t", "set", "-n", "1", "-d", len, "-q"];
+            until("redis-server does not answer", || {
+                Ok(quiet(Command::new("redis-benchmark").args(set)).status()?.success())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// With tables of pgbench's, if it is installed. It refuses to run as root.
+    fn start_postgres(&mut self, way: Way) -> io::Result<()> {
+        let Some(programs) = postgres() else { return Ok(()) };
+        let (port, folder) = (self.port("postgres", way), self.folder());
+        let data = format!("{folder}/postgres{port}");
+        let as_other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"];
+        let as_other = if nix::unistd::geteuid().is_root() { &as_other[..] } else { &[] };
+        let [initdb, server] = ["initdb", "postgres"].map(|name| format!("{programs}/{name}"));
+        let make = [&initdb, "-D", &data, "-A", "trust", "-U", "postgres", "--no-sync"];
+        let make = [as_other, &make].concat();
+        if !quiet(Command::new(make[0]).args(&make[1..])).status()?.success() {
+            return Err(io::Error::other("initdb fails"));
+        }
+        let fixed = [&server, "-D", &data, "-k", &folder, "-h", "127.0.0.1", "-p", &port];
+        let argv = [as_other, &fixed, &["-c", "fsync=off"]].concat();
+        self.serve("postgres", way.is_region(), &argv)?;
+        let tables = ["-i", "-q", "-s", "4", "-U", "postgres", "-h", "127.0.0.1", "-p", &port];
+        until("postgres does not answer", || {
+            let mut command = Command::new("pgbench");
+            Ok(quiet(command.args(tables).arg("postgres")).status()?.success())
+        })
+    }
+
+    fn port(&self, name: &str, way: Way) -> String {
+        let port = SERVERS.iter().find(|one| one.0 == name).map_or(0, |one| one.1);
+        (port + u16::from(way.is_region())).to_string()
+    }
+
+    fn socket(&self, name: &str, way: Way) -> String {
+        format!("{}/{name}{}", self.folder(), self.port(name, way))
+    }
+
+    fn folder(&self) -> String {
+        self.folder.to_string_lossy().into_owned()
+    }
+
+    fn launcher(&self) -> String {
+        self.launcher.to_string_lossy().into_owned()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.pids.iter().any(|one| one.0 == name)
     }
 
     /// `argv` pinned to `cpu`, in the sandbox or not.
@@ -126,7 +205,7 @@ impl Servers {
         found.map_or(0.0, |one| cpu_seconds(one.2))
     }
 
-    /// Requests per second of a client, and CPU seconds of both sides per million.
+    /// Requests per second of a client, CPU seconds of both sides, and how many requests.
     fn rate(
         &self,
         server: &str,
@@ -134,17 +213,20 @@ impl Servers {
         cpu: usize,
         argv: &[&str],
         read: impl Fn(&str) -> Option<(f64, f64)>,
-    ) -> io::Result<(f64, f64)> {
-        let in_sandbox = way == Way::Region;
+    ) -> io::Result<(f64, f64, f64)> {
+        // What a server's process for a connection has computed is told when that has ended.
+        const ENDED: Duration = Duration::from_millis(20);
+        let in_sandbox = way.is_region();
         let before = (self.cpu_of(server, in_sandbox), children_seconds());
         let output = self.command(in_sandbox, cpu, argv).output()?;
         let text = String::from_utf8_lossy(&output.stdout).replace('\r', "\n");
+        std::thread::sleep(ENDED);
         let after = (self.cpu_of(server, in_sandbox), children_seconds());
         let Some((rate, count)) = read(&text).filter(|_| output.status.success()) else {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(io::Error::other(format!("{argv:?}: {text} {said}")));
         };
-        Ok((rate, (after.0 - before.0 + after.1 - before.1) * 1e6 / count))
+        Ok((rate, after.0 - before.0 + after.1 - before.1, count))
     }
 }
 
@@ -166,32 +248,55 @@ impl Drop for Servers {
     }
 }
 
-fn has_iperf() -> bool {
-    quiet(Command::new("iperf3").arg("--version")).status().is_ok()
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    program.starts_with('/')
+        || std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+/// Where PostgreSQL's programs are, of the newest version.
+fn postgres() -> Option<String> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let all = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin")));
+    let newest = all.filter(|path| path.join("initdb").is_file() && is_there("pgbench")).max()?;
+    Some(newest.to_string_lossy().into_owned())
+}
+
+/// Try until it is so, for 10 s.
+fn until(else_error: &str, is_so: impl Fn() -> io::Result<bool>) -> io::Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !is_so()? {
+        if Instant::now() > end {
+            return Err(io::Error::other(else_error.to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// Gigabytes per second of one connection, and CPU seconds per million writes.
 fn bulk(servers: &Servers, way: Way) -> io::Result<(f64, f64)> {
-    let which = usize::from(way == Way::Region);
-    let fixed = ["iperf3", "-c", "127.0.0.1", "-l", "16K", "-t", "1", "-J", "-p", IPERF[which]];
-    servers.rate("iperf3", way, CLIENT_CPU, &fixed, |text| {
+    let port = servers.port("iperf3", way);
+    let fixed = ["iperf3", "-c", "127.0.0.1", "-l", "16K", "-t", "1", "-J", "-p", &port];
+    let (rate, seconds, count) = servers.rate("iperf3", way, CLIENT_CPU, &fixed, |text| {
         let report: serde_json::Value = serde_json::from_str(text).ok()?;
         let sum = &report["end"]["sum_received"];
         Some((sum["bits_per_second"].as_f64()? / 8e9, sum["bytes"].as_f64()? / 16384.0))
-    })
+    })?;
+    Ok((rate, seconds * 1e6 / count))
 }
 
 fn quiet(command: &mut Command) -> &mut Command {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
 }
 
-fn nginx_conf(folder: &Path, port: &str, which: usize) -> String {
+fn nginx_conf(folder: &Path, port: &str) -> String {
     let folder = folder.display();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {folder}/{kind}; "))
         .concat();
     format!(
-        "worker_processes 1; daemon off; pid {folder}/pid{which}; error_log {folder}/error{which};
+        "worker_processes 1; daemon off; pid {folder}/pid{port}; error_log {folder}/error{port};
          events {{ worker_connections 1024; }}
          http {{ access_log off; sendfile on; keepalive_requests 100000000; {temporary}
            server {{ listen 127.0.0.1:{port} backlog=4096; root {folder};
@@ -204,11 +309,12 @@ fn child_of(pid: u32) -> Option<u32> {
     children.split(' ').next()?.parse().ok()
 }
 
+/// Of a process and its children that have ended.
 fn cpu_seconds(pid: u32) -> f64 {
     const PER_SECOND: f64 = 100.0;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let behind_name = stat.rsplit(')').next().unwrap_or("");
-    let ticks = behind_name.split(' ').skip(12).take(2).filter_map(|word| word.parse::<f64>().ok());
+    let ticks = behind_name.split(' ').skip(12).take(4).filter_map(|word| word.parse::<f64>().ok());
     ticks.sum::<f64>() / PER_SECOND
 }
 
@@ -221,132 +327,125 @@ fn children_seconds() -> f64 {
     })
 }
 
-/// A kind of load.
-struct Load {
-    name: &'static str,
-    ways: &'static [Way],
-    cpu: usize,
-    /// For `redis-benchmark`: requests, connections, and more; else for wrk: connections, path and more.
-    redis: Option<(u64, &'static str, &'static [&'static str])>,
-    wrk: (&'static str, &'static str, &'static [&'static str]),
+/// Ask the server at `port` for so many milliseconds, and print requests per second and how many; the exit
+/// status.
+#[must_use]
+pub fn ask(what: &str, port: u16, ms: u64) -> i32 {
+    match ask::ask(what, port, Duration::from_millis(ms)) {
+        Ok((rate, count)) => println!("{rate} {count}"),
+        Err(error) => {
+            eprintln!("{what}: {error}");
+            return 1;
+        }
+    }
+    0
 }
 
-const ALL: &[Way] = &[Way::Tcp, Way::Unix, Way::Region];
-const BOTH: &[Way] = &[Way::Tcp, Way::Region];
-const NO_WRK: (&str, &str, &[&str]) = ("", "", &[]);
-
-const LOADS: [Load; 10] = [
-    redis("redis GET c1", ALL, CLIENT_CPU, (40_000, "1", &[])),
-    redis("redis GET c50", ALL, CLIENT_CPU, (200_000, "50", &[])),
-    redis("redis GET c50 P16", ALL, CLIENT_CPU, (1_000_000, "50", &["-P", "16"])),
-    redis("redis GET 16 KiB c1", BOTH, CLIENT_CPU, (20_000, "1", &["--dbnum", "1"])),
-    redis("redis GET c1, one core", BOTH, SERVER_CPU, (40_000, "1", &[])),
-    redis("redis GET c50, one core", BOTH, SERVER_CPU, (100_000, "50", &[])),
-    wrk("nginx reply c1", ("1", "reply", &[])),
-    wrk("nginx reply c50", ("50", "reply", &[])),
-    wrk("nginx 16 KiB file c50", ("50", "16k", &[])),
-    wrk("nginx, a connection each, c10", ("10", "reply", &["-H", "Connection: close"])),
+/// A load, what it is compared with, the least ratio, and the way of ours.
+const GOALS: [(&str, Way, f64, Way); 24] = [
+    ("redis GET c1", Way::Tcp, 15.0, Way::Region),
+    ("redis GET c1", Way::Unix, 10.0, Way::Region),
+    ("redis GET c50", Way::Tcp, 6.0, Way::Region),
+    ("redis GET c50", Way::Unix, 4.0, Way::Region),
+    ("redis GET c50 P16", Way::Tcp, 1.4, Way::Region),
+    ("redis GET c50 P16", Way::Unix, 1.0, Way::Region),
+    ("redis GET 16 KiB c1", Way::Tcp, 6.0, Way::Region),
+    ("redis GET c1, one core", Way::Tcp, 2.5, Way::Region),
+    ("redis GET c50, one core", Way::Tcp, 6.0, Way::Region),
+    ("nginx reply c1", Way::Tcp, 15.0, Way::Region),
+    ("nginx reply c50", Way::Tcp, 5.0, Way::Region),
+    ("nginx 16 KiB file c50", Way::Tcp, 1.5, Way::Region),
+    ("nginx, a connection each, c10", Way::Tcp, 1.0 / 1.3, Way::Region),
+    ("memcached GET c1", Way::Tcp, 1.0, Way::Region),
+    ("memcached GET c50", Way::Tcp, 1.0, Way::Region),
+    ("pgbench -S c1", Way::Tcp, 1.0, Way::Region),
+    ("pgbench -S c1", Way::Unix, 1.0, Way::RegionUnix),
+    ("pgbench -S c8", Way::Tcp, 1.0, Way::Region),
+    ("pgbench -S c8", Way::Unix, 1.0, Way::RegionUnix),
+    ("node http c1", Way::Tcp, 1.0, Way::Region),
+    ("node http c50", Way::Tcp, 1.0, Way::Region),
+    ("connect, accept, close", Way::Tcp, 1.0 / 1.3, Way::Region),
+    ("connect, accept, close, one core", Way::Tcp, 1.0 / 1.3, Way::Region),
+    ("1 byte there and back", Way::Tcp, 1.0, Way::Region),
 ];
 
-const fn redis(
-    name: &'static str,
-    ways: &'static [Way],
-    cpu: usize,
-    what: (u64, &'static str, &'static [&'static str]),
-) -> Load {
-    Load { name, ways, cpu, redis: Some(what), wrk: NO_WRK }
-}
+/// A figure, and CPU seconds per million of what it counts, which the row behind it prints.
+type Rate<'a> = Box<dyn Fn() -> Result<(f64, f64), BenchError> + 'a>;
 
-const fn wrk(
-    name: &'static str,
-    what: (&'static str, &'static str, &'static [&'static str]),
-) -> Load {
-    Load { name, ways: BOTH, cpu: CLIENT_CPU, redis: None, wrk: what }
-}
-
-impl Load {
-    /// Requests per second, and CPU seconds of client and server per million of them.
-    fn measure(&self, servers: &Servers, way: Way, scale: u64) -> io::Result<(f64, f64)> {
-        let which = usize::from(way == Way::Region);
-        if let Some((count, clients, more)) = self.redis {
-            let count = (count / scale).max(1000);
-            let (number, socket) = (count.to_string(), servers.folder.join(REDIS[0]));
-            let socket = socket.to_string_lossy();
-            let to = if way == Way::Unix { ["-s", &*socket] } else { ["-p", REDIS[which]] };
-            let fixed = ["-t", "get", "-q", "-c", clients, "-n", &number];
-            let argv = [&["redis-benchmark"][..], &to, &fixed, more].concat();
-            return servers.rate("redis", way, self.cpu, &argv, |text| {
-                let line = text.lines().rev().find(|line| line.contains("requests per second"))?;
-                let words: Vec<&str> = line.split_whitespace().collect();
-                let at = words.iter().position(|word| *word == "requests")?;
-                Some((words.get(at.checked_sub(1)?)?.parse().ok()?, count as f64))
-            });
-        }
-        let (clients, path, more) = self.wrk;
-        let url = format!("http://127.0.0.1:{}/{path}", NGINX[which]);
-        let fixed = ["wrk", "-t1", "-d1", "-c", clients];
-        let argv = [&fixed[..], more, &[&*url]].concat();
-        servers.rate("nginx", way, self.cpu, &argv, |text| {
-            let figure = |key: &str, at: usize| {
-                let line = text.lines().find(|line| line.contains(key))?;
-                line.split_whitespace().nth(at)?.parse::<f64>().ok()
-            };
-            Some((figure("Requests/sec:", 1)?, figure("requests in", 0)?))
-        })
-    }
+fn with_cpu<'a>(
+    rows: &mut Vec<Measure<'a>>,
+    name: String,
+    unit: &'static str,
+    cpu: &'a Cell<f64>,
+    rate: Rate<'a>,
+) {
+    let measure = move || {
+        let (rate, seconds) = rate()?;
+        cpu.set(seconds);
+        Ok(rate)
+    };
+    rows.push((name.clone(), unit, Box::new(measure)));
+    // Measured by the row before.
+    rows.push((format!("{name}: CPU"), "s/M", Box::new(move || Ok(cpu.get()))));
 }
 
 pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let doing = |error| BenchError::Io("running servers and clients", error);
-    let servers = Servers::start().map_err(doing)?;
+    let servers = &Servers::start().map_err(doing)?;
     let scale = if options.quick { 20 } else { 1 };
     let mut rows: Vec<Measure<'_>> = Vec::new();
-    let cpu = Cell::new(0.0);
-    for load in &LOADS {
+    let cpu = &Cell::new(0.0);
+    for load in LOADS.iter().filter(|load| servers.has(load.server)) {
         for &way in load.ways {
-            let (servers, cpu) = (&servers, &cpu);
-            let name = format!("{}, {}", load.name, way.name());
-            let rate = move || {
-                let (rate, seconds) = load.measure(servers, way, scale).map_err(doing)?;
-                cpu.set(seconds);
-                Ok(rate)
-            };
-            rows.push((name.clone(), "1/s", Box::new(rate)));
-            // Measured by the row before.
-            rows.push((format!("{name}: CPU"), "s/M", Box::new(move || Ok(cpu.get()))));
+            let rate: Rate<'_> = Box::new(move || load.measure(servers, way, scale));
+            with_cpu(&mut rows, format!("{}, {}", load.name, way.name()), "1/s", cpu, rate);
         }
     }
-    for way in BOTH.iter().copied().filter(|_| has_iperf()) {
-        let (servers, cpu) = (&servers, &cpu);
-        let name = format!("{BULK}, {}", way.name());
-        let rate = move || {
-            let (rate, seconds) = bulk(servers, way).map_err(doing)?;
-            cpu.set(seconds);
-            Ok(rate)
-        };
-        rows.push((name.clone(), "GB/s", Box::new(rate)));
-        rows.push((format!("{name}: CPU"), "s/M", Box::new(move || Ok(cpu.get()))));
+    for way in BOTH.iter().copied().filter(|_| servers.has("iperf3")) {
+        let rate: Rate<'_> = Box::new(move || bulk(servers, way).map_err(doing));
+        with_cpu(&mut rows, format!("{BULK}, {}", way.name()), "GB/s", cpu, rate);
     }
+    bare_rows(&mut rows, scale);
     let mut report = Report::new("sockets", options.rounds, measure(options.rounds, rows)?);
-    let goals = [
-        (0, Way::Tcp, 15.0),
-        (0, Way::Unix, 10.0),
-        (1, Way::Tcp, 6.0),
-        (1, Way::Unix, 4.0),
-        (2, Way::Tcp, 1.4),
-        (2, Way::Unix, 1.0),
-        (3, Way::Tcp, 6.0),
-        (4, Way::Tcp, 2.5),
-        (5, Way::Tcp, 6.0),
-        (6, Way::Tcp, 15.0),
-        (7, Way::Tcp, 5.0),
-        (8, Way::Tcp, 1.5),
-        (9, Way::Tcp, 1.0 / 1.3),
-    ];
-    for (load, than, goal) in goals {
-        let (name, than) = (LOADS[load].name, than.name());
-        let rows = [format!("{name}, region"), format!("{name}, {than}")];
-        let named = format!("{name}: region / {than}");
+    goals(&mut report);
+    Ok(report)
+}
+
+const PLACES: [&str; 2] = ["near caches", "far caches"];
+
+/// The rings by themselves, in each placement that there is.
+fn bare_rows(rows: &mut Vec<Measure<'_>>, scale: u64) {
+    const LEN: usize = 16 << 10;
+    let doing = |error| BenchError::Io("a ring by itself", error);
+    let us = |ns: f64| ns / 1e3;
+    for (name, cores) in PLACES.iter().zip(bare::placements()) {
+        let Some(cores) = cores else { continue };
+        let line = move || {
+            let line = round_trip::spin_from(cores[0], cores[1], 500_000 / scale);
+            line.map(us).map_err(doing)
+        };
+        rows.push((format!("bare shared line, {name}"), "us", Box::new(line)));
+        let there = move || {
+            let trip = bare::round_trip(cores, 1, 500_000 / scale, bare::Wait::Spin);
+            trip.map(us).map_err(doing)
+        };
+        rows.push((format!("ring there and back, {name}"), "us", Box::new(there)));
+        let bulk = move || bare::bandwidth(cores, LEN, 500_000 / scale).map_err(doing);
+        rows.push((format!("ring, writes of 16 KiB, {name}"), "GB/s", Box::new(bulk)));
+    }
+    let one_core = move || {
+        let cores = [SERVER_CPU, SERVER_CPU];
+        let trip = bare::round_trip(cores, 1, 100_000 / scale, bare::Wait::Yield);
+        trip.map(us).map_err(doing)
+    };
+    rows.push(("ring there and back, one core".into(), "us", Box::new(one_core)));
+}
+
+fn goals(report: &mut Report) {
+    for (name, than, goal, ours) in GOALS {
+        let (than, ours) = (than.name(), ours.name());
+        let rows = [format!("{name}, {ours}"), format!("{name}, {than}")];
+        let named = format!("{name}: {ours} / {than}");
         let ratio = |[ours, theirs]: [f64; 2]| ours / theirs;
         report.goal(&named, [&rows[0], &rows[1]], ratio, (">=", goal));
     }
@@ -354,6 +453,24 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     report.goal("iperf3, region, GB/s", [&ours], |[rate]| rate, (">=", 10.0));
     let ratio = |[ours, theirs]: [f64; 2]| ours / theirs;
     report.goal("iperf3: region / TCP", [&ours, &theirs], ratio, (">=", 1.0));
-    report.explain(BULK, "iperf3 is not installed (package iperf3)");
-    Ok(report)
+    for (place, most) in [("near caches", 0.3), ("far caches", 0.8), ("one core", 3.0)] {
+        let row = format!("ring there and back, {place}");
+        report.goal(&format!("{row}, us"), [&row], |[us]| us, ("<=", most));
+    }
+    for place in PLACES {
+        let row = format!("ring, writes of 16 KiB, {place}");
+        report.goal(&format!("{row}, GB/s"), [&row], |[rate]| rate, (">=", 10.0));
+        let cores = if place == PLACES[0] { "shares" } else { "does not share" };
+        let why = format!("no core here {cores} its last cache with the first one");
+        report.explain(place, &why);
+    }
+    let packages = [
+        ("memcached", "memcached"),
+        ("pgbench", "postgresql"),
+        ("node", "nodejs"),
+        (BULK, "iperf3"),
+    ];
+    for (row, package) in packages {
+        report.explain(row, &format!("it is not installed (package {package})"));
+    }
 }

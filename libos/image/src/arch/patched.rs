@@ -71,7 +71,7 @@ const STUB_BEHIND: usize = 24;
 /// From where the entry returns to where it does for a call that is to be trapped.
 const TO_TRAP: usize = 26;
 
-/// The form of the site whose call, which has just been made, is at `call`.
+/// The form of the site whose call, which has just been trapped, is at `call`.
 pub(crate) fn form_of(call: usize, number: u32) -> Option<Form> {
     let page = |at: usize| at / ext_api::limits::PAGE_LEN;
     let before = call.wrapping_sub(MOV_LEN);
@@ -126,14 +126,6 @@ impl Form {
     /// May the jump be there while a thread is behind the call?
     pub(crate) fn can_jump(self, jump: [u8; JUMP_LEN]) -> bool {
         !matches!(self, Self::Followed(_)) || NO_INSTRUCTIONS.contains(&jump[CALL_LEN])
-    }
-
-    /// Where a thread behind the call goes on, if not there.
-    pub(crate) const fn behind(self, stub: usize) -> Option<usize> {
-        match self {
-            Self::Numbered(_) => None,
-            Self::Followed(_) => Some(Self::behind_in(stub)),
-        }
     }
 
     /// Where a stub goes on behind the call.

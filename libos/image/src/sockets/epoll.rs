@@ -17,15 +17,15 @@ use libos::sockets::{MANY, WATCHED_MAX, Watcher, watch_word};
 use super::fds::{self, End};
 use super::stream;
 use super::wait::{ERR, HUP, IN, OUT, READ_HUP, READ_NORMAL, Timespec, Until, is_readable};
-use super::{ask, native, sockets, user};
-use crate::sys::{EEXIST, EFAULT, ENOENT, nr};
+use super::{ask, late, native, sockets, user};
+use crate::sys::{EEXIST, EFAULT, ENOENT, ENOMEM, nr};
 use crate::time;
 
 const ADD: usize = 1;
 const DELETE: usize = 2;
 const MODIFY: usize = 3;
-const EDGE: u32 = 1 << 31;
-const ONCE: u32 = 1 << 30;
+pub(super) const EDGE: u32 = 1 << 31;
+pub(super) const ONCE: u32 = 1 << 30;
 /// Events of which the kernel need not be told at once.
 const PLAIN: u32 = IN | OUT | READ_NORMAL | READ_HUP | HUP | ERR | 2;
 /// Upper part of a word of ours. A program's own word is taken for it once in 2^52.
@@ -42,12 +42,12 @@ const RING_EVENTS_MAX: usize = 128;
 /// `struct epoll_event`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, packed)]
-struct Event {
-    events: u32,
-    data: u64,
+pub(super) struct Event {
+    pub(super) events: u32,
+    pub(super) data: u64,
 }
 
-const EVENT_LEN: usize = size_of::<Event>();
+pub(super) const EVENT_LEN: usize = size_of::<Event>();
 
 /// An epoll instance of this process.
 #[derive(Debug)]
@@ -261,6 +261,7 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     }
     if what == DELETE {
         let result = native(nr::EPOLL_CTL, args);
+        fds::late().forget(end.fd);
         if let (0, Some(place)) = (result, place) {
             forget(place, end.fd);
             fds::put_in_place(end.fd, None);
@@ -402,10 +403,20 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     Some(0)
 }
 
-/// It goes by the kernel: who waits for it cannot be told.
+/// It goes by the kernel: who waits for it cannot be told. What is in its ring already is kept apart.
 fn by_kernel(end: &End, args: [usize; 6]) -> isize {
+    let [epoll, _, fd, at, ..] = args;
     end.incoming().reading.watch.store(MANY, Release);
-    native(nr::EPOLL_CTL, args)
+    fence(SeqCst);
+    let result = native(nr::EPOLL_CTL, args);
+    fds::late().forget(end.fd);
+    let Some(event) = user::read::<Event>(at).filter(|_| result == 0) else { return result };
+    let is_late = event.events & (IN | READ_NORMAL) != 0 && end.incoming().has_bytes();
+    if is_late && !fds::late().note(epoll, end.fd, event) {
+        ask(nr::EPOLL_CTL, [epoll, DELETE, fd, 0]);
+        return -(ENOMEM as isize);
+    }
+    result
 }
 
 /// A place for `fd` in the set of `epoll`, if it is in none.
@@ -423,11 +434,19 @@ fn new_place(epoll: usize, fd: usize) -> Option<(usize, usize)> {
 /// `epoll_wait` and the others.
 pub(super) fn wait(number: usize, args: [usize; 6]) -> isize {
     let [epoll, at, most, timeout, ..] = args;
-    let Some(set) = fds::set_of(epoll).map(fds::set) else { return native(number, args) };
+    let set = fds::set_of(epoll).map(fds::set);
     let most = most as i32;
     if most <= 0 || user::read::<u8>(at).is_none() {
         return native(number, args);
     }
+    if fds::late().is_used() {
+        match fds::late().collect(epoll, at, most as usize) {
+            Ok(0) => {}
+            Ok(count) => return with_late(set, args, count),
+            Err(errno) => return errno,
+        }
+    }
+    let Some(set) = set else { return native(number, args) };
     if !set.is_watched() {
         set.leave_to_kernel();
     }
@@ -440,6 +459,20 @@ pub(super) fn wait(number: usize, args: [usize; 6]) -> isize {
         Ok(ns) => Wait { set, number, args, most: most as usize }.run(Until::after(ns)),
         Err(errno) => errno,
     }
+}
+
+/// The first `count` events are there, from those that were late: what else there is goes behind them.
+fn with_late(set: Option<&'static Set>, args: [usize; 6], count: usize) -> isize {
+    let [epoll, at, most, ..] = args;
+    let (behind, left) = (at + count * EVENT_LEN, most as u32 as usize - count);
+    let rest = [epoll, behind, left, 0, 0, 0];
+    let number = nr::EPOLL_WAIT;
+    let more = match set {
+        _ if left == 0 => 0,
+        Some(set) => Wait { set, number, args: rest, most: left }.run(Until::after(Some(0))),
+        None => native(number, rest),
+    };
+    late::join(at, count, more.max(0) as usize).map_or_else(|errno| errno, |all| all as isize)
 }
 
 /// One call that waits.

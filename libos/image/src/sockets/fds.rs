@@ -7,7 +7,7 @@ use libos::layout::SOCKETS_PRIVATE_OFFSET;
 use libos::sockets::{CONNECTIONS_MAX, Connection, Direction, FREE};
 
 use super::epoll::{self, Set};
-use super::{ask, native, own_pid, sockets};
+use super::{ask, late, native, own_pid, sockets};
 use crate::sys::{self, nr};
 use crate::{boot, start};
 
@@ -24,6 +24,7 @@ struct Table {
     /// What each descriptor stands for: [`Entry`].
     fds: [AtomicU64; FDS_MAX],
     sets: [Set; SETS_MAX],
+    late: late::Table,
 }
 
 pub(crate) const TABLE_LEN: usize = size_of::<Table>();
@@ -32,6 +33,11 @@ const _: () = assert!(TABLE_LEN <= libos::layout::SOCKETS_PRIVATE_LEN);
 fn table() -> &'static Table {
     // SAFETY: made writable when the process joined, private to it, and all atomics.
     unsafe { &*((boot::place().cache() + SOCKETS_PRIVATE_OFFSET) as *const Table) }
+}
+
+/// What was late for its epoll instance.
+pub(super) fn late() -> &'static late::Table {
+    &table().late
 }
 
 /// Make the table usable.
@@ -221,6 +227,7 @@ pub(super) fn close(fd: usize) -> isize {
 fn let_go(fd: usize, pid: u32) {
     let Some(cell) = entry(fd) else { return };
     let end = end_of(fd);
+    late().forget(fd as u32 as usize);
     if let Some(place) = place_of(fd) {
         epoll::forget(place, fd);
     }

@@ -24,6 +24,8 @@ const SOCK_NONBLOCK: usize = 0o4000;
 const OFFER_NS: u64 = 20_000_000;
 /// The same for addresses for which nobody says that one is about to.
 const UNTOLD_NS: u64 = 30_000;
+/// How long to look without letting others run: less than that takes.
+const ALONE_NS: u64 = 500;
 /// Descriptors that are looked at after an exec.
 const INHERITED_MAX: usize = 1024;
 
@@ -165,8 +167,11 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
     side.hold(pid);
     // Known here before anybody takes it: what is sent from now on is counted.
     let is_known = fds::carry(fd, row, 0);
-    if let Some(end) = fds::end_of(fd).filter(|_| fds::is_watched(fd)) {
-        epoll::watch(&end);
+    if let Some(end) = fds::end_of(fd) {
+        stream::note_core(end.outgoing());
+        if fds::is_watched(fd) {
+            epoll::watch(&end);
+        }
     }
     sockets().offer(row);
     if is_known {
@@ -214,7 +219,8 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
             all.no_offer.fetch_add(1, Relaxed);
             return None;
         }
-        if looked_ns > UNTOLD_NS {
+        // Who offers may be waiting for this core.
+        if looked_ns > ALONE_NS {
             sys::sched_yield();
         }
         core::hint::spin_loop();
@@ -228,7 +234,9 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
         all.let_go(row, 1, pid);
         return None;
     }
-    options::prepare(&fds::end_of(fd)?);
+    let end = fds::end_of(fd)?;
+    options::prepare(&end);
+    stream::note_core(end.outgoing());
     all.join(row);
     Some(())
 }

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
+use libos::sockets::LARGE_RING;
+
 use super::fds::{self, End};
 use super::{native, stream, user};
 use crate::sys::{EFAULT, nr};
@@ -15,6 +17,11 @@ const O_ASYNC: usize = 0o20000;
 pub(super) const FIONREAD: usize = 0x541b;
 const FIONBIO: usize = 0x5421;
 const FIOASYNC: usize = 0x5452;
+/// In [`libos::sockets::Side::options`], as the program has set it.
+const UNDELAYED: u32 = 1;
+const CORKED: u32 = 2;
+/// In the same: it has no large ring, since its program wants little under way.
+const LITTLE: u32 = 4;
 /// `IPPROTO_TCP`.
 pub(super) const TCP: usize = 6;
 const TCP_NODELAY: usize = 1;
@@ -75,6 +82,30 @@ pub(super) fn take_error(end: &End) -> Option<isize> {
     (error != 0).then_some(-(error as isize))
 }
 
+/// Has the program set how much may be under way, and less than a large ring holds? Asked once, when such a
+/// ring would be of use.
+pub(super) fn wants_little(end: &End) -> bool {
+    const SOCKET: usize = 1;
+    const SO_SNDBUF: usize = 7;
+    const SO_BUF_LOCK: usize = 72;
+    const SEND_IS_SET: u32 = 1;
+    let options = &end.connection.sides[end.side].options;
+    if options.load(Relaxed) & LITTLE != 0 {
+        return true;
+    }
+    let ask = |option: usize| {
+        let (mut value, mut len) = (0u32, 4u32);
+        let at = [&raw mut value as usize, &raw mut len as usize];
+        super::ask(nr::GETSOCKOPT, [end.fd, SOCKET, option, at[0], at[1]]);
+        value
+    };
+    let is_little = ask(SO_BUF_LOCK) & SEND_IS_SET != 0 && (ask(SO_SNDBUF) as usize) < LARGE_RING;
+    if is_little {
+        options.fetch_or(LITTLE, AcqRel);
+    }
+    is_little
+}
+
 /// The kernel's channel of a carried connection must not hold a bell back.
 pub(super) fn prepare(end: &End) {
     let on = 1u32;
@@ -90,8 +121,12 @@ pub(super) fn prepare(end: &End) {
     }
     end.connection.sides[end.side].options.store(set, Relaxed);
     let off = 0u32;
-    super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_CORK, &raw const off as usize, 4]);
-    super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_NODELAY, &raw const on as usize, 4]);
+    if set & CORKED != 0 {
+        super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_CORK, &raw const off as usize, 4]);
+    }
+    if set & UNDELAYED == 0 {
+        super::ask(nr::SETSOCKOPT, [end.fd, TCP, TCP_NODELAY, &raw const on as usize, 4]);
+    }
 }
 
 /// The kernel's channel is all there is, and as the program wants it.
@@ -108,8 +143,8 @@ pub(super) fn give_back(end: &End) {
 
 fn bit_of(option: usize) -> Option<u32> {
     match option {
-        TCP_NODELAY => Some(1),
-        TCP_CORK => Some(2),
+        TCP_NODELAY => Some(UNDELAYED),
+        TCP_CORK => Some(CORKED),
         _ => None,
     }
 }

@@ -119,11 +119,16 @@ pub(super) fn send(
     total: usize,
 ) -> isize {
     let direction = end.outgoing();
-    let is_open = is_joined(&end)
-        && direction.shut.load(Acquire) == 0
-        && !end.connection.other_is_gone(end.side);
+    let is_joined = is_joined(&end);
+    let is_open =
+        is_joined && direction.shut.load(Acquire) == 0 && !end.connection.other_is_gone(end.side);
     if !is_open || total == 0 {
-        return by_kernel(&end, number, args, total);
+        let sent = by_kernel(&end, number, args, total);
+        if !is_joined {
+            // Nobody reads what has not been accepted yet.
+            direction.asleep.fetch_add(sent.max(0) as u64, Relaxed);
+        }
+        return sent;
     }
     note_core(direction);
     let turn = Turn::take(&direction.writer);
@@ -139,7 +144,7 @@ pub(super) fn send(
     while done < total {
         let (tail, room) = direction.room();
         let left = total - done;
-        if room < left && upgrade(direction, tail) {
+        if room < left && upgrade(&end, direction, tail) {
             continue;
         }
         if room == 0 {
@@ -267,8 +272,8 @@ pub(super) fn by_kernel(end: &End, number: usize, args: [usize; 6], total: usize
 }
 
 /// A large ring from here on, if there is none yet and one is free.
-fn upgrade(direction: &Direction, tail: u64) -> bool {
-    if direction.large.load(Relaxed) != 0 {
+fn upgrade(end: &End, direction: &Direction, tail: u64) -> bool {
+    if direction.large.load(Relaxed) != 0 || super::options::wants_little(end) {
         return false;
     }
     let Some(large) = sockets().take_large() else { return false };
@@ -303,7 +308,7 @@ fn mark(direction: &Direction) {
 }
 
 /// Tell those who wait where the bytes come from: on their own core looking for them is no use.
-fn note_core(direction: &Direction) {
+pub(super) fn note_core(direction: &Direction) {
     let core = super::core();
     let note = |word: &core::sync::atomic::AtomicU32| {
         if word.load(Relaxed) != core {
@@ -424,7 +429,7 @@ pub(super) fn receive(
         }
         if waits && !has_looked && !has_asked {
             has_looked = true;
-            if look(direction) {
+            if look(&end) {
                 continue;
             }
         }
@@ -556,14 +561,17 @@ fn from_kernel(
     Some(result)
 }
 
-/// Look for bytes, for as long as that has been worth while. True if there are some.
-fn look(direction: &Direction) -> bool {
+/// Look for bytes or an end, for as long as that has been worth while. True if there is something.
+fn look(end: &End) -> bool {
+    let direction = end.incoming();
     let patience = patience(&direction.reading.patience_ns);
-    look_until(patience, &direction.core, || direction.has_bytes() || direction.is_in_kernel())
+    look_until(patience, &direction.core, || {
+        direction.has_bytes() || direction.is_in_kernel() || end.connection.other_is_gone(end.side)
+    })
 }
 
 /// Look for something until it is there, or so many nanoseconds have passed. `core` is where it will come
-/// from.
+/// from: 0 if nobody knows.
 pub(super) fn look_until(
     patience_ns: u64,
     core: &core::sync::atomic::AtomicU32,
@@ -577,7 +585,8 @@ pub(super) fn look_until(
             }
             core::hint::spin_loop();
         }
-        if core.load(Relaxed) == super::core() {
+        // Nobody knows: it may be this one.
+        if [0, super::core()].contains(&core.load(Relaxed)) {
             sys::sched_yield();
         }
         if time::now_ns() - began > patience_ns {

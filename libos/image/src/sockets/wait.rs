@@ -111,12 +111,13 @@ impl Timespec {
 struct Waiting {
     ends: [Option<End>; ENDS_MAX],
     count: usize,
-    never: AtomicU32,
+    /// The core of several writers: none that there is.
+    several: AtomicU32,
 }
 
 impl Waiting {
     const fn new() -> Self {
-        Self { ends: [None; ENDS_MAX], count: 0, never: AtomicU32::new(0) }
+        Self { ends: [None; ENDS_MAX], count: 0, several: AtomicU32::new(u32::MAX) }
     }
 
     fn add(&mut self, end: End) {
@@ -141,7 +142,7 @@ impl Waiting {
     fn look(&self) -> bool {
         let Some(first) = self.ends().next().map(End::incoming) else { return false };
         let patience = stream::patience(&first.reading.patience_ns);
-        let core = if self.count == 1 { &first.core } else { &self.never };
+        let core = if self.count == 1 { &first.core } else { &self.several };
         let is_there =
             || self.ends().any(|end| end.incoming().has_bytes() || end.incoming().is_in_kernel());
         stream::look_until(patience, core, is_there)

@@ -9,9 +9,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::super::inside::Inside;
+use super::super::load;
 use super::super::pin::{pin, unpin};
 use super::super::{BenchError, Report, built};
-use super::{CLIENT_CPU, Last, Ours, Rows, SERVER_CPU, Server, doing, load};
+use super::{CLIENT_CPU, Last, Ours, Rows, SERVER_CPU, Server, doing};
 
 const KEY: &str = "0000000000000001";
 const VALUE_LEN: usize = 100;

@@ -27,6 +27,7 @@ const BATCH: usize = 64;
 pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
     match what {
         "tcp-threads" => threads(TcpListener::bind(("127.0.0.1", port))?),
+        "tcp-close" => close(&TcpListener::bind(("127.0.0.1", port))?),
         "tcp-epoll" => epoll(TcpListener::bind(("127.0.0.1", port))?, echo),
         "tcp-io_uring" | "tcp-sqpoll" | "tcp-zero-copy" => {
             let zero_copy_from = (what == "tcp-zero-copy").then_some(0);
@@ -57,6 +58,13 @@ fn udp(port: u16) -> io::Result<UdpSocket> {
 
 fn echo(stream: &mut &TcpStream, bytes: &[u8]) -> io::Result<()> {
     stream.write_all(bytes)
+}
+
+/// Accepts and closes.
+fn close(listener: &TcpListener) -> io::Result<()> {
+    loop {
+        listener.accept()?;
+    }
 }
 
 /// A thread for each connection.

@@ -1,5 +1,5 @@
-//! The client's side of `bench net`: so many connections or datagrams under way, each answered before the
-//! next is sent.
+//! The client's side of `bench net` and `bench sockets`: so many connections or datagrams under way, each
+//! answered before the next is sent.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};

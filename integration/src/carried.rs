@@ -1,0 +1,119 @@
+//! Sandboxes that carry local connections, servers that run in them, and what went which way.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{Ended, Sandbox, built, run};
+
+/// A sandbox whose local connections go through the region.
+#[must_use]
+pub fn carrying(test: &str) -> Sandbox {
+    Sandbox::up_with(test, &["--sockets"])
+}
+
+/// What `ps --sockets` says.
+#[must_use]
+pub fn sockets(sandbox: &Sandbox) -> Value {
+    sandbox.json(&["ps", "--sockets"])
+}
+
+/// A number of it.
+///
+/// # Panics
+/// It is none.
+#[must_use]
+pub fn number(of: &Value, key: &str) -> u64 {
+    of[key].as_u64().unwrap_or_else(|| panic!("{key} of {of}"))
+}
+
+/// The share that went through the region of the connections' bytes whose reader did not sleep, and how
+/// many those were.
+///
+/// # Panics
+/// No connection was carried.
+#[must_use]
+pub fn carried(sandbox: &Sandbox) -> (f64, u64) {
+    let table = sockets(sandbox);
+    let (carried, by_kernel) = (number(&table, "carried_bytes"), number(&table, "kernel_bytes"));
+    assert!(number(&table, "carried") > 0, "{table}");
+    let awake = by_kernel.saturating_sub(number(&table, "asleep_bytes"));
+    (carried as f64 / (carried + awake).max(1) as f64, carried)
+}
+
+/// Where a script of `integration/programs` is.
+///
+/// # Panics
+/// Its path is no text.
+#[must_use]
+pub fn program(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name);
+    path.to_str().expect("a UTF-8 path").to_owned()
+}
+
+/// A command that is killed with the value.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Running {
+    /// Start it, in the sandbox or outside.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start(sandbox: Option<&Sandbox>, argv: &[&str]) -> Self {
+        let launcher = built("sbx-launcher");
+        let mut command = match sandbox {
+            None => Command::new(argv[0]),
+            Some(sandbox) => {
+                let mut command = Command::new(launcher);
+                command.args(["run", "--sandbox", &sandbox.name, "--", argv[0]]);
+                command
+            }
+        };
+        let silent = command.args(&argv[1..]).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(
+            silent.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{argv:?}: {error}")),
+        )
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The launcher ends with the command that it has started.
+        let own = self.0.id().to_string();
+        let children = fs::read_to_string(format!("/proc/{own}/task/{own}/children"));
+        let command = children.unwrap_or_default().split(' ').next().unwrap_or_default().to_owned();
+        let target = if command.is_empty() { own } else { command };
+        let _ = run(Command::new("kill").arg(target));
+        let until = Instant::now() + Duration::from_secs(5);
+        while self.0.try_wait().is_ok_and(|status| status.is_none()) {
+            if Instant::now() > until {
+                let _ = self.0.kill();
+            }
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Run a command outside of any sandbox.
+#[must_use]
+pub fn outside(argv: &[&str]) -> Ended {
+    run(Command::new(argv[0]).args(&argv[1..]))
+}
+
+/// Until `argv` succeeds.
+///
+/// # Panics
+/// It does not within 20 s.
+pub fn wait_for(argv: &[&str]) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while outside(argv).status != 0 {
+        assert!(Instant::now() < until, "{argv:?} does not succeed");
+        sleep(Duration::from_millis(30));
+    }
+}

@@ -1,0 +1,125 @@
+//! Sockets that were added to an epoll instance of which nobody knows who waits there (it is full, or not this
+//! process's own), when their rings had bytes already: what comes later is the kernel's to tell, but of these
+//! bytes it knows nothing. Whoever waits there is told of them from here until they have been taken.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use super::epoll::{EDGE, EVENT_LEN, Event, ONCE};
+use super::fds;
+use super::wait::{IN, READ_NORMAL};
+use super::{ask, user};
+use crate::sys::{EFAULT, nr};
+
+/// Such sockets at a time.
+const LATE_MAX: usize = 1024;
+const MODIFY: usize = 3;
+
+/// All of a process.
+#[repr(C)]
+pub(super) struct Table {
+    /// How many there are.
+    count: AtomicU32,
+    all: [Late; LATE_MAX],
+}
+
+/// One of them.
+#[repr(C)]
+struct Late {
+    /// The descriptor and 1; 0 if this is free, [`TAKEN`] while it is being filled.
+    fd: AtomicU32,
+    epoll: AtomicU32,
+    events: AtomicU32,
+    data: AtomicU64,
+}
+
+const TAKEN: u32 = u32::MAX;
+
+impl Table {
+    /// Is there any?
+    #[inline]
+    pub(super) fn is_used(&self) -> bool {
+        self.count.load(Relaxed) != 0
+    }
+
+    /// The socket `fd`, which is in `epoll` under this event, has bytes in its ring. False if there is no room.
+    pub(super) fn note(&self, epoll: usize, fd: usize, event: Event) -> bool {
+        self.forget(fd);
+        let take = |late: &&Late| late.fd.compare_exchange(0, TAKEN, AcqRel, Relaxed).is_ok();
+        let Some(late) = self.all.iter().find(take) else { return false };
+        self.count.fetch_add(1, AcqRel);
+        late.epoll.store(epoll as u32, Relaxed);
+        late.events.store(event.events, Relaxed);
+        late.data.store(event.data, Relaxed);
+        late.fd.store(fd as u32 + 1, Release);
+        true
+    }
+
+    /// `fd` is closed, or asked for in another way.
+    pub(super) fn forget(&self, fd: usize) {
+        if self.is_used() {
+            let same = |late: &&Late| late.fd.load(Relaxed) == fd as u32 + 1;
+            self.all.iter().filter(same).for_each(|late| self.drop_one(late, fd));
+        }
+    }
+
+    fn drop_one(&self, late: &Late, fd: usize) {
+        if late.fd.compare_exchange(fd as u32 + 1, 0, AcqRel, Relaxed).is_ok() {
+            self.count.fetch_sub(1, AcqRel);
+        }
+    }
+
+    /// Put the events of those in `epoll` at `at`, `most` at most; how many.
+    pub(super) fn collect(&self, epoll: usize, at: usize, most: usize) -> Result<usize, isize> {
+        let mut count = 0;
+        for late in self.all.iter().filter(|late| late.epoll.load(Relaxed) == epoll as u32) {
+            let Some(fd) = late.fd.load(Acquire).checked_sub(1).filter(|fd| fd + 1 != TAKEN) else {
+                continue;
+            };
+            if count == most {
+                break;
+            }
+            let (fd, asked, data) =
+                (fd as usize, late.events.load(Relaxed), late.data.load(Relaxed));
+            let has_bytes = fds::end_of(fd).is_some_and(|end| end.incoming().has_bytes());
+            if !has_bytes || asked & (EDGE | ONCE) != 0 {
+                self.drop_one(late, fd);
+            }
+            if !has_bytes {
+                continue;
+            }
+            if asked & ONCE != 0 {
+                let none = Event { events: EDGE | ONCE, data };
+                ask(nr::EPOLL_CTL, [epoll, MODIFY, fd, &raw const none as usize]);
+            }
+            let event = Event { events: asked & (IN | READ_NORMAL), data };
+            if !user::write(at + count * EVENT_LEN, &event) {
+                return Err(-(EFAULT as isize));
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// Of `count` events at `at` and `more` behind them, those of the same socket are made one; how many are left.
+pub(super) fn join(at: usize, count: usize, more: usize) -> Result<usize, isize> {
+    const FAULT: isize = -(EFAULT as isize);
+    let place = |index: usize| at + index * EVENT_LEN;
+    let mut kept = count;
+    for index in count..count + more {
+        let event = user::read::<Event>(place(index)).ok_or(FAULT)?;
+        let mut to = (place(kept), event);
+        for former in 0..count {
+            let first = user::read::<Event>(place(former)).ok_or(FAULT)?;
+            if { first.data } == { event.data } {
+                to = (place(former), Event { events: first.events | event.events, ..event });
+            }
+        }
+        if !user::write(to.0, &to.1) {
+            return Err(FAULT);
+        }
+        kept += usize::from(to.0 == place(kept));
+    }
+    Ok(kept)
+}
