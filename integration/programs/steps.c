@@ -33,7 +33,7 @@ struct side {
     int events, registered;
 };
 struct pair {
-    int kind; // 0 none, 4, 6, 1 for AF_UNIX
+    int kind; // 0 none, 4, 6, 1 for AF_UNIX, 2 for a pair that was made as one
     struct side sides[2];
     long under_way[2]; // bytes that a side has sent and the other has not received
     int broken;
@@ -67,13 +67,28 @@ static void die(const char *what) {
     exit(2);
 }
 
+static int is_tcp(int kind) { return kind == 4 || kind == 6; }
+
+static void begin(struct pair *pair, int kind, int a, int a_flags, int b, int b_flags) {
+    memset(pair, 0, sizeof *pair);
+    pair->kind = kind;
+    pair->sides[0] = (struct side){.fds = {a}, .count = 1, .nonblock = a_flags != 0};
+    pair->sides[1] = (struct side){.fds = {b}, .count = 1, .nonblock = b_flags != 0};
+    printf("open %d: %d %d\n", kind, a, b);
+}
+
 static void open_pair(struct pair *pair) {
-    int kinds[] = {4, 6, 1};
-    int which = draw(3), kind = kinds[which], families[] = {AF_INET, AF_INET6, AF_UNIX};
+    int kinds[] = {4, 6, 1, 2};
+    int which = draw(4), kind = kinds[which], families[] = {AF_INET, AF_INET6, AF_UNIX};
+    if (kind == 2) {
+        int made[2], flags = draw(2) ? SOCK_NONBLOCK : 0;
+        if (socketpair(AF_UNIX, SOCK_STREAM | flags, 0, made)) die("socketpair");
+        begin(pair, kind, made[0], flags, made[1], flags);
+        return;
+    }
     struct sockaddr_storage address;
     socklen_t len = sizeof address;
     if (getsockname(listeners[which], (void *)&address, &len)) die("getsockname");
-    memset(pair, 0, sizeof *pair);
     int flags = draw(2) ? SOCK_NONBLOCK : 0;
     int a = socket(families[which], SOCK_STREAM | flags, 0);
     if (a < 0) die("socket");
@@ -83,11 +98,8 @@ static void open_pair(struct pair *pair) {
     if (b < 0) die("accept");
     // Otherwise the kernel holds bytes back until others are acknowledged.
     int on = 1;
-    for (int i = 0; i < 2 && kind != 1; i++) setsockopt(i ? b : a, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    pair->kind = kind;
-    pair->sides[0] = (struct side){.fds = {a}, .count = 1, .nonblock = flags != 0};
-    pair->sides[1] = (struct side){.fds = {b}, .count = 1, .nonblock = accept_flags != 0};
-    printf("open %d: %d %d\n", kind, a, b);
+    for (int i = 0; i < 2 && is_tcp(kind); i++) setsockopt(i ? b : a, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    begin(pair, kind, a, flags, b, accept_flags);
 }
 
 static void close_side(struct pair *pair, int s) {
@@ -165,7 +177,7 @@ static int readiness(short events, short wanted) { return events & (wanted | POL
 
 // How much an AF_UNIX socket has room for depends on how its bytes came.
 static void look(int fd, int kind) {
-    short wanted = (draw(2) ? POLLIN : 0) | (draw(2) && kind != 1 ? POLLOUT : 0) | (draw(4) ? 0 : POLLRDHUP);
+    short wanted = (draw(2) ? POLLIN : 0) | (draw(2) && is_tcp(kind) ? POLLOUT : 0) | (draw(4) ? 0 : POLLRDHUP);
     struct pollfd one = {.fd = fd, .events = wanted};
     if (draw(2)) {
         int ready = poll(&one, 1, 0);
@@ -219,7 +231,7 @@ static void change_epoll(int p, int s) {
     struct epoll_event event = {.data.u64 = (uint64_t)(p * 2 + s) + 0x100000000};
     // A socket of AF_UNIX tells an edge for writing when the other side reads; that is left out.
     if (draw(4)) event.events |= EPOLLIN;
-    if (draw(3) == 0 && pairs[p].kind != 1) event.events |= EPOLLOUT;
+    if (draw(3) == 0 && is_tcp(pairs[p].kind)) event.events |= EPOLLOUT;
     if (draw(4) == 0) event.events |= EPOLLRDHUP;
     if (draw(4) == 0) event.events |= EPOLLET;
     // When a socket has an edge for writing is for the kernel to know.
@@ -367,12 +379,12 @@ static void step(int p) {
     } else if (what < 96) {
         int value = draw(2), got = -1;
         socklen_t len = sizeof got;
-        long set = pair->kind == 1 ? 0 : told(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &value, sizeof value));
-        if (pair->kind != 1) getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &got, &len);
+        long set = !is_tcp(pair->kind) ? 0 : told(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &value, sizeof value));
+        if (is_tcp(pair->kind)) getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &got, &len);
         int error = -1;
         getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len);
         int on = 1;
-        if (pair->kind != 1) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        if (is_tcp(pair->kind)) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         printf("option %d: %ld %d %d\n", value, set, got != 0, error);
     } else if (what < 97) {
         if (draw(4) == 0 && !pair->broken) in_child(pair, s, fd);

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 use std::sync::atomic::Ordering::Relaxed;
 
-use libos::sockets::{ACCEPTED, Connection, Direction, JOINED, OFFERED, Side, Sockets};
+use libos::sockets::{ACCEPTED, Connection, Direction, JOINED, OFFERED, PAIR, Side, Sockets};
 use serde_json::{Value, json};
 
 /// The carried connections, and what became of others.
@@ -72,7 +72,8 @@ fn name(one: &Connection) -> String {
     let [first, from @ .., _, _] = one.name.each_ref().map(|word| word.load(Relaxed));
     let to = [one.name[3].load(Relaxed), one.name[4].load(Relaxed)];
     if one.is_unix() {
-        return format!("unix {}", first & u64::from(u32::MAX));
+        let made = if one.kind.load(Relaxed) & PAIR != 0 { " pair" } else { "" };
+        return format!("unix{made} {}", first & u64::from(u32::MAX));
     }
     let address = |[high, low]: [u64; 2], port: u64| {
         let address = Ipv6Addr::from(u128::from(high) << 64 | u128::from(low));

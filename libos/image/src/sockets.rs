@@ -5,6 +5,7 @@
 //!                             │ yes
 //!                             ▼
 //!              stream: bytes in and out     meet: connections begin
+//!              pair: or are made whole
 //!              wait: poll, select, epoll    fds: what descriptors stand for
 //! ```
 //!
@@ -17,7 +18,9 @@ mod epoll;
 mod fds;
 mod meet;
 mod messages;
+mod open;
 mod options;
+mod pair;
 mod stream;
 mod user;
 mod wait;
@@ -93,6 +96,7 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         nr::EPOLL_CREATE | nr::EPOLL_CREATE1 => fds::made_epoll(native(number, args)),
         nr::POLL | nr::PPOLL => wait::poll(number, args),
         nr::SELECT | nr::PSELECT6 => wait::select(number, args),
+        nr::SOCKETPAIR => pair::socketpair(args),
         nr::CONNECT => meet::connect(args),
         nr::ACCEPT | nr::ACCEPT4 => meet::accept(number, args),
         nr::CLOSE => fds::close(first),

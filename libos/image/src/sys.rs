@@ -57,6 +57,7 @@ pub(crate) mod nr {
     pub(crate) const SHUTDOWN: usize = 48;
     pub(crate) const GETSOCKNAME: usize = 51;
     pub(crate) const GETPEERNAME: usize = 52;
+    pub(crate) const SOCKETPAIR: usize = 53;
     pub(crate) const SETSOCKOPT: usize = 54;
     pub(crate) const GETSOCKOPT: usize = 55;
     pub(crate) const FCNTL: usize = 72;
@@ -113,6 +114,7 @@ pub(crate) mod nr {
     pub(crate) const SETPRIORITY: usize = 141;
     pub(crate) const PRCTL: usize = 157;
     pub(crate) const GETTID: usize = 186;
+    pub(crate) const GETDENTS64: usize = 217;
     pub(crate) const FUTEX: usize = 202;
     pub(crate) const TIMER_CREATE: usize = 222;
     pub(crate) const TIMER_SETTIME: usize = 223;

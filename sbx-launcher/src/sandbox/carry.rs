@@ -39,7 +39,7 @@ impl Sandbox {
             return;
         }
         let common = self.common();
-        common.sockets().end_process(pid);
+        common.sockets().end_process(pid, crate::clock::now_ns());
         if common.rows().all(|row| common.process(row).claim.load().pid == 0) {
             common.sockets().clear();
         }

@@ -5,27 +5,25 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use libos::sockets::{ACCEPTED, Name, UNIX};
 
 use super::fds::{self, End};
-use super::{ask, epoll, messages, native, options, own_pid, sockets, stream, user};
+use super::{ask, epoll, messages, native, open, options, own_pid, sockets, stream, user};
 use crate::sys::{self, nr};
 use crate::{start, time};
 
 const SOCKET: usize = 1;
 const SO_TYPE: usize = 3;
 const SO_PROTOCOL: usize = 38;
-const SO_COOKIE: usize = 57;
+pub(super) const SO_COOKIE: usize = 57;
 const SO_NETNS_COOKIE: usize = 71;
-const STREAM: u32 = 1;
+pub(super) const STREAM: u32 = 1;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const EINPROGRESS: isize = 115;
-const SOCK_NONBLOCK: usize = 0o4000;
+pub(super) const SOCK_NONBLOCK: usize = 0o4000;
 /// How long to look for an offer that is about to appear: who makes it may have to wait for a core.
 const OFFER_NS: u64 = 20_000_000;
 /// The same for addresses for which nobody says that one is about to.
 const UNTOLD_NS: u64 = 30_000;
-/// Descriptors that are looked at after an exec.
-const INHERITED_MAX: usize = 1024;
 
 /// An address of a socket, as far as it is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +80,7 @@ impl Address {
     }
 }
 
-fn option(fd: usize, name: usize) -> Option<u64> {
+pub(super) fn option(fd: usize, name: usize) -> Option<u64> {
     let (mut value, mut len) = (0u64, 8u32);
     let at = [&raw mut value as usize, &raw mut len as usize];
     (ask(nr::GETSOCKOPT, [fd, SOCKET, name, at[0], at[1]]) == 0).then_some(value)
@@ -143,6 +141,14 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
     result
 }
 
+/// A row for a connection of this name.
+pub(super) fn take_row(name: &Name) -> Option<usize> {
+    sockets().take_row(name).or_else(|| {
+        sockets().reap(time::now_ns());
+        sockets().take_row(name)
+    })
+}
+
 /// Have the side that accepts find this connection.
 fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
     let name = match to {
@@ -157,8 +163,9 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
             named(own, to, 0, option(fd, SO_NETNS_COOKIE)?)?
         }
     };
-    let row = sockets().take_row(&name)?;
+    let row = take_row(&name)?;
     let connection = &sockets().connections[row];
+    connection.kind.store(STREAM, Relaxed);
     let side = &connection.sides[0];
     side.cookie.store(option(fd, SO_COOKIE).unwrap_or(0), Relaxed);
     side.nonblock.store(u32::from(options::is_nonblocking(fd)), Relaxed);
@@ -225,7 +232,7 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
     side.hold(pid);
     let other = all.connections[row].sides[0].holders[0].load(Relaxed);
     if !sys::task_exists(other) || !fds::carry(fd, row, 1) {
-        all.let_go(row, 1, pid);
+        all.let_go(row, 1, pid, time::now_ns());
         return None;
     }
     options::prepare(&fds::end_of(fd)?);
@@ -234,7 +241,7 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
 }
 
 /// The number of a socket's inode.
-fn inode_of(fd: usize) -> Option<u32> {
+pub(super) fn inode_of(fd: usize) -> Option<u32> {
     const WORDS: usize = 18;
     let mut stat = [0u64; WORDS];
     (ask(nr::FSTAT, [fd, stat.as_mut_ptr() as usize]) == 0).then_some(stat[1] as u32)
@@ -344,7 +351,7 @@ fn each_passed(at: usize, mut on: impl FnMut(usize)) {
 /// A program begins that may have inherited ends of carried connections: how it waits for them nobody
 /// knows yet.
 pub(crate) fn adopt_after_exec() {
-    let Some(pid) = own_pid().filter(|_| !sockets().rows().is_empty()) else { return };
+    let Some(pid) = own_pid().filter(|_| sockets().rows().next().is_some()) else { return };
     for watcher in &sockets().watchers {
         let _ = watcher.pid.compare_exchange(pid, 0, AcqRel, Relaxed);
     }
@@ -353,14 +360,14 @@ pub(crate) fn adopt_after_exec() {
         let holds = |holder: &core::sync::atomic::AtomicU32| holder.load(Relaxed) == pid;
         sockets().connections[row].sides.iter().any(|side| side.holders.iter().any(holds))
     });
-    for fd in 0..INHERITED_MAX {
+    open::each(|fd| {
         adopt(fd, pid, false);
         if let Some(end) = fds::end_of(fd) {
             // If others wait for it in a set of theirs, it stays there.
             let watch = &end.incoming().reading.watch;
             let _ = watch.compare_exchange(0, libos::sockets::MANY, AcqRel, Relaxed);
         }
-    }
+    });
     if !had {
         return;
     }
@@ -369,7 +376,7 @@ pub(crate) fn adopt_after_exec() {
             let is_held = fds::ends().any(|end| (end.row, end.side) == (row, side));
             let holders = &sockets().connections[row].sides[side].holders;
             if !is_held && holders.iter().any(|holder| holder.load(Relaxed) == pid) {
-                sockets().let_go(row, side, pid);
+                sockets().let_go(row, side, pid, time::now_ns());
             }
         }
     }
