@@ -1,8 +1,8 @@
-//! Kinds of carried sockets other than connections that are made by `connect`: pairs.
+//! Kinds of carried sockets other than streams that are made by `connect`: pairs, and sockets with records.
 
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, full};
+use integration::{Sandbox, compile, full, run};
 use serde_json::Value;
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -128,4 +128,84 @@ print('an end')
     }
     wait_for_none(&sandbox);
     assert_eq!(number(&sockets(&sandbox), "carried"), rounds);
+}
+
+#[test]
+fn records_come_once_whole_and_in_order() {
+    let sandbox = carrying("records");
+    let records = compile("cc", "records", &[]);
+    let seeds = if full() { 100 } else { 5 };
+    for kind in ["seqpacket", "datagram"] {
+        for seed in 0..seeds {
+            let ended = sandbox.run(&[records.text(), kind, &seed.to_string(), "20000"]);
+            let said = (ended.status, ended.stdout.as_str(), ended.stderr.as_str());
+            assert_eq!(said, (0, "each once\n", ""), "{kind} {seed}");
+        }
+    }
+    let table = sockets(&sandbox);
+    // Both channels, and what passes between them, have been used.
+    let (ring, kernel) = (number(&table, "carried_bytes"), number(&table, "kernel_bytes"));
+    assert!(ring > 10_000_000 && kernel > 1_000_000, "{table}");
+    wait_for_none(&sandbox);
+}
+
+#[test]
+fn records_and_options_are_what_the_kernel_makes_of_them() {
+    let sandbox = carrying("records-py");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/records.py");
+    let argv = [PYTHON, path.to_str().expect("UTF-8")];
+    let native = run(std::process::Command::new(argv[0]).arg(argv[1]));
+    assert_eq!((native.status, native.stderr.as_str()), (0, ""), "{}", native.stdout);
+    assert_eq!(sandbox.run(&argv), native);
+    let table = sockets(&sandbox);
+    assert!(number(&table, "carried_bytes") > 3_000, "{table}");
+    wait_for_none(&sandbox);
+}
+
+#[test]
+fn a_killed_end_with_records_leaves_the_rest_and_no_row() {
+    let sandbox = carrying("killed-records");
+    let script = "
+import os, random, signal, socket, sys, time
+kind = {'seqpacket': socket.SOCK_SEQPACKET, 'datagram': socket.SOCK_DGRAM}[sys.argv[1]]
+random.seed(int(sys.argv[2]))
+one, two = socket.socketpair(socket.AF_UNIX, kind)
+child = os.fork()
+if child == 0:
+    one.close()
+    count = 0
+    while True:
+        two.send(count.to_bytes(4, 'little') + bytes(random.randrange(0, 3000)))
+        count += 1
+        try:
+            while True: two.recv(5000, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+two.close()
+killed, end, expected, last = False, time.monotonic() + random.random() * 0.05, 0, time.monotonic()
+one.settimeout(1)
+try:
+    while piece := one.recv(random.randrange(10, 5000)):
+        assert int.from_bytes(piece[:4], 'little') == expected, (piece[:4], expected)
+        expected += 1
+        one.send(piece)
+        if not killed and time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed = True
+except (ConnectionError, TimeoutError):
+    pass
+except OSError as error:
+    assert error.errno == 107, error
+assert killed and expected
+print('an end')
+";
+    let rounds = if full() { 100 } else { 10 };
+    for kind in ["seqpacket", "datagram"] {
+        for seed in 0..rounds {
+            assert_eq!(python(&sandbox, script, &[kind, &seed.to_string()]), "an end\n");
+        }
+    }
+    wait_for_none(&sandbox);
+    assert_eq!(number(&sockets(&sandbox), "carried"), 2 * rounds);
 }

@@ -22,6 +22,7 @@
 //! are *joined*. What they have sent until then has been counted. An offer that is not taken costs a row.
 
 mod linger;
+pub mod records;
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -98,6 +99,8 @@ pub struct Sockets {
     pub unix_offers: AtomicU32,
     /// Rows that were ever used.
     pub used: AtomicU32,
+    /// What a bell consists of where records are carried.
+    pub bell: [AtomicU64; records::BELL_WORDS],
     /// A bit per row that is not free.
     pub live: [AtomicU64; CONNECTIONS_MAX / 64],
     /// Connections that both sides knew of.
@@ -157,6 +160,8 @@ pub struct Connection {
     pub name: [AtomicU64; 5],
     /// Type of its sockets, and [`PAIR`].
     pub kind: AtomicU32,
+    /// Bytes of the longest record that goes by a ring.
+    pub record_max: AtomicU32,
     /// When the last process that is known to have an end let go of it.
     pub ended_ns: AtomicU64,
     /// Who connected, and who accepted.
@@ -191,7 +196,7 @@ pub struct Side {
 pub struct Direction {
     /// Bytes ever put into the ring.
     pub tail: AtomicU64,
-    /// Bytes ever given to the kernel, or about to be.
+    /// Bytes ever given to the kernel, or about to be; of records, how many.
     pub kernel_sent: AtomicU64,
     /// Bytes of these that were for a reader that slept or was busy, or came behind such.
     pub asleep: AtomicU64,
@@ -203,7 +208,8 @@ pub struct Direction {
     pub writer: AtomicU32,
     /// Bells that are on their way.
     pub bell: AtomicU32,
-    /// 1 once nothing goes by the ring any more: a side has shut it down, or writes in ways of its own.
+    /// 1 once nothing goes by the ring any more: a side has shut it down, or reads or writes in ways of its
+    /// own. Set by who has the turn to write, so that nobody is about to put something in.
     pub shut: AtomicU32,
     /// Bells ever sent.
     pub bells: AtomicU32,
@@ -219,7 +225,7 @@ pub struct Direction {
 pub struct Reading {
     /// Bytes ever taken out of the ring.
     pub head: AtomicU64,
-    /// Bytes ever received from the kernel.
+    /// Bytes ever received from the kernel; of records, how many.
     pub kernel_read: AtomicU64,
     /// Where readers wait: number of a [`Watcher`] and 1, and of the socket there; 0 for nowhere; or
     /// [`MANY`].
@@ -230,6 +236,10 @@ pub struct Reading {
     pub reader: AtomicU32,
     /// As of a [`Watcher`].
     pub patience_ns: AtomicU32,
+    /// Bytes of records ever taken out of the ring.
+    pub record_bytes: AtomicU64,
+    /// Bytes of records ever received from the kernel.
+    pub kernel_bytes: AtomicU64,
 }
 
 /// A place in [`Reading::watch`].
@@ -362,6 +372,7 @@ impl Direction {
         let reading = &self.reading;
         let positions = [&self.tail, &self.kernel_sent, &self.asleep, &self.large_from];
         positions.into_iter().chain([&reading.head, &reading.kernel_read]).for_each(zero64);
+        [&reading.record_bytes, &reading.kernel_bytes].into_iter().for_each(zero64);
         let words = [&self.large, &self.writer, &self.bell, &self.shut, &self.bells, &self.core];
         let readers = [&reading.watch, &reading.parked, &reading.reader, &reading.patience_ns];
         words.into_iter().chain(readers).for_each(zero);
@@ -488,6 +499,7 @@ impl Sockets {
         connection.sides.iter().for_each(Side::reset);
         connection.directions.iter().for_each(Direction::reset);
         zero(&connection.kind);
+        connection.record_max.store(records::RECORD_MAX as u32, Ordering::Relaxed);
         zero64(&connection.ended_ns);
         for (word, part) in connection.name.iter().zip(name) {
             word.store(*part, Ordering::Relaxed);
@@ -571,9 +583,9 @@ impl Sockets {
     fn free(&self, row: usize) {
         let connection = &self.connections[row];
         for direction in &connection.directions {
-            let carried = direction.reading.head.load(Ordering::Relaxed);
+            let carried = connection.carried(direction);
             self.carried_bytes.fetch_add(carried, Ordering::Relaxed);
-            let by_kernel = direction.reading.kernel_read.load(Ordering::Relaxed);
+            let by_kernel = connection.by_kernel(direction);
             self.kernel_bytes.fetch_add(by_kernel, Ordering::Relaxed);
             let asleep = direction.asleep.load(Ordering::Relaxed);
             self.asleep_bytes.fetch_add(asleep, Ordering::Relaxed);

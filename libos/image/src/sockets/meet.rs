@@ -2,10 +2,11 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
+use libos::sockets::records::{DATAGRAM, STREAM};
 use libos::sockets::{ACCEPTED, Name, UNIX};
 
 use super::fds::{self, End};
-use super::{ask, epoll, messages, native, open, options, own_pid, sockets, stream, user};
+use super::{ask, epoll, messages, native, open, options, own_pid, records, sockets, stream, user};
 use crate::sys::{self, nr};
 use crate::{start, time};
 
@@ -14,7 +15,6 @@ const SO_TYPE: usize = 3;
 const SO_PROTOCOL: usize = 38;
 pub(super) const SO_COOKIE: usize = 57;
 const SO_NETNS_COOKIE: usize = 71;
-pub(super) const STREAM: u32 = 1;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -88,15 +88,16 @@ pub(super) fn option(fd: usize, name: usize) -> Option<u64> {
 
 /// What names the connection of the socket `fd`, of the side that connected.
 fn name(fd: usize, side: usize) -> Option<Name> {
-    if option(fd, SO_TYPE)? as u32 != STREAM {
-        return None;
-    }
+    let kind = option(fd, SO_TYPE)? as u32;
     let own = Address::of(fd, nr::GETSOCKNAME)?;
     if own == Address::Unix {
+        if kind == DATAGRAM {
+            return None;
+        }
         let inode = if side == 0 { inode_of(fd)? } else { peer_of_unix(inode_of(fd)?)? };
         return Some([UNIX | u64::from(inode), 0, 0, 0, 0]);
     }
-    if option(fd, SO_PROTOCOL)? as u32 != options::TCP as u32 {
+    if kind != STREAM || option(fd, SO_PROTOCOL)? as u32 != options::TCP as u32 {
         return None;
     }
     let space = option(fd, SO_NETNS_COOKIE)?;
@@ -123,7 +124,10 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
     let is_read =
         (2..=110).contains(&len) && user::copy(raw.as_mut_ptr() as usize, at, len.min(raw.len()));
     let to = if is_read { Address::from_raw(&raw) } else { Address::Other };
-    if to == Address::Other || fds::end_of(fd).is_some() {
+    if let Some(end) = fds::end_of(fd) {
+        return reconnect(&end, args);
+    }
+    if to == Address::Other {
         return native(nr::CONNECT, args);
     }
     let is_near = to.is_loopback();
@@ -137,6 +141,19 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
     }
     if is_near {
         sockets().connecting.fetch_sub(1, AcqRel);
+    }
+    result
+}
+
+/// `connect` of an end. What a datagram socket hears then may be from others.
+fn reconnect(end: &End, args: [usize; 6]) -> isize {
+    let is_datagram = end.connection.socket_type() == DATAGRAM;
+    if is_datagram {
+        stream::leave_to_kernel(end);
+    }
+    let result = native(nr::CONNECT, args);
+    if result == 0 && is_datagram {
+        records::reconnected(end);
     }
     result
 }
@@ -163,9 +180,10 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
             named(own, to, 0, option(fd, SO_NETNS_COOKIE)?)?
         }
     };
+    let kind = option(fd, SO_TYPE)? as u32;
     let row = take_row(&name)?;
     let connection = &sockets().connections[row];
-    connection.kind.store(STREAM, Relaxed);
+    connection.kind.store(kind, Relaxed);
     let side = &connection.sides[0];
     side.cookie.store(option(fd, SO_COOKIE).unwrap_or(0), Relaxed);
     side.nonblock.store(u32::from(options::is_nonblocking(fd)), Relaxed);
@@ -174,6 +192,9 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
     let is_known = fds::carry(fd, row, 0);
     if let Some(end) = fds::end_of(fd).filter(|_| fds::is_watched(fd)) {
         epoll::watch(&end);
+    }
+    if let Some(end) = fds::end_of(fd) {
+        note_options(&end);
     }
     sockets().offer(row);
     if is_known {
@@ -235,9 +256,21 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
         all.let_go(row, 1, pid, time::now_ns());
         return None;
     }
-    options::prepare(&fds::end_of(fd)?);
+    let end = fds::end_of(fd)?;
+    note_options(&end);
+    options::prepare(&end);
     all.join(row);
     Some(())
+}
+
+/// What its own options have to say of how a socket that begins to be carried may be.
+fn note_options(end: &End) {
+    if options::is_for_kernel(end.fd, end.connection.is_unix()) {
+        stream::shut(end.incoming());
+    }
+    if end.connection.has_records() {
+        records::note_limit(end);
+    }
 }
 
 /// The number of a socket's inode.

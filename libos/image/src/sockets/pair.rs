@@ -2,11 +2,12 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use libos::sockets::records::{DATAGRAM, SEQPACKET, STREAM};
 use libos::sockets::{JOINED, Name, PAIR, UNIX};
 
 use super::fds;
-use super::meet::{self, SO_COOKIE, SOCK_NONBLOCK, STREAM, option};
-use super::{native, own_pid, sockets, user};
+use super::meet::{self, SO_COOKIE, SOCK_NONBLOCK, option};
+use super::{native, own_pid, records, sockets, user};
 use crate::sys::nr;
 
 const AF_UNIX: usize = 1;
@@ -23,7 +24,8 @@ pub(super) fn socketpair(args: [usize; 6]) -> isize {
     {
         let made = made.map(|fd| fd as usize);
         made.iter().for_each(|fd| fds::is_new(*fd));
-        if family == AF_UNIX && kind & TYPE == STREAM as usize {
+        let is_kind = [STREAM, DATAGRAM, SEQPACKET].contains(&((kind & TYPE) as u32));
+        if family == AF_UNIX && is_kind {
             let _ = carry(made, kind, pid);
         }
     }
@@ -48,10 +50,13 @@ fn carry(made: [usize; 2], kind: usize, pid: u32) -> Option<()> {
         side.nonblock.store(u32::from(kind & SOCK_NONBLOCK != 0), Relaxed);
         side.hold(pid);
     }
-    sockets().join(row);
     for (side, fd) in made.into_iter().enumerate() {
         fds::carry(fd, row, side);
     }
+    if let Some(end) = fds::end_of(made[0]).filter(|end| end.connection.has_records()) {
+        records::note_limit(&end);
+    }
+    sockets().join(row);
     debug_assert_eq!(connection.state.load(Relaxed), JOINED);
     Some(())
 }

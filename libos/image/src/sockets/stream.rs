@@ -43,7 +43,7 @@ pub(super) enum Source {
 }
 
 /// The bytes of a piece of a ring.
-fn address(
+pub(super) fn address(
     row: usize,
     side: usize,
     direction: &Direction,
@@ -61,7 +61,7 @@ fn address(
 }
 
 /// Does whoever would read from `direction` sleep, as far as can be told?
-fn is_parked(direction: &Direction) -> bool {
+pub(super) fn is_parked(direction: &Direction) -> bool {
     let watch = direction.reading.watch.load(Acquire);
     direction.reading.parked.load(Acquire) != 0
         || watch == MANY
@@ -76,13 +76,13 @@ pub(super) fn is_joined(end: &End) -> bool {
 
 /// A lock that names the thread that has it: who finds that this thread has it was interrupted with it, or
 /// jumped out.
-struct Turn<'a> {
+pub(super) struct Turn<'a> {
     word: &'a core::sync::atomic::AtomicU32,
     former: u32,
 }
 
 impl<'a> Turn<'a> {
-    fn take(word: &'a core::sync::atomic::AtomicU32) -> Self {
+    pub(super) fn take(word: &'a core::sync::atomic::AtomicU32) -> Self {
         let tid = context::own_tid();
         let mut looks = 0u32;
         loop {
@@ -110,6 +110,19 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// May anything go by the ring?
+pub(super) fn is_open(end: &End) -> bool {
+    is_joined(end)
+        && end.outgoing().shut.load(Acquire) == 0
+        && !end.connection.other_is_gone(end.side)
+}
+
+/// Is there nothing any more, nor ever will be, but what the kernel has?
+pub(super) fn is_left(direction: &Direction) -> bool {
+    // In this order: nothing is put in after it has been shut, and no bell sent.
+    direction.shut.load(Acquire) != 0 && !direction.has_bytes() && direction.bell.load(Acquire) == 0
+}
+
 /// Send `total` bytes; `number` and `args` are the program's own call.
 pub(super) fn send(
     end: End,
@@ -119,15 +132,13 @@ pub(super) fn send(
     total: usize,
 ) -> isize {
     let direction = end.outgoing();
-    let is_open = is_joined(&end)
-        && direction.shut.load(Acquire) == 0
-        && !end.connection.other_is_gone(end.side);
-    if !is_open || total == 0 {
+    if !is_open(&end) || total == 0 {
         return by_kernel(&end, number, args, total);
     }
     note_core(direction);
     let turn = Turn::take(&direction.writer);
-    if direction.is_in_kernel() || !direction.has_bytes() && is_parked(direction) {
+    let is_shut = direction.shut.load(Acquire) != 0;
+    if is_shut || direction.is_in_kernel() || !direction.has_bytes() && is_parked(direction) {
         direction.kernel_sent.fetch_add(total as u64, AcqRel);
         drop(turn);
         let sent = counted(direction, total, native(number, args));
@@ -143,7 +154,7 @@ pub(super) fn send(
             continue;
         }
         if room == 0 {
-            if wait_for_room(direction) {
+            if wait_for_room(direction, 1) {
                 continue;
             }
             // Nobody reads: what is left waits in the kernel, or in the program.
@@ -188,7 +199,7 @@ pub(super) fn send(
 }
 
 /// Put bytes into the ring at `tail`; how many.
-fn fill(
+pub(super) fn fill(
     end: &End,
     direction: &Direction,
     source: &mut Source,
@@ -252,7 +263,7 @@ fn rest(end: &End, source: &mut Source, left: usize) -> isize {
 }
 
 /// The kernel was given `sent` of `asked` bytes, all of which have been counted.
-fn counted(direction: &Direction, asked: usize, sent: isize) -> isize {
+pub(super) fn counted(direction: &Direction, asked: usize, sent: isize) -> isize {
     direction.kernel_sent.fetch_sub((asked - sent.max(0) as usize) as u64, AcqRel);
     sent
 }
@@ -267,7 +278,7 @@ pub(super) fn by_kernel(end: &End, number: usize, args: [usize; 6], total: usize
 }
 
 /// A large ring from here on, if there is none yet and one is free.
-fn upgrade(direction: &Direction, tail: u64) -> bool {
+pub(super) fn upgrade(direction: &Direction, tail: u64) -> bool {
     if direction.large.load(Relaxed) != 0 {
         return false;
     }
@@ -277,12 +288,12 @@ fn upgrade(direction: &Direction, tail: u64) -> bool {
     true
 }
 
-/// Look for room for as long as a reader that is awake may need. False if there is none.
-fn wait_for_room(direction: &Direction) -> bool {
+/// Look for room for so many bytes for as long as a reader that is awake may need. False if there is none.
+pub(super) fn wait_for_room(direction: &Direction, least: usize) -> bool {
     let began = time::now_ns();
     let core = super::core();
     loop {
-        if direction.room().1 != 0 {
+        if direction.room().1 >= least {
             return true;
         }
         if time::now_ns() - began > ROOM_NS {
@@ -296,14 +307,14 @@ fn wait_for_room(direction: &Direction) -> bool {
 }
 
 /// Tell those who wait for the direction in a set.
-fn mark(direction: &Direction) {
+pub(super) fn mark(direction: &Direction) {
     if let Some((watcher, socket)) = watched(direction.reading.watch.load(Acquire)) {
         sockets().watchers[watcher].mark(socket);
     }
 }
 
 /// Tell those who wait where the bytes come from: on their own core looking for them is no use.
-fn note_core(direction: &Direction) {
+pub(super) fn note_core(direction: &Direction) {
     let core = super::core();
     let note = |word: &core::sync::atomic::AtomicU32| {
         if word.load(Relaxed) != core {
@@ -323,14 +334,15 @@ const BELL_LOOKS: usize = 64;
 const BELLS_MAX: usize = 1024;
 
 /// One byte through the kernel wakes whoever sleeps there, and is an edge for who waits for that.
-fn ring_bell(end: &End, direction: &Direction) {
+pub(super) fn ring_bell(end: &End, direction: &Direction) {
     if direction.bell.load(Acquire) as usize >= BELLS_MAX {
         return;
     }
     direction.bell.fetch_add(1, AcqRel);
-    let byte = 0u8;
-    let args = [end.fd, &raw const byte as usize, 1, MSG_DONTWAIT | MSG_NOSIGNAL];
-    if ask(nr::SENDTO, args) == 1 {
+    let bell = sockets().bell();
+    let len = if end.connection.has_records() { size_of_val(&bell) } else { 1 };
+    let args = [end.fd, bell.as_ptr() as usize, len, MSG_DONTWAIT | MSG_NOSIGNAL];
+    if ask(nr::SENDTO, args) == len as isize {
         direction.bells.fetch_add(1, Relaxed);
     } else {
         direction.bell.fetch_sub(1, AcqRel);
@@ -348,6 +360,12 @@ pub(super) fn hear_bell(end: &End, direction: &Direction) {
     loop {
         let bells = (direction.bell.load(Acquire) as usize).min(bytes.len());
         if bells == 0 || direction.has_bytes() {
+            return;
+        }
+        if end.connection.has_records() {
+            if super::records::take_bell(end, direction) {
+                continue;
+            }
             return;
         }
         let heard = ask(nr::RECVFROM, [end.fd, bytes.as_mut_ptr() as usize, bells, MSG_DONTWAIT]);
@@ -368,6 +386,13 @@ pub(super) fn receive(
     flags: usize,
 ) -> isize {
     let direction = end.incoming();
+    if is_left(direction) {
+        let received = native(number, args);
+        if received > 0 && flags & MSG_PEEK == 0 {
+            direction.reading.kernel_read.fetch_add(received as u64, AcqRel);
+        }
+        return received;
+    }
     let mut pieces = pieces;
     let mut done = 0usize;
     let waits =
@@ -557,7 +582,7 @@ fn from_kernel(
 }
 
 /// Look for bytes, for as long as that has been worth while. True if there are some.
-fn look(direction: &Direction) -> bool {
+pub(super) fn look(direction: &Direction) -> bool {
     let patience = patience(&direction.reading.patience_ns);
     look_until(patience, &direction.core, || direction.has_bytes() || direction.is_in_kernel())
 }
@@ -616,10 +641,10 @@ pub(super) fn shutdown(fd: usize, how: usize, result: isize) -> isize {
         && let Some(end) = fds::end_of(fd)
     {
         if how != READ {
-            end.outgoing().shut.store(1, Release);
+            shut(end.outgoing());
         }
         if how != WRITE {
-            end.incoming().shut.store(1, Release);
+            shut(end.incoming());
         }
         // The kernel has whoever waits look again.
         super::epoll::look_again(&end);
@@ -627,10 +652,16 @@ pub(super) fn shutdown(fd: usize, how: usize, result: isize) -> isize {
     result
 }
 
+/// Nothing is put into the ring from now on.
+pub(super) fn shut(direction: &Direction) {
+    let _turn = Turn::take(&direction.writer);
+    direction.shut.store(1, Release);
+}
+
 /// Both directions go by the kernel from now on, but for what is in the rings.
 pub(super) fn leave_to_kernel(end: &End) {
-    end.outgoing().shut.store(1, Release);
-    end.incoming().shut.store(1, Release);
+    shut(end.outgoing());
+    shut(end.incoming());
 }
 
 /// The last descriptor of this process for an end is about to be closed. If nobody else has it, and there
@@ -666,6 +697,11 @@ pub(super) fn about_to_close(end: &End) {
 /// `splice` from a carried socket whose ring has bytes: a few of them.
 pub(super) fn splice(args: [usize; 6]) -> isize {
     let [from, _, to, _, len, _] = args;
+    if let Some(end) =
+        [to, from].into_iter().filter_map(fds::end_of).find(|end| end.connection.has_records())
+    {
+        return super::records::splice(&end, args);
+    }
     if let Some(end) = fds::end_of(to) {
         return by_kernel(&end, nr::SPLICE, args, len);
     }
