@@ -19,6 +19,13 @@ fn number(of: &Value, key: &str) -> u64 {
     of[key].as_u64().unwrap_or_else(|| panic!("{key} of {of}"))
 }
 
+/// The connection that both sides know of.
+fn the_carried(table: &Value) -> &Value {
+    let rows = table["connections"].as_array();
+    let found = rows.and_then(|rows| rows.iter().find(|row| row["state"] == "carried"));
+    found.unwrap_or_else(|| panic!("{table}"))
+}
+
 /// What a Python program prints that has no errors.
 fn python(sandbox: &Sandbox, script: &str, args: &[&str]) -> String {
     let argv = [&[PYTHON, "-c", script], args].concat();
@@ -52,7 +59,7 @@ print(subprocess.run([sys.argv[1], 'ps', '--sockets', '--json', sys.argv[2]],
     let launcher = integration::built("sbx-launcher");
     let said = python(&sandbox, script, &[launcher.to_str().expect("UTF-8"), &sandbox.name]);
     let table: Value = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}"));
-    let row = &table["connections"][0];
+    let row = the_carried(&table);
     assert!(row["name"].as_str().is_some_and(|name| name.starts_with("unix pair ")), "{row}");
     assert!(number(&row["sent"], "carried") > 490_000, "{row}");
     assert_eq!(number(&row["sent"], "by_kernel"), 0, "{row}");
@@ -208,4 +215,41 @@ print('an end')
     }
     wait_for_none(&sandbox);
     assert_eq!(number(&sockets(&sandbox), "carried"), 2 * rounds);
+}
+
+#[test]
+fn a_program_that_is_executed_with_an_end_talks_by_rings_both_ways() {
+    let sandbox = carrying("executed");
+    let script = "
+import socket, subprocess, sys
+echo = '''
+import socket
+one = socket.socket(fileno=0)
+while piece := one.recv(70000):
+    one.sendall(piece)
+'''
+launcher, name = sys.argv[1:]
+for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+    one, two = socket.socketpair(socket.AF_UNIX, kind)
+    child = subprocess.Popen([sys.executable, '-c', echo], stdin=two)
+    two.close()
+    for i in range(2000):
+        one.send(bytes(100))
+        assert one.recv(1000) == bytes(100)
+    said = subprocess.run([launcher, 'ps', '--sockets', '--json', name], capture_output=True, text=True)
+    print(said.stdout)
+    one.close()
+    assert child.wait() == 0
+";
+    let launcher = integration::built("sbx-launcher");
+    let said = python(&sandbox, script, &[launcher.to_str().expect("UTF-8"), &sandbox.name]);
+    for table in serde_json::Deserializer::from_str(&said).into_iter::<Value>() {
+        let table = table.expect("JSON");
+        let row = the_carried(&table);
+        for way in ["sent", "received"] {
+            // Until the program has begun, and whenever one of them sleeps, it is the kernel's.
+            assert!(number(&row[way], "carried") > 20_000, "{row}");
+        }
+    }
+    wait_for_none(&sandbox);
 }

@@ -68,6 +68,7 @@ pub(crate) mod nr {
     pub(crate) const EPOLL_CTL: usize = 233;
     pub(crate) const SPLICE: usize = 275;
     pub(crate) const ACCEPT4: usize = 288;
+    pub(crate) const EVENTFD2: usize = 290;
     pub(crate) const DUP3: usize = 292;
     pub(crate) const RECVMMSG: usize = 299;
     pub(crate) const SENDMMSG: usize = 307;

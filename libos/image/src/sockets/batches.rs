@@ -59,7 +59,7 @@ pub(super) fn receive(args: [usize; 6]) -> isize {
         return error;
     }
     let done = receive_all(end, at, count as u32 as usize, flags, until);
-    if let (0.., Some(left)) = (done, until.left()) {
+    if let (1.., Some(left)) = (done, until.left()) {
         // As the kernel does.
         if !user::write(limit, &[left / 1_000_000_000, left % 1_000_000_000]) {
             return -(EFAULT as isize);

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use libos::sockets::records::{DATAGRAM, STREAM};
-use libos::sockets::{ACCEPTED, Name, UNIX};
+use libos::sockets::{ACCEPTED, MANY, Name, UNIX, watched};
 
 use super::fds::{self, End};
 use super::{ask, epoll, messages, native, open, options, own_pid, records, sockets, stream, user};
@@ -381,26 +381,32 @@ fn each_passed(at: usize, mut on: impl FnMut(usize)) {
     }
 }
 
-/// A program begins that may have inherited ends of carried connections: how it waits for them nobody
-/// knows yet.
+/// A program begins that may have inherited ends of carried connections.
 pub(crate) fn adopt_after_exec() {
-    let Some(pid) = own_pid().filter(|_| sockets().rows().next().is_some()) else { return };
+    let Some(pid) = own_pid() else { return };
+    if sockets().rows().next().is_some() {
+        adopt_inherited(pid);
+    }
+    // What the program before it waited by is no more.
     for watcher in &sockets().watchers {
         let _ = watcher.pid.compare_exchange(pid, 0, AcqRel, Relaxed);
     }
-    // What it had and has no longer is let go; what it still has is taken up again.
+}
+
+/// What the process had and has no longer is let go; what it still has is taken up again.
+fn adopt_inherited(pid: u32) {
     let had: bool = sockets().rows().any(|row| {
         let holds = |holder: &core::sync::atomic::AtomicU32| holder.load(Relaxed) == pid;
         sockets().connections[row].sides.iter().any(|side| side.holders.iter().any(holds))
     });
+    let mut any = false;
     open::each(|fd| {
         adopt(fd, pid, false);
-        if let Some(end) = fds::end_of(fd) {
-            // If others wait for it in a set of theirs, it stays there.
-            let watch = &end.incoming().reading.watch;
-            let _ = watch.compare_exchange(0, libos::sockets::MANY, AcqRel, Relaxed);
-        }
+        any |= fds::end_of(fd).is_some();
     });
+    if any {
+        wait_anew(pid);
+    }
     if !had {
         return;
     }
@@ -411,6 +417,20 @@ pub(crate) fn adopt_after_exec() {
             if !is_held && holders.iter().any(|holder| holder.load(Relaxed) == pid) {
                 sockets().let_go(row, side, pid, time::now_ns());
             }
+        }
+    }
+}
+
+/// If others wait for what has been inherited in a set of theirs, they still do. How the process itself does
+/// by an epoll instance that it has inherited, too, nobody knows.
+fn wait_anew(pid: u32) {
+    let way = if open::any_epoll() { MANY } else { 0 };
+    for end in fds::ends() {
+        let watch = &end.incoming().reading.watch;
+        let word = watch.load(Acquire);
+        let is_own = |watcher: usize| sockets().watchers[watcher].pid.load(Relaxed) == pid;
+        if word == 0 || watched(word).is_some_and(|(watcher, _)| is_own(watcher)) {
+            let _ = watch.compare_exchange(word, way, AcqRel, Relaxed);
         }
     }
 }

@@ -30,6 +30,8 @@ impl Message {
 }
 
 const MESSAGE_LEN: usize = size_of::<Message>();
+/// Flags of a message that the kernel has not looked at.
+const UNTOLD: usize = 0x5eed_5eed;
 /// `struct mmsghdr`: the bytes that were moved come behind the message.
 pub(super) const LEN_AT: usize = MESSAGE_LEN;
 
@@ -201,16 +203,26 @@ pub(super) fn receive_message(end: End, args: [usize; 6]) -> isize {
     let pieces = Pieces::many(message.vectors, message.count);
     let total = pieces.total().filter(|total| *total != 0 && flags & !TO_RECEIVE == 0);
     let Some(total) = total else { return adopt_received(args) };
-    let before = end.incoming().reading.kernel_read.load(core::sync::atomic::Ordering::Relaxed);
+    // The kernel, if it is asked, fills a copy.
+    let copy = core::cell::UnsafeCell::new(Message { flags: UNTOLD, ..message });
+    let args = [args[0], copy.get() as usize, flags, 0, 0, 0];
     let received = receive_bytes(end, nr::RECVMSG, args, pieces, total, flags);
-    let after = end.incoming().reading.kernel_read.load(core::sync::atomic::Ordering::Relaxed);
-    if received > 0 && before == after && flags & MSG_PEEK == 0 || received == 0 {
+    let copy = copy.into_inner();
+    if received < 0 {
+        return received;
+    }
+    if copy.flags == UNTOLD {
         // From the ring: what the kernel would have said of it.
         let flags = flags & MSG_CMSG_CLOEXEC;
         if let Err(errno) = answer(&end, at, message, received as usize, flags) {
             return -(errno as isize);
         }
-    } else if received > 0 {
+    } else {
+        let upper = message.flags & !(u32::MAX as usize);
+        let told = Message { flags: upper | copy.flags as u32 as usize, ..copy };
+        if !user::write(at, &told) {
+            return -(EFAULT as isize);
+        }
         meet::adopt_passed(at);
     }
     received

@@ -1,7 +1,7 @@
 //! Which descriptors of this process are open.
 
 use super::ask;
-use crate::sys::nr;
+use crate::sys::{ENOENT, nr};
 
 /// Descriptors that are looked at one by one if there is no /proc.
 const TRIED_MAX: usize = 1024;
@@ -49,4 +49,16 @@ fn entry(bytes: &[u8]) -> Option<(Option<usize>, usize)> {
     let digits = name.iter().position(|byte| *byte == 0).map(|end| &name[..end]);
     let number = digits.and_then(|digits| core::str::from_utf8(digits).ok()?.parse().ok());
     Some((number, usize::from(len)))
+}
+
+/// Is any of them an epoll instance?
+pub(super) fn any_epoll() -> bool {
+    const DELETE: usize = 2;
+    // Something that none has: an instance says so, and what is none says that.
+    let new = ask(nr::EVENTFD2, [0, 0]);
+    let Ok(new) = usize::try_from(new) else { return true };
+    let mut any = false;
+    each(|fd| any |= ask(nr::EPOLL_CTL, [fd, DELETE, new]) == -(ENOENT as isize));
+    ask(nr::CLOSE, [new]);
+    any
 }

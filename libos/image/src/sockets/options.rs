@@ -39,6 +39,9 @@ const TCP_INFO: usize = 11;
 pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
     let [fd, request, value, ..] = args;
     let Some(end) = fds::end_of(fd) else { return native(number, args) };
+    if (number, request as u32 as usize) == (nr::IOCTL, FIONREAD) {
+        stream::hear_bell(&end, end.incoming());
+    }
     let result = native(number, args);
     if result < 0 {
         return result;

@@ -465,6 +465,9 @@ fn hear(end: &End, direction: &Direction) {
 pub(super) fn waiting(end: &End, kernels: u32) -> u32 {
     let direction = end.incoming();
     let (mut position, filled) = direction.filled();
+    if filled == 0 {
+        return kernels;
+    }
     let end_at = position + filled as u64;
     let bells = direction.bell.load(Relaxed).saturating_mul(BELL_LEN as u32);
     let mut sum = 0u32;
