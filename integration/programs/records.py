@@ -108,8 +108,14 @@ def waiting(one, two):
                 one.send(b"again")
                 print(poll.poll(1000)[0][1], poll.poll(0), two.recv(9))
         print(two.recv(9))
-    signal.signal(signal.SIGALRM, lambda *_: one.send(b"from a handler"))
-    signal.setitimer(signal.ITIMER_REAL, 0.005)
+
+    def handler(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        one.send(b"from a handler")
+
+    signal.signal(signal.SIGALRM, handler)
+    # Python's own handler notes what has come; a later one interrupts the call.
+    signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
     print(two.recv(50))
 
 
@@ -158,6 +164,10 @@ def files(one, two):
     os.write(source, b"from a file")
     print(os.sendfile(one.fileno(), source, 0, 11), two.recv(20))
     print(os.writev(one.fileno(), [b"a", b"bc"]), two.recv(20))
+    one.send(b"at no place")
+    print(os.preadv(two.fileno(), [piece := bytearray(20)], -1, os.RWF_NOWAIT), piece)
+    print(tried(os.preadv, two.fileno(), [piece], -1, os.RWF_NOWAIT))
+    print(os.pwritev(one.fileno(), [b"nor", b"here"], -1, os.RWF_DSYNC), two.recv(20))
     two.send(b"spliced")
     print(os.splice(one.fileno(), into[1], 100), os.read(into[0], 100))
 

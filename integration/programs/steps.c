@@ -47,7 +47,7 @@ struct pair {
 static struct pair pairs[PAIRS];
 static uint64_t state;
 static unsigned char out[LEN + 64], in[2 * LEN];
-static int epoll, file, listeners[4], passing[2];
+static int epoll, file, listeners[4], passing[2], strangers[2];
 static unsigned long serial;
 static int named; // length of the address that was received from last
 
@@ -470,9 +470,20 @@ static int through_message(int fd) {
     head->cmsg_type = SCM_RIGHTS;
     head->cmsg_len = CMSG_LEN(sizeof fd);
     memcpy(CMSG_DATA(head), &fd, sizeof fd);
-    if (sendmsg(passing[0], &message, 0) != 1) die("sendmsg");
-    message.msg_controllen = sizeof control;
-    if (recvmsg(passing[1], &message, 0) != 1) die("recvmsg");
+    // By a pair, which is carried, or by sockets that are not.
+    int *way = draw(2) ? passing : strangers;
+    struct mmsghdr many = {.msg_hdr = message};
+    if (draw(2)) {
+        if (sendmmsg(way[0], &many, 1, 0) != 1) die("sendmmsg");
+    } else {
+        if (sendmsg(way[0], &message, 0) != 1) die("sendmsg");
+    }
+    message.msg_controllen = many.msg_hdr.msg_controllen = sizeof control;
+    if (draw(2)) {
+        if (recvmmsg(way[1], &many, 1, 0, NULL) != 1) die("recvmmsg");
+    } else {
+        if (recvmsg(way[1], &message, 0) != 1) die("recvmsg");
+    }
     int got;
     memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof got);
     return got;
@@ -540,7 +551,8 @@ static void step(int p) {
             else if (how == 2) copy = dup3(fd, 200 + p * 2 + s, O_CLOEXEC);
             else copy = through_message(fd);
             printf("copy %d: %d\n", how, copy);
-            // One that was replaced is known already.
+            // A descriptor is not put in its own place. One that was replaced is known already.
+            if (copy < 0) return;
             for (int i = 0; i < side->count; i++)
                 if (side->fds[i] == copy) return;
             side->fds[side->count++] = copy;
@@ -603,6 +615,15 @@ int main(int argc, char **argv) {
     epoll = epoll_create1(EPOLL_CLOEXEC);
     file = memfd_create("steps", MFD_CLOEXEC);
     if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, passing)) die("socketpair");
+    struct sockaddr_un names[2] = {};
+    for (int i = 0; i < 2; i++) {
+        socklen_t len = sizeof names[i];
+        strangers[i] = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        // A name of the kernel's choice.
+        if (bind(strangers[i], &(struct sockaddr){AF_UNIX}, sizeof(sa_family_t))) die("bind");
+        if (getsockname(strangers[i], (void *)&names[i], &len)) die("getsockname");
+        if (i && connect(strangers[0], (void *)&names[i], len)) die("connect");
+    }
     int families[] = {AF_INET, AF_INET6, AF_UNIX, AF_UNIX};
     for (int i = 0; i < 4; i++) {
         struct sockaddr_storage address = {.ss_family = families[i]};

@@ -61,10 +61,10 @@ pub const CALLS: [u64; 8] = {
     // read, write, close, poll, ioctl, readv, writev, select, dup, dup2, sendfile, connect, accept, sendto,
     // recvfrom, sendmsg, recvmsg, shutdown, socketpair, setsockopt, getsockopt, fcntl, epoll_create, epoll_wait,
     // epoll_ctl, pselect6, ppoll, splice, epoll_pwait, accept4, epoll_create1, dup3, recvmmsg, sendmmsg,
-    // close_range, epoll_pwait2
-    const NUMBERS: [usize; 36] = [
+    // preadv2, pwritev2, close_range, epoll_pwait2
+    const NUMBERS: [usize; 38] = [
         0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 53, 54, 55, 72, 213,
-        232, 233, 270, 271, 275, 281, 288, 291, 292, 299, 307, 436, 441,
+        232, 233, 270, 271, 275, 281, 288, 291, 292, 299, 307, 327, 328, 436, 441,
     ];
     let mut bits = [0; 8];
     let mut index = 0;
@@ -80,6 +80,11 @@ pub const MANY: u32 = u32::MAX;
 
 /// In the first word of a name: the connection is of AF_UNIX sockets.
 pub const UNIX: u64 = 1 << 63;
+
+/// In [`Direction::shut`]: set by who had the turn to write, so that nobody is about to put something in.
+pub const SHUT: u32 = 1;
+/// Whoever has the turn to write may still put something in.
+pub const SOON_SHUT: u32 = 2;
 
 /// In [`Connection::kind`], beside the sockets' type: they were made as a pair.
 pub const PAIR: u32 = 1 << 16;
@@ -208,8 +213,8 @@ pub struct Direction {
     pub writer: AtomicU32,
     /// Bells that are on their way.
     pub bell: AtomicU32,
-    /// 1 once nothing goes by the ring any more: a side has shut it down, or reads or writes in ways of its
-    /// own. Set by who has the turn to write, so that nobody is about to put something in.
+    /// Not 0 once nothing goes by the ring any more, since a side has shut it down, or reads or writes in ways
+    /// of its own: [`SHUT`], or [`SOON_SHUT`].
     pub shut: AtomicU32,
     /// Bells ever sent.
     pub bells: AtomicU32,

@@ -18,6 +18,7 @@ mod kv;
 mod launch;
 mod net;
 mod pages;
+mod pairs;
 mod peers;
 mod pin;
 mod report;

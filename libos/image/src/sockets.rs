@@ -92,6 +92,7 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
                 None => native(number, args),
             }
         }
+        nr::PREADV2 | nr::PWRITEV2 => messages::by_position(number, args),
         nr::RECVMMSG => batches::receive(args),
         nr::SENDMMSG => batches::send(args),
         nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => epoll::wait(number, args),

@@ -72,6 +72,8 @@ pub(crate) mod nr {
     pub(crate) const DUP3: usize = 292;
     pub(crate) const RECVMMSG: usize = 299;
     pub(crate) const SENDMMSG: usize = 307;
+    pub(crate) const PREADV2: usize = 327;
+    pub(crate) const PWRITEV2: usize = 328;
     pub(crate) const CLOSE_RANGE: usize = 436;
     pub(crate) const WRITE: usize = 1;
     pub(crate) const CLOSE: usize = 3;

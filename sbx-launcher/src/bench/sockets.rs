@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{BenchError, Measure, Options, Report, measure};
+use super::{BenchError, Measure, Options, Report, measure, pairs};
 
 /// By which way a client reaches its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -327,6 +327,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         rows.push((name.clone(), "GB/s", Box::new(rate)));
         rows.push((format!("{name}: CPU"), "s/M", Box::new(move || Ok(cpu.get()))));
     }
+    rows.extend(pairs::rows(&servers.launcher, &servers.sandbox, scale));
     let mut report = Report::new("sockets", options.rounds, measure(options.rounds, rows)?);
     let goals = [
         (0, Way::Tcp, 15.0),

@@ -6,7 +6,7 @@ use super::stream::{
     Source, by_kernel, receive as receive_bytes, send as send_bytes,
 };
 use super::user::{self, Pieces};
-use super::{ask, meet, native, records};
+use super::{ask, fds, meet, native, records};
 use crate::sys::{EFAULT, EINVAL, Errno, nr};
 
 /// `struct msghdr`.
@@ -125,6 +125,25 @@ pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
             }
         }
         _ => receive_message(end, args),
+    }
+}
+
+/// `preadv2` and `pwritev2`: at no position, they are `readv` and `writev` with flags.
+pub(super) fn by_position(number: usize, args: [usize; 6]) -> isize {
+    const NO_POSITION: usize = usize::MAX;
+    const RWF_NOWAIT: usize = 8;
+    let [fd, vectors, count, position, _, flags] = args;
+    let is_something = || Pieces::many(vectors, count).total() != Some(0);
+    let end = fds::end_of(fd).filter(|_| position == NO_POSITION && is_something());
+    let Some(end) = end else { return native(number, args) };
+    let plain = [fd, vectors, count, 0, 0, 0];
+    let message = core::cell::UnsafeCell::new(Message::of(vectors, count));
+    let waitless = [fd, message.get() as usize, MSG_DONTWAIT, 0, 0, 0];
+    match (number, flags & RWF_NOWAIT != 0) {
+        (nr::PREADV2, false) => receive(end, nr::READV, plain),
+        (nr::PREADV2, true) => receive_message(end, waitless),
+        (_, false) => send(end, nr::WRITEV, plain),
+        (_, true) => send_message(end, waitless),
     }
 }
 

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use libos::sockets::{
-    Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SMALL_RING, watched,
+    Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SHUT, SMALL_RING, SOON_SHUT, watched,
 };
 
 use super::fds::{self, End};
@@ -104,6 +104,24 @@ impl<'a> Turn<'a> {
     }
 }
 
+/// Looks for a turn by who can do without.
+const TURN_LOOKS: usize = 256;
+
+impl<'a> Turn<'a> {
+    /// If nobody has it for long: whoever does may have been stopped, or be what this has interrupted.
+    fn take_soon(word: &'a core::sync::atomic::AtomicU32) -> Option<Self> {
+        let tid = context::own_tid();
+        for _ in 0..TURN_LOOKS {
+            match word.compare_exchange(0, tid, Acquire, Relaxed) {
+                Ok(_) => return Some(Self { word, former: 0 }),
+                Err(holder) if holder == tid => return None,
+                Err(_) => sys::sched_yield(),
+            }
+        }
+        None
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.word.store(self.former, Release);
@@ -120,7 +138,9 @@ pub(super) fn is_open(end: &End) -> bool {
 /// Is there nothing any more, nor ever will be, but what the kernel has?
 pub(super) fn is_left(direction: &Direction) -> bool {
     // In this order: nothing is put in after it has been shut, and no bell sent.
-    direction.shut.load(Acquire) != 0 && !direction.has_bytes() && direction.bell.load(Acquire) == 0
+    direction.shut.load(Acquire) == SHUT
+        && !direction.has_bytes()
+        && direction.bell.load(Acquire) == 0
 }
 
 /// Send `total` bytes; `number` and `args` are the program's own call.
@@ -654,8 +674,11 @@ pub(super) fn shutdown(fd: usize, how: usize, result: isize) -> isize {
 
 /// Nothing is put into the ring from now on.
 pub(super) fn shut(direction: &Direction) {
-    let _turn = Turn::take(&direction.writer);
-    direction.shut.store(1, Release);
+    if direction.shut.load(Acquire) == SHUT {
+        return;
+    }
+    let turn = Turn::take_soon(&direction.writer);
+    direction.shut.store(if turn.is_some() { SHUT } else { SOON_SHUT }, Release);
 }
 
 /// Both directions go by the kernel from now on, but for what is in the rings.
