@@ -21,6 +21,9 @@
 //! its socket as one that may be carried from then on; the side that accepts *takes the offer*, and both
 //! are *joined*. What they have sent until then has been counted. An offer that is not taken costs a row.
 
+mod linger;
+pub mod records;
+
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Rows of the table.
@@ -56,12 +59,12 @@ pub const JOINED: u32 = 4;
 /// Numbers of the calls that are looked at, as bits.
 pub const CALLS: [u64; 8] = {
     // read, write, close, poll, ioctl, readv, writev, select, dup, dup2, sendfile, connect, accept, sendto,
-    // recvfrom, sendmsg, recvmsg, shutdown, setsockopt, getsockopt, fcntl, epoll_create, epoll_wait, epoll_ctl,
-    // pselect6, ppoll, splice, epoll_pwait, accept4, epoll_create1, dup3, recvmmsg, sendmmsg, close_range,
-    // epoll_pwait2
-    const NUMBERS: [usize; 35] = [
-        0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 54, 55, 72, 213, 232,
-        233, 270, 271, 275, 281, 288, 291, 292, 299, 307, 436, 441,
+    // recvfrom, sendmsg, recvmsg, shutdown, socketpair, setsockopt, getsockopt, fcntl, epoll_create, epoll_wait,
+    // epoll_ctl, pselect6, ppoll, splice, epoll_pwait, accept4, epoll_create1, dup3, recvmmsg, sendmmsg,
+    // preadv2, pwritev2, close_range, epoll_pwait2
+    const NUMBERS: [usize; 38] = [
+        0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 53, 54, 55, 72, 213,
+        232, 233, 270, 271, 275, 281, 288, 291, 292, 299, 307, 327, 328, 436, 441,
     ];
     let mut bits = [0; 8];
     let mut index = 0;
@@ -78,6 +81,14 @@ pub const MANY: u32 = u32::MAX;
 /// In the first word of a name: the connection is of AF_UNIX sockets.
 pub const UNIX: u64 = 1 << 63;
 
+/// In [`Direction::shut`]: set by who had the turn to write, so that nobody is about to put something in.
+pub const SHUT: u32 = 1;
+/// Whoever has the turn to write may still put something in.
+pub const SOON_SHUT: u32 = 2;
+
+/// In [`Connection::kind`], beside the sockets' type: they were made as a pair.
+pub const PAIR: u32 = 1 << 16;
+
 /// What names a connection: kind and ports, then the addresses of who connects and who accepts.
 pub type Name = [u64; 5];
 
@@ -93,6 +104,10 @@ pub struct Sockets {
     pub unix_offers: AtomicU32,
     /// Rows that were ever used.
     pub used: AtomicU32,
+    /// What a bell consists of where records are carried.
+    pub bell: [AtomicU64; records::BELL_WORDS],
+    /// A bit per row that is not free.
+    pub live: [AtomicU64; CONNECTIONS_MAX / 64],
     /// Connections that both sides knew of.
     pub carried: AtomicU64,
     /// Bytes that ended connections had carried.
@@ -148,6 +163,12 @@ pub struct Connection {
     pub generation: AtomicU32,
     /// What names it.
     pub name: [AtomicU64; 5],
+    /// Type of its sockets, and [`PAIR`].
+    pub kind: AtomicU32,
+    /// Bytes of the longest record that goes by a ring.
+    pub record_max: AtomicU32,
+    /// When the last process that is known to have an end let go of it.
+    pub ended_ns: AtomicU64,
     /// Who connected, and who accepted.
     pub sides: [Side; 2],
     /// By which of them writes.
@@ -180,7 +201,7 @@ pub struct Side {
 pub struct Direction {
     /// Bytes ever put into the ring.
     pub tail: AtomicU64,
-    /// Bytes ever given to the kernel, or about to be.
+    /// Bytes ever given to the kernel, or about to be; of records, how many.
     pub kernel_sent: AtomicU64,
     /// Bytes of these that were for a reader that slept, was busy or had not accepted yet, or came behind such.
     pub asleep: AtomicU64,
@@ -192,7 +213,8 @@ pub struct Direction {
     pub writer: AtomicU32,
     /// Bells that are on their way.
     pub bell: AtomicU32,
-    /// 1 once nothing goes by the ring any more: a side has shut it down, or writes in ways of its own.
+    /// Not 0 once nothing goes by the ring any more, since a side has shut it down, or reads or writes in ways
+    /// of its own: [`SHUT`], or [`SOON_SHUT`].
     pub shut: AtomicU32,
     /// Bells ever sent.
     pub bells: AtomicU32,
@@ -208,7 +230,7 @@ pub struct Direction {
 pub struct Reading {
     /// Bytes ever taken out of the ring.
     pub head: AtomicU64,
-    /// Bytes ever received from the kernel.
+    /// Bytes ever received from the kernel; of records, how many.
     pub kernel_read: AtomicU64,
     /// Where readers wait: number of a [`Watcher`] and 1, and of the socket there; 0 for nowhere; or
     /// [`MANY`].
@@ -219,6 +241,10 @@ pub struct Reading {
     pub reader: AtomicU32,
     /// As of a [`Watcher`].
     pub patience_ns: AtomicU32,
+    /// Bytes of records ever taken out of the ring.
+    pub record_bytes: AtomicU64,
+    /// Bytes of records ever received from the kernel.
+    pub kernel_bytes: AtomicU64,
 }
 
 /// A place in [`Reading::watch`].
@@ -351,6 +377,7 @@ impl Direction {
         let reading = &self.reading;
         let positions = [&self.tail, &self.kernel_sent, &self.asleep, &self.large_from];
         positions.into_iter().chain([&reading.head, &reading.kernel_read]).for_each(zero64);
+        [&reading.record_bytes, &reading.kernel_bytes].into_iter().for_each(zero64);
         let words = [&self.large, &self.writer, &self.bell, &self.shut, &self.bells, &self.core];
         let readers = [&reading.watch, &reading.parked, &reading.reader, &reading.patience_ns];
         words.into_iter().chain(readers).for_each(zero);
@@ -369,6 +396,7 @@ impl Side {
         if !self.holders.iter().any(take) {
             self.crowded.store(1, Ordering::Release);
         }
+        fence(Ordering::SeqCst);
         self.gone.store(0, Ordering::Release);
     }
 
@@ -378,12 +406,24 @@ impl Side {
         for holder in &self.holders {
             let _ = holder.compare_exchange(pid, 0, Ordering::AcqRel, Ordering::Relaxed);
         }
-        let is_free = self.crowded.load(Ordering::Acquire) == 0
-            && self.holders.iter().all(|holder| holder.load(Ordering::Acquire) == 0);
-        if is_free {
-            self.gone.store(1, Ordering::Release);
+        if self.is_held() {
+            return false;
         }
-        is_free
+        self.gone.store(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        // A child may have come to hold it in between.
+        let is_held = self.is_held();
+        if is_held {
+            self.gone.store(0, Ordering::Release);
+        }
+        !is_held
+    }
+
+    /// Has anybody it?
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.crowded.load(Ordering::Acquire) != 0
+            || self.holders.iter().any(|holder| holder.load(Ordering::Acquire) != 0)
     }
 
     /// One of its descriptors that were under way has come.
@@ -429,10 +469,18 @@ impl Connection {
 }
 
 impl Sockets {
-    /// Rows that may be in use.
-    #[must_use]
-    pub fn rows(&self) -> core::ops::Range<usize> {
-        0..(self.used.load(Ordering::Acquire) as usize).min(CONNECTIONS_MAX)
+    /// Rows that were ever used.
+    fn used(&self) -> usize {
+        (self.used.load(Ordering::Acquire) as usize).min(CONNECTIONS_MAX)
+    }
+
+    /// Rows that are in use.
+    pub fn rows(&self) -> impl Iterator<Item = usize> {
+        let words = self.used().div_ceil(64);
+        self.live[..words].iter().enumerate().flat_map(|(index, word)| {
+            let bits = word.load(Ordering::Acquire);
+            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+        })
     }
 
     /// A row for a connection of this name, from the side that connects: nobody finds it before
@@ -450,10 +498,14 @@ impl Sockets {
             return None;
         };
         self.used.fetch_max(row as u32 + 1, Ordering::AcqRel);
+        self.live[row / 64].fetch_or(1 << (row % 64), Ordering::AcqRel);
         let connection = &self.connections[row];
         connection.generation.fetch_add(1, Ordering::Relaxed);
         connection.sides.iter().for_each(Side::reset);
         connection.directions.iter().for_each(Direction::reset);
+        zero(&connection.kind);
+        connection.record_max.store(records::RECORD_MAX as u32, Ordering::Relaxed);
+        zero64(&connection.ended_ns);
         for (word, part) in connection.name.iter().zip(name) {
             word.store(*part, Ordering::Relaxed);
         }
@@ -516,38 +568,29 @@ impl Sockets {
         done
     }
 
-    /// `pid` no longer has `side` of the connection in `row`; who is the last frees the row.
-    pub fn let_go(&self, row: usize, side: usize, pid: u32) {
+    /// `pid` no longer has `side` of the connection in `row`; who is the last frees the row, or leaves that
+    /// to [`Sockets::reap`].
+    pub fn let_go(&self, row: usize, side: usize, pid: u32, now_ns: u64) {
         let connection = &self.connections[row];
         if !connection.sides[side].let_go(pid) {
             return;
         }
-        let state = connection.state.load(Ordering::Acquire);
-        // A descriptor that is under way still needs it. If nobody ever receives that, the row is lost.
-        let is_passed =
-            connection.sides.iter().any(|side| side.passed.load(Ordering::Acquire) != 0);
-        if state == OFFERED && side == 0 {
+        if connection.state.load(Ordering::Acquire) == OFFERED && side == 0 {
             let _ = self.withdraw(row);
-        } else if state >= ACCEPTED && connection.other_is_gone(side) && !is_passed {
-            // Both may come here at once: one of them frees it.
-            let swap = connection.state.compare_exchange(
-                state,
-                TAKEN,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
-            if swap.is_ok() {
-                self.free(row);
-            }
+            return;
+        }
+        connection.ended_ns.store(now_ns, Ordering::Release);
+        if !connection.has_unread() {
+            self.free_if_over(row);
         }
     }
 
     fn free(&self, row: usize) {
         let connection = &self.connections[row];
         for direction in &connection.directions {
-            let carried = direction.reading.head.load(Ordering::Relaxed);
+            let carried = connection.carried(direction);
             self.carried_bytes.fetch_add(carried, Ordering::Relaxed);
-            let by_kernel = direction.reading.kernel_read.load(Ordering::Relaxed);
+            let by_kernel = connection.by_kernel(direction);
             self.kernel_bytes.fetch_add(by_kernel, Ordering::Relaxed);
             let asleep = direction.asleep.load(Ordering::Relaxed);
             self.asleep_bytes.fetch_add(asleep, Ordering::Relaxed);
@@ -558,6 +601,7 @@ impl Sockets {
             }
         }
         connection.generation.fetch_add(1, Ordering::Relaxed);
+        self.live[row / 64].fetch_and(!(1 << (row % 64)), Ordering::AcqRel);
         connection.state.store(FREE, Ordering::Release);
     }
 
@@ -584,7 +628,7 @@ impl Sockets {
 
     /// Nobody has anything any more.
     pub fn clear(&self) {
-        for row in self.rows() {
+        for row in 0..self.used() {
             let state = &self.connections[row].state;
             if state.swap(TAKEN, Ordering::AcqRel) != FREE {
                 self.free(row);
@@ -598,7 +642,7 @@ impl Sockets {
     }
 
     /// A process has ended: what it had, nobody has.
-    pub fn end_process(&self, pid: u32) {
+    pub fn end_process(&self, pid: u32, now_ns: u64) {
         for row in self.rows() {
             let connection = &self.connections[row];
             if connection.state.load(Ordering::Acquire) < OFFERED {
@@ -607,10 +651,11 @@ impl Sockets {
             for side in 0..2 {
                 let had = |holder: &AtomicU32| holder.load(Ordering::Relaxed) == pid;
                 if connection.sides[side].holders.iter().any(had) {
-                    self.let_go(row, side, pid);
+                    self.let_go(row, side, pid, now_ns);
                 }
             }
         }
+        self.reap(now_ns);
         for watcher in &self.watchers {
             if watcher.pid.load(Ordering::Relaxed) == pid {
                 watcher.pid.store(0, Ordering::Release);

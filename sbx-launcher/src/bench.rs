@@ -19,6 +19,7 @@ mod launch;
 mod load;
 mod net;
 mod pages;
+mod pairs;
 mod peers;
 mod pin;
 mod report;

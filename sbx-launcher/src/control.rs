@@ -373,7 +373,11 @@ fn carry_out(
             supervisor.sandbox.leave_seat(received.pid, Some(*seat));
             Ok(Value::Null)
         }
-        Request::Sockets => Ok(crate::sockets::table(supervisor.sandbox.common().sockets())),
+        Request::Sockets => {
+            let sockets = supervisor.sandbox.common().sockets();
+            sockets.reap(crate::clock::now_ns());
+            Ok(crate::sockets::table(sockets))
+        }
         Request::Symbols => symbols(supervisor),
         Request::Load { .. }
         | Request::Upgrade { .. }

@@ -3,7 +3,8 @@
 use std::net::Ipv6Addr;
 use std::sync::atomic::Ordering::Relaxed;
 
-use libos::sockets::{ACCEPTED, Connection, Direction, JOINED, OFFERED, Side, Sockets};
+use libos::sockets::records::{DATAGRAM, SEQPACKET};
+use libos::sockets::{ACCEPTED, Connection, Direction, JOINED, OFFERED, PAIR, Side, Sockets};
 use serde_json::{Value, json};
 
 /// The carried connections, and what became of others.
@@ -11,17 +12,17 @@ use serde_json::{Value, json};
 pub fn table(sockets: &Sockets) -> Value {
     let rows = sockets.rows().map(|row| &sockets.connections[row]);
     let rows: Vec<&Connection> = rows.filter(|one| one.state.load(Relaxed) >= OFFERED).collect();
-    let sum = |of: fn(&Direction) -> u64| -> u64 {
+    let sum = |of: fn(&Connection, &Direction) -> u64| -> u64 {
         let known = rows.iter().filter(|one| one.state.load(Relaxed) >= ACCEPTED);
-        known.flat_map(|one| &one.directions).map(of).sum()
+        known.flat_map(|one| one.directions.iter().map(|way| of(one, way))).sum()
     };
     json!({
         "connections": rows.iter().map(|one| connection(one)).collect::<Vec<_>>(),
         "carried": sockets.carried.load(Relaxed),
-        "carried_bytes": sockets.carried_bytes.load(Relaxed) + sum(carried),
-        "kernel_bytes": sockets.kernel_bytes.load(Relaxed) + sum(by_kernel),
+        "carried_bytes": sockets.carried_bytes.load(Relaxed) + sum(Connection::carried),
+        "kernel_bytes": sockets.kernel_bytes.load(Relaxed) + sum(Connection::by_kernel),
         "asleep_bytes": sockets.asleep_bytes.load(Relaxed)
-            + sum(|direction| direction.asleep.load(Relaxed)),
+            + sum(|_, direction| direction.asleep.load(Relaxed)),
         "no_row": sockets.no_row.load(Relaxed),
         "no_offer": sockets.no_offer.load(Relaxed),
         "not_taken": sockets.not_taken.load(Relaxed),
@@ -39,23 +40,16 @@ fn connection(one: &Connection) -> Value {
         "state": state,
         "from": holders(&one.sides[0]),
         "to": holders(&one.sides[1]),
-        "sent": direction(&one.directions[0]),
-        "received": direction(&one.directions[1]),
+        "sent": direction(one, 0),
+        "received": direction(one, 1),
     })
 }
 
-fn carried(direction: &Direction) -> u64 {
-    direction.reading.head.load(Relaxed)
-}
-
-fn by_kernel(direction: &Direction) -> u64 {
-    direction.reading.kernel_read.load(Relaxed)
-}
-
-fn direction(direction: &Direction) -> Value {
+fn direction(one: &Connection, side: usize) -> Value {
+    let direction = &one.directions[side];
     json!({
-        "carried": carried(direction),
-        "by_kernel": by_kernel(direction),
+        "carried": one.carried(direction),
+        "by_kernel": one.by_kernel(direction),
         "waiting": direction.filled().1,
         "wakes": direction.bells.load(Relaxed),
         "shut": direction.shut.load(Relaxed) != 0,
@@ -72,7 +66,13 @@ fn name(one: &Connection) -> String {
     let [first, from @ .., _, _] = one.name.each_ref().map(|word| word.load(Relaxed));
     let to = [one.name[3].load(Relaxed), one.name[4].load(Relaxed)];
     if one.is_unix() {
-        return format!("unix {}", first & u64::from(u32::MAX));
+        let made = if one.kind.load(Relaxed) & PAIR != 0 { "pair " } else { "" };
+        let kind = match one.socket_type() {
+            SEQPACKET => "seqpacket ",
+            DATAGRAM => "datagram ",
+            _ => "",
+        };
+        return format!("unix {kind}{made}{}", first & u64::from(u32::MAX));
     }
     let address = |[high, low]: [u64; 2], port: u64| {
         let address = Ipv6Addr::from(u128::from(high) << 64 | u128::from(low));

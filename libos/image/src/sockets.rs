@@ -5,6 +5,8 @@
 //!                             │ yes
 //!                             ▼
 //!              stream: bytes in and out     meet: connections begin
+//!              records: the same, whole     batches: several at a time
+//!              pair: or are made whole
 //!              wait: poll, select, epoll    fds: what descriptors stand for
 //! ```
 //!
@@ -13,12 +15,16 @@
 //! own stack, at any moment, and signal handlers of the program may come on top and never return: nothing
 //! here is held across a call but the locks of a direction, which name the thread that has them.
 
+mod batches;
 mod epoll;
 mod fds;
 mod late;
 mod meet;
 mod messages;
+mod open;
 mod options;
+mod pair;
+mod records;
 mod stream;
 mod user;
 mod wait;
@@ -73,14 +79,12 @@ fn own_pid() -> Option<u32> {
 pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
     let [first, second, third, fourth, ..] = args;
     match number {
-        nr::READ | nr::RECVFROM | nr::READV | nr::RECVMSG | nr::RECVMMSG => {
-            match fds::end_of(first) {
-                Some(end) => messages::receive(end, number, args),
-                None if matches!(number, nr::RECVMSG) => messages::adopt_received(args),
-                None => native(number, args),
-            }
-        }
-        nr::WRITE | nr::SENDTO | nr::WRITEV | nr::SENDMSG | nr::SENDMMSG | nr::SENDFILE => {
+        nr::READ | nr::RECVFROM | nr::READV | nr::RECVMSG => match fds::end_of(first) {
+            Some(end) => messages::receive(end, number, args),
+            None if matches!(number, nr::RECVMSG) => messages::adopt_received(args),
+            None => native(number, args),
+        },
+        nr::WRITE | nr::SENDTO | nr::WRITEV | nr::SENDMSG | nr::SENDFILE => {
             match fds::end_of(first) {
                 Some(end) => messages::send(end, number, args),
                 None if number == nr::SENDMSG => {
@@ -89,11 +93,15 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
                 None => native(number, args),
             }
         }
+        nr::PREADV2 | nr::PWRITEV2 => messages::by_position(number, args),
+        nr::RECVMMSG => batches::receive(args),
+        nr::SENDMMSG => batches::send(args),
         nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 => epoll::wait(number, args),
         nr::EPOLL_CTL => epoll::control(args),
         nr::EPOLL_CREATE | nr::EPOLL_CREATE1 => fds::made_epoll(native(number, args)),
         nr::POLL | nr::PPOLL => wait::poll(number, args),
         nr::SELECT | nr::PSELECT6 => wait::select(number, args),
+        nr::SOCKETPAIR => pair::socketpair(args),
         nr::CONNECT => meet::connect(args),
         nr::ACCEPT | nr::ACCEPT4 => meet::accept(number, args),
         nr::CLOSE => fds::close(first),
@@ -106,6 +114,7 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         },
         nr::IOCTL => options::control(number, args),
         nr::SHUTDOWN => stream::shutdown(first, second, native(number, args)),
+        nr::SETSOCKOPT if second == options::SOCKET => options::set_of_socket(args),
         nr::SETSOCKOPT if second == options::TCP => options::set(first, third, fourth, args),
         nr::GETSOCKOPT if second == options::TCP => options::get(first, third, args),
         nr::SPLICE => stream::splice(args),

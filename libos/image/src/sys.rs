@@ -57,6 +57,7 @@ pub(crate) mod nr {
     pub(crate) const SHUTDOWN: usize = 48;
     pub(crate) const GETSOCKNAME: usize = 51;
     pub(crate) const GETPEERNAME: usize = 52;
+    pub(crate) const SOCKETPAIR: usize = 53;
     pub(crate) const SETSOCKOPT: usize = 54;
     pub(crate) const GETSOCKOPT: usize = 55;
     pub(crate) const FCNTL: usize = 72;
@@ -67,9 +68,12 @@ pub(crate) mod nr {
     pub(crate) const EPOLL_CTL: usize = 233;
     pub(crate) const SPLICE: usize = 275;
     pub(crate) const ACCEPT4: usize = 288;
+    pub(crate) const EVENTFD2: usize = 290;
     pub(crate) const DUP3: usize = 292;
     pub(crate) const RECVMMSG: usize = 299;
     pub(crate) const SENDMMSG: usize = 307;
+    pub(crate) const PREADV2: usize = 327;
+    pub(crate) const PWRITEV2: usize = 328;
     pub(crate) const CLOSE_RANGE: usize = 436;
     pub(crate) const WRITE: usize = 1;
     pub(crate) const CLOSE: usize = 3;
@@ -113,6 +117,7 @@ pub(crate) mod nr {
     pub(crate) const SETPRIORITY: usize = 141;
     pub(crate) const PRCTL: usize = 157;
     pub(crate) const GETTID: usize = 186;
+    pub(crate) const GETDENTS64: usize = 217;
     pub(crate) const FUTEX: usize = 202;
     pub(crate) const TIMER_CREATE: usize = 222;
     pub(crate) const TIMER_SETTIME: usize = 223;

@@ -12,7 +12,7 @@ use ext_api::client::Sandbox;
 use libos::layout::HANDLERS_OFFSET;
 
 use super::pin::{pin, time};
-use super::{BenchError, delay, events, faults, interpose, kv, pages, rivals, service};
+use super::{BenchError, delay, events, faults, interpose, kv, pages, pairs, rivals, service};
 
 /// A process in a sandbox of its own, as seen from outside.
 #[derive(Debug)]
@@ -64,10 +64,10 @@ impl Drop for Inside {
     }
 }
 
-/// Make so many system calls while somebody looks by some means; the exit status.
+/// Make so many system calls while somebody looks by some means, or round trips by a pair; the exit status.
 #[must_use]
 pub fn serve_calls(count: u64, by: &str) -> i32 {
-    match rivals::by(by, count) {
+    match pairs::by(by, count).unwrap_or_else(|| rivals::by(by, count)) {
         Ok(figure) => println!("{figure}"),
         Err(error) => {
             eprintln!("{by}: {error}");

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use loads::{BOTH, LOADS};
 
-use super::{BenchError, Measure, Options, Report, measure, round_trip};
+use super::{BenchError, Measure, Options, Report, measure, pairs, round_trip};
 
 /// By which way a client reaches its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -406,6 +406,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         with_cpu(&mut rows, format!("{BULK}, {}", way.name()), "GB/s", cpu, rate);
     }
     bare_rows(&mut rows, scale);
+    rows.extend(pairs::rows(&servers.launcher, &servers.sandbox, scale));
     let mut report = Report::new("sockets", options.rounds, measure(options.rounds, rows)?);
     goals(&mut report);
     Ok(report)

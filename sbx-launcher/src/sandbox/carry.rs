@@ -21,6 +21,12 @@ impl Sandbox {
                 "to carry sockets the region needs more than {least} MiB: give a larger --size"
             )));
         }
+        for word in &self.common().sockets().bell {
+            let drawn = crate::zones::random().map_err(|error| {
+                SandboxError::Refused(format!("to carry sockets takes random numbers: {error}"))
+            })?;
+            word.store(drawn, Ordering::Relaxed);
+        }
         self.carries_sockets = true;
         let at = self.zones.control.alias().wrapping_add(CALLS_OFFSET).cast::<CallTable>();
         // SAFETY: the control zone has room for it there; all atomics.
@@ -39,7 +45,7 @@ impl Sandbox {
             return;
         }
         let common = self.common();
-        common.sockets().end_process(pid);
+        common.sockets().end_process(pid, crate::clock::now_ns());
         if common.rows().all(|row| common.process(row).claim.load().pid == 0) {
             common.sockets().clear();
         }

@@ -9,7 +9,7 @@ use libos::sockets::{CONNECTIONS_MAX, Connection, Direction, FREE};
 use super::epoll::{self, Set};
 use super::{ask, late, native, own_pid, sockets};
 use crate::sys::{self, nr};
-use crate::{boot, start};
+use crate::{boot, start, time};
 
 /// Descriptors from here on are not carried.
 const FDS_MAX: usize = 32 << 10;
@@ -245,11 +245,11 @@ fn let_go(fd: usize, pid: u32) {
         for holder in &end.connection.sides[end.side].holders {
             let other = holder.load(Relaxed);
             if other != 0 && other != pid && !sys::task_exists(other) {
-                sockets().let_go(end.row, end.side, other);
+                sockets().let_go(end.row, end.side, other, time::now_ns());
             }
         }
         super::stream::about_to_close(&end);
-        sockets().let_go(end.row, end.side, pid);
+        sockets().let_go(end.row, end.side, pid, time::now_ns());
     }
 }
 

@@ -2,32 +2,30 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use libos::sockets::{ACCEPTED, Name, UNIX};
+use libos::sockets::records::{DATAGRAM, STREAM};
+use libos::sockets::{ACCEPTED, MANY, Name, UNIX, watched};
 
 use super::fds::{self, End};
-use super::{ask, epoll, messages, native, options, own_pid, sockets, stream, user};
+use super::{ask, epoll, messages, native, open, options, own_pid, records, sockets, stream, user};
 use crate::sys::{self, nr};
 use crate::{start, time};
 
 const SOCKET: usize = 1;
 const SO_TYPE: usize = 3;
 const SO_PROTOCOL: usize = 38;
-const SO_COOKIE: usize = 57;
+pub(super) const SO_COOKIE: usize = 57;
 const SO_NETNS_COOKIE: usize = 71;
-const STREAM: u32 = 1;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const EINPROGRESS: isize = 115;
-const SOCK_NONBLOCK: usize = 0o4000;
+pub(super) const SOCK_NONBLOCK: usize = 0o4000;
 /// How long to look for an offer that is about to appear: who makes it may have to wait for a core.
 const OFFER_NS: u64 = 20_000_000;
 /// The same for addresses for which nobody says that one is about to.
 const UNTOLD_NS: u64 = 30_000;
 /// How long to look without letting others run: less than that takes.
 const ALONE_NS: u64 = 500;
-/// Descriptors that are looked at after an exec.
-const INHERITED_MAX: usize = 1024;
 
 /// An address of a socket, as far as it is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +82,7 @@ impl Address {
     }
 }
 
-fn option(fd: usize, name: usize) -> Option<u64> {
+pub(super) fn option(fd: usize, name: usize) -> Option<u64> {
     let (mut value, mut len) = (0u64, 8u32);
     let at = [&raw mut value as usize, &raw mut len as usize];
     (ask(nr::GETSOCKOPT, [fd, SOCKET, name, at[0], at[1]]) == 0).then_some(value)
@@ -92,15 +90,16 @@ fn option(fd: usize, name: usize) -> Option<u64> {
 
 /// What names the connection of the socket `fd`, of the side that connected.
 fn name(fd: usize, side: usize) -> Option<Name> {
-    if option(fd, SO_TYPE)? as u32 != STREAM {
-        return None;
-    }
+    let kind = option(fd, SO_TYPE)? as u32;
     let own = Address::of(fd, nr::GETSOCKNAME)?;
     if own == Address::Unix {
+        if kind == DATAGRAM {
+            return None;
+        }
         let inode = if side == 0 { inode_of(fd)? } else { peer_of_unix(inode_of(fd)?)? };
         return Some([UNIX | u64::from(inode), 0, 0, 0, 0]);
     }
-    if option(fd, SO_PROTOCOL)? as u32 != options::TCP as u32 {
+    if kind != STREAM || option(fd, SO_PROTOCOL)? as u32 != options::TCP as u32 {
         return None;
     }
     let space = option(fd, SO_NETNS_COOKIE)?;
@@ -127,7 +126,10 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
     let is_read =
         (2..=110).contains(&len) && user::copy(raw.as_mut_ptr() as usize, at, len.min(raw.len()));
     let to = if is_read { Address::from_raw(&raw) } else { Address::Other };
-    if to == Address::Other || fds::end_of(fd).is_some() {
+    if let Some(end) = fds::end_of(fd) {
+        return reconnect(&end, args);
+    }
+    if to == Address::Other {
         return native(nr::CONNECT, args);
     }
     let is_near = to.is_loopback();
@@ -145,6 +147,27 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
     result
 }
 
+/// `connect` of an end. What a datagram socket hears then may be from others.
+fn reconnect(end: &End, args: [usize; 6]) -> isize {
+    let is_datagram = end.connection.socket_type() == DATAGRAM;
+    if is_datagram {
+        stream::leave_to_kernel(end);
+    }
+    let result = native(nr::CONNECT, args);
+    if result == 0 && is_datagram {
+        records::reconnected(end);
+    }
+    result
+}
+
+/// A row for a connection of this name.
+pub(super) fn take_row(name: &Name) -> Option<usize> {
+    sockets().take_row(name).or_else(|| {
+        sockets().reap(time::now_ns());
+        sockets().take_row(name)
+    })
+}
+
 /// Have the side that accepts find this connection.
 fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
     let name = match to {
@@ -159,8 +182,10 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
             named(own, to, 0, option(fd, SO_NETNS_COOKIE)?)?
         }
     };
-    let row = sockets().take_row(&name)?;
+    let kind = option(fd, SO_TYPE)? as u32;
+    let row = take_row(&name)?;
     let connection = &sockets().connections[row];
+    connection.kind.store(kind, Relaxed);
     let side = &connection.sides[0];
     side.cookie.store(option(fd, SO_COOKIE).unwrap_or(0), Relaxed);
     side.nonblock.store(u32::from(options::is_nonblocking(fd)), Relaxed);
@@ -172,6 +197,9 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
         if fds::is_watched(fd) {
             epoll::watch(&end);
         }
+    }
+    if let Some(end) = fds::end_of(fd) {
+        note_options(&end);
     }
     sockets().offer(row);
     if is_known {
@@ -231,18 +259,29 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
     side.hold(pid);
     let other = all.connections[row].sides[0].holders[0].load(Relaxed);
     if !sys::task_exists(other) || !fds::carry(fd, row, 1) {
-        all.let_go(row, 1, pid);
+        all.let_go(row, 1, pid, time::now_ns());
         return None;
     }
     let end = fds::end_of(fd)?;
+    note_options(&end);
     options::prepare(&end);
     stream::note_core(end.outgoing());
     all.join(row);
     Some(())
 }
 
+/// What its own options have to say of how a socket that begins to be carried may be.
+fn note_options(end: &End) {
+    if options::is_for_kernel(end.fd, end.connection.is_unix()) {
+        stream::shut(end.incoming());
+    }
+    if end.connection.has_records() {
+        records::note_limit(end);
+    }
+}
+
 /// The number of a socket's inode.
-fn inode_of(fd: usize) -> Option<u32> {
+pub(super) fn inode_of(fd: usize) -> Option<u32> {
     const WORDS: usize = 18;
     let mut stat = [0u64; WORDS];
     (ask(nr::FSTAT, [fd, stat.as_mut_ptr() as usize]) == 0).then_some(stat[1] as u32)
@@ -349,25 +388,31 @@ fn each_passed(at: usize, mut on: impl FnMut(usize)) {
     }
 }
 
-/// A program begins that may have inherited ends of carried connections: how it waits for them nobody
-/// knows yet.
+/// A program begins that may have inherited ends of carried connections.
 pub(crate) fn adopt_after_exec() {
-    let Some(pid) = own_pid().filter(|_| !sockets().rows().is_empty()) else { return };
+    let Some(pid) = own_pid() else { return };
+    if sockets().rows().next().is_some() {
+        adopt_inherited(pid);
+    }
+    // What the program before it waited by is no more.
     for watcher in &sockets().watchers {
         let _ = watcher.pid.compare_exchange(pid, 0, AcqRel, Relaxed);
     }
-    // What it had and has no longer is let go; what it still has is taken up again.
+}
+
+/// What the process had and has no longer is let go; what it still has is taken up again.
+fn adopt_inherited(pid: u32) {
     let had: bool = sockets().rows().any(|row| {
         let holds = |holder: &core::sync::atomic::AtomicU32| holder.load(Relaxed) == pid;
         sockets().connections[row].sides.iter().any(|side| side.holders.iter().any(holds))
     });
-    for fd in 0..INHERITED_MAX {
+    let mut any = false;
+    open::each(|fd| {
         adopt(fd, pid, false);
-        if let Some(end) = fds::end_of(fd) {
-            // If others wait for it in a set of theirs, it stays there.
-            let watch = &end.incoming().reading.watch;
-            let _ = watch.compare_exchange(0, libos::sockets::MANY, AcqRel, Relaxed);
-        }
+        any |= fds::end_of(fd).is_some();
+    });
+    if any {
+        wait_anew(pid);
     }
     if !had {
         return;
@@ -377,8 +422,22 @@ pub(crate) fn adopt_after_exec() {
             let is_held = fds::ends().any(|end| (end.row, end.side) == (row, side));
             let holders = &sockets().connections[row].sides[side].holders;
             if !is_held && holders.iter().any(|holder| holder.load(Relaxed) == pid) {
-                sockets().let_go(row, side, pid);
+                sockets().let_go(row, side, pid, time::now_ns());
             }
+        }
+    }
+}
+
+/// If others wait for what has been inherited in a set of theirs, they still do. How the process itself does
+/// by an epoll instance that it has inherited, too, nobody knows.
+fn wait_anew(pid: u32) {
+    let way = if open::any_epoll() { MANY } else { 0 };
+    for end in fds::ends() {
+        let watch = &end.incoming().reading.watch;
+        let word = watch.load(Acquire);
+        let is_own = |watcher: usize| sockets().watchers[watcher].pid.load(Relaxed) == pid;
+        if word == 0 || watched(word).is_some_and(|(watcher, _)| is_own(watcher)) {
+            let _ = watch.compare_exchange(word, way, AcqRel, Relaxed);
         }
     }
 }

@@ -6,25 +6,34 @@ use super::stream::{
     Source, by_kernel, receive as receive_bytes, send as send_bytes,
 };
 use super::user::{self, Pieces};
-use super::{ask, meet, native, options};
-use crate::sys::{EFAULT, nr};
+use super::{ask, fds, meet, native, records};
+use crate::sys::{EFAULT, EINVAL, Errno, nr};
 
 /// `struct msghdr`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-struct Message {
-    name: usize,
+pub(super) struct Message {
+    pub(super) name: usize,
     name_len: usize,
-    vectors: usize,
-    count: usize,
+    pub(super) vectors: usize,
+    pub(super) count: usize,
     control: usize,
-    control_len: usize,
+    pub(super) control_len: usize,
     flags: usize,
 }
 
+impl Message {
+    /// Nothing but bytes.
+    pub(super) const fn of(vectors: usize, count: usize) -> Self {
+        Self { name: 0, name_len: 0, vectors, count, control: 0, control_len: 0, flags: 0 }
+    }
+}
+
 const MESSAGE_LEN: usize = size_of::<Message>();
+/// Flags of a message that the kernel has not looked at.
+const UNTOLD: usize = 0x5eed_5eed;
 /// `struct mmsghdr`: the bytes that were moved come behind the message.
-const LEN_AT: usize = MESSAGE_LEN;
+pub(super) const LEN_AT: usize = MESSAGE_LEN;
 
 const SEEK_CUR: usize = 1;
 /// What the kernel moves at a time.
@@ -36,6 +45,9 @@ const TO_RECEIVE: usize =
 
 /// A call that sends on a carried socket.
 pub(super) fn send(end: End, number: usize, args: [usize; 6]) -> isize {
+    if end.connection.has_records() && number != nr::SENDMSG {
+        return records::send(end, number, args);
+    }
     let [_, second, third, fourth, fifth, _] = args;
     let memory = |pieces: Pieces, flags: usize| {
         let total = pieces.total();
@@ -58,21 +70,7 @@ pub(super) fn send(end: End, number: usize, args: [usize; 6]) -> isize {
             let source = Source::File { fd: second, position: third };
             send_bytes(end, number, args, source, fourth.min(SENDFILE_MAX))
         }
-        nr::SENDMSG => send_message(end, number, args, second, third),
-        nr::SENDMMSG if third == 0 => native(number, args),
-        // The first of them: programs expect that not all are sent.
-        _ => {
-            let one = [args[0], second, fourth, 0, 0, 0];
-            match send_message(end, nr::SENDMSG, one, second, fourth) {
-                sent @ 0.. => {
-                    if !user::write(second + LEN_AT, &(sent as u32)) {
-                        return -(EFAULT as isize);
-                    }
-                    1
-                }
-                error => error,
-            }
-        }
+        _ => send_message(end, args),
     }
 }
 
@@ -86,7 +84,12 @@ pub(super) fn send_passing(args: [usize; 6], send: impl FnOnce() -> isize) -> is
     sent
 }
 
-fn send_message(end: End, number: usize, args: [usize; 6], at: usize, flags: usize) -> isize {
+/// `sendmsg`.
+pub(super) fn send_message(end: End, args: [usize; 6]) -> isize {
+    if end.connection.has_records() {
+        return records::send_message(&end, args);
+    }
+    let (number, [_, at, flags, ..]) = (nr::SENDMSG, args);
     let Some(message) = user::read::<Message>(at) else { return -(EFAULT as isize) };
     let pieces = Pieces::many(message.vectors, message.count);
     let total = pieces.total();
@@ -99,6 +102,9 @@ fn send_message(end: End, number: usize, args: [usize; 6], at: usize, flags: usi
 
 /// A call that receives on a carried socket.
 pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
+    if end.connection.has_records() && number != nr::RECVMSG {
+        return records::receive(end, number, args);
+    }
     let [_, second, third, fourth, fifth, sixth] = args;
     let bytes = |pieces: Pieces, flags: usize| {
         let total = pieces.total().filter(|total| *total != 0 && flags & !TO_RECEIVE == 0);
@@ -111,47 +117,131 @@ pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
         nr::READ => bytes(Pieces::one(second, third), 0),
         nr::READV => bytes(Pieces::many(second, third), 0),
         nr::RECVFROM => {
+            let room = if fifth == 0 { None } else { user::read::<u32>(sixth) };
             let received = bytes(Pieces::one(second, third), fourth);
-            // A stream has no senders' addresses.
-            if received >= 0 && fifth != 0 && !user::write(sixth, &0u32) {
-                return -(EFAULT as isize);
+            match room.filter(|_| received >= 0) {
+                Some(room) => named(&end, received, [fifth, sixth], room),
+                None => received,
             }
-            received
         }
-        nr::RECVMSG => receive_message(end, args, second, third),
-        _ if third == 0 => native(number, args),
-        // The first of them: programs expect that not all have come. This call tells of errors first.
-        _ => match options::take_error(&end).unwrap_or_else(|| {
-            receive_message(end, [args[0], second, fourth, 0, 0, 0], second, fourth)
-        }) {
-            received @ 0.. => {
-                if !user::write(second + LEN_AT, &(received as u32)) {
-                    return -(EFAULT as isize);
-                }
-                1
-            }
-            error => error,
-        },
+        _ => receive_message(end, args),
     }
 }
 
-fn receive_message(end: End, args: [usize; 6], at: usize, flags: usize) -> isize {
-    let Some(mut message) = user::read::<Message>(at) else { return -(EFAULT as isize) };
+/// `preadv2` and `pwritev2`: at no position, they are `readv` and `writev` with flags.
+pub(super) fn by_position(number: usize, args: [usize; 6]) -> isize {
+    const NO_POSITION: usize = usize::MAX;
+    const RWF_NOWAIT: usize = 8;
+    let [fd, vectors, count, position, _, flags] = args;
+    let is_something = || Pieces::many(vectors, count).total() != Some(0);
+    let end = fds::end_of(fd).filter(|_| position == NO_POSITION && is_something());
+    let Some(end) = end else { return native(number, args) };
+    let plain = [fd, vectors, count, 0, 0, 0];
+    let message = core::cell::UnsafeCell::new(Message::of(vectors, count));
+    let waitless = [fd, message.get() as usize, MSG_DONTWAIT, 0, 0, 0];
+    match (number, flags & RWF_NOWAIT != 0) {
+        (nr::PREADV2, false) => receive(end, nr::READV, plain),
+        (nr::PREADV2, true) => receive_message(end, waitless),
+        (_, false) => send(end, nr::WRITEV, plain),
+        (_, true) => send_message(end, waitless),
+    }
+}
+
+/// What has been received, with who has sent it, where the program wants to know.
+fn named(end: &End, received: isize, [at, len_at]: [usize; 2], room: u32) -> isize {
+    // A stream of TCP has no senders' addresses.
+    let is_named = end.connection.is_unix() && received > 0;
+    let len = if is_named { name_of_peer(end, at, room) } else { Ok(0) };
+    match len {
+        Ok(len) if user::write(len_at, &len) => received,
+        Ok(_) => -(EFAULT as isize),
+        Err(errno) => -(errno as isize),
+    }
+}
+
+/// The same, of a record.
+pub(super) fn say_sender(end: &End, at: usize, len_at: usize) -> Result<(), Errno> {
+    let room = user::read(len_at).ok_or(EFAULT)?;
+    let len = name_of_peer(end, at, room)?;
+    if user::write(len_at, &len) { Ok(()) } else { Err(EFAULT) }
+}
+
+/// Give the program the address of the other end, where there is room for so many bytes; its length, which is 0
+/// if it has none.
+fn name_of_peer(end: &End, at: usize, room: u32) -> Result<u32, Errno> {
+    const FAMILY_LEN: u32 = 2;
+    let mut name = [0u8; 128];
+    let mut len = name.len() as u32;
+    let asked = ask(nr::GETPEERNAME, [end.fd, name.as_mut_ptr() as usize, &raw mut len as usize]);
+    if asked < 0 || len <= FAMILY_LEN {
+        len = 0;
+    }
+    if room > i32::MAX as u32 {
+        return Err(EINVAL);
+    }
+    let part = len.min(room).min(name.len() as u32) as usize;
+    if part != 0 && !user::copy(at, name.as_ptr() as usize, part) {
+        return Err(EFAULT);
+    }
+    Ok(len)
+}
+
+/// Say of the message at `at`, which is from a ring, what the kernel would have said.
+pub(super) fn answer(
+    end: &End,
+    at: usize,
+    given: Message,
+    received: usize,
+    flags: usize,
+) -> Result<(), Errno> {
+    let mut message = given;
+    if given.name != 0 {
+        let room = given.name_len as u32;
+        let is_named = end.connection.is_unix() && received != 0;
+        let len = if is_named { name_of_peer(end, given.name, room)? } else { 0 };
+        message.name_len = given.name_len & !(u32::MAX as usize) | len as usize;
+    }
+    message.control_len = 0;
+    message.flags = given.flags & !(u32::MAX as usize) | flags;
+    if user::write(at, &message) { Ok(()) } else { Err(EFAULT) }
+}
+
+/// Bytes of the message at `at`.
+pub(super) fn len_of(at: usize) -> Option<usize> {
+    let message = user::read::<Message>(at)?;
+    Pieces::many(message.vectors, message.count).total()
+}
+
+/// `recvmsg`.
+pub(super) fn receive_message(end: End, args: [usize; 6]) -> isize {
+    if end.connection.has_records() {
+        return records::receive_message(end, args);
+    }
+    let [_, at, flags, ..] = args;
+    let Some(message) = user::read::<Message>(at) else { return -(EFAULT as isize) };
     let pieces = Pieces::many(message.vectors, message.count);
     let total = pieces.total().filter(|total| *total != 0 && flags & !TO_RECEIVE == 0);
     let Some(total) = total else { return adopt_received(args) };
-    let before = end.incoming().reading.kernel_read.load(core::sync::atomic::Ordering::Relaxed);
-    let given = message;
+    // The kernel, if it is asked, fills a copy.
+    let copy = core::cell::UnsafeCell::new(Message { flags: UNTOLD, ..message });
+    let args = [args[0], copy.get() as usize, flags, 0, 0, 0];
     let received = receive_bytes(end, nr::RECVMSG, args, pieces, total, flags);
-    let after = end.incoming().reading.kernel_read.load(core::sync::atomic::Ordering::Relaxed);
-    if received > 0 && before == after && flags & MSG_PEEK == 0 || received == 0 {
+    let copy = copy.into_inner();
+    if received < 0 {
+        return received;
+    }
+    if copy.flags == UNTOLD {
         // From the ring: what the kernel would have said of it.
-        (message.name_len, message.control_len, message.flags) = (0, 0, 0);
-        message.name_len |= given.name_len & !(u32::MAX as usize);
-        if !user::write(at, &message) {
+        let flags = flags & MSG_CMSG_CLOEXEC;
+        if let Err(errno) = answer(&end, at, message, received as usize, flags) {
+            return -(errno as isize);
+        }
+    } else {
+        let upper = message.flags & !(u32::MAX as usize);
+        let told = Message { flags: upper | copy.flags as u32 as usize, ..copy };
+        if !user::write(at, &told) {
             return -(EFAULT as isize);
         }
-    } else if received > 0 {
         meet::adopt_passed(at);
     }
     received

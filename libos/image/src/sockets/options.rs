@@ -2,10 +2,10 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use libos::sockets::LARGE_RING;
+use libos::sockets::{Direction, LARGE_RING};
 
 use super::fds::{self, End};
-use super::{native, stream, user};
+use super::{meet, native, records, stream, user};
 use crate::sys::{EFAULT, nr};
 
 pub(super) const F_DUPFD: usize = 0;
@@ -16,21 +16,37 @@ const O_NONBLOCK: usize = 0o4000;
 const O_ASYNC: usize = 0o20000;
 pub(super) const FIONREAD: usize = 0x541b;
 const FIONBIO: usize = 0x5421;
+const SIOCOUTQ: usize = 0x5411;
 const FIOASYNC: usize = 0x5452;
 /// In [`libos::sockets::Side::options`], as the program has set it.
 const UNDELAYED: u32 = 1;
 const CORKED: u32 = 2;
 /// In the same: it has no large ring, since its program wants little under way.
 const LITTLE: u32 = 4;
+/// `SOL_SOCKET`.
+pub(super) const SOCKET: usize = 1;
+const SO_SNDBUF: usize = 7;
+const SO_PASSCRED: usize = 16;
+const SO_RCVLOWAT: usize = 18;
+const SO_ATTACH_FILTER: usize = 26;
+const SO_SNDBUFFORCE: usize = 32;
+const SO_PEEK_OFF: usize = 42;
+const SO_ATTACH_BPF: usize = 50;
+/// Options that have messages come with more than their bytes: credentials, labels, times, counts.
+const TELLING: [usize; 11] = [SO_PASSCRED, 29, 34, 35, 37, 40, 63, 64, 65, 76, 84];
 /// `IPPROTO_TCP`.
 pub(super) const TCP: usize = 6;
 const TCP_NODELAY: usize = 1;
 const TCP_CORK: usize = 3;
+const TCP_INFO: usize = 11;
 
 /// `fcntl` and `ioctl`.
 pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
     let [fd, request, value, ..] = args;
     let Some(end) = fds::end_of(fd) else { return native(number, args) };
+    if (number, request as u32 as usize) == (nr::IOCTL, FIONREAD) {
+        stream::hear_bell(&end, end.incoming());
+    }
     let result = native(number, args);
     if result < 0 {
         return result;
@@ -53,7 +69,21 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
             let direction = end.incoming();
             let ring = direction.filled().1 as u32;
             let kernels = user::read::<u32>(value).unwrap_or(0);
-            let others = kernels.saturating_sub(direction.bell.load(Relaxed));
+            let all = if end.connection.has_records() {
+                records::waiting(&end, kernels)
+            } else {
+                ring.saturating_add(kernels.saturating_sub(direction.bell.load(Relaxed)))
+            };
+            if !user::write(value, &all) {
+                return -(EFAULT as isize);
+            }
+        }
+        // What has not been read; of TCP, what has not come, and what is in a ring has.
+        (nr::IOCTL, SIOCOUTQ) if end.connection.is_unix() => {
+            let direction = end.outgoing();
+            let kernels = user::read::<u32>(value).unwrap_or(0);
+            let ring = direction.filled().1 as u32;
+            let others = if direction.is_in_kernel() { kernels } else { 0 };
             if !user::write(value, &ring.saturating_add(others)) {
                 return -(EFAULT as isize);
             }
@@ -61,6 +91,39 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
         _ => {}
     }
     result
+}
+
+/// `setsockopt` of a socket's own option. Some make the kernel do what rings do not.
+pub(super) fn set_of_socket(args: [usize; 6]) -> isize {
+    let [fd, _, option, value, ..] = args;
+    let result = native(nr::SETSOCKOPT, args);
+    let (0, Some(end)) = (result, fds::end_of(fd)) else { return result };
+    let value = user::read::<i32>(value).unwrap_or(1);
+    let is_for_kernel = match option {
+        SO_SNDBUF | SO_SNDBUFFORCE => {
+            records::note_limit(&end);
+            false
+        }
+        SO_RCVLOWAT => value > 1,
+        SO_PEEK_OFF => value >= 0,
+        SO_ATTACH_FILTER | SO_ATTACH_BPF => true,
+        _ => TELLING.contains(&option) && value != 0,
+    };
+    if is_for_kernel {
+        stream::shut(end.incoming());
+    }
+    result
+}
+
+/// Has `fd` an option already that makes the kernel do what rings do not?
+pub(super) fn is_for_kernel(fd: usize, is_unix: bool) -> bool {
+    let has = |name: usize, least: u64| meet::option(fd, name).is_some_and(|value| value >= least);
+    has(SO_RCVLOWAT, 2) || is_unix && has(SO_PASSCRED, 1)
+}
+
+/// How much the kernel lets wait of what `fd` has sent.
+pub(super) fn send_buffer(fd: usize) -> Option<u64> {
+    meet::option(fd, SO_SNDBUF)
 }
 
 /// Is `fd` in non-blocking mode, as the kernel has it?
@@ -71,7 +134,6 @@ pub(super) fn is_nonblocking(fd: usize) -> bool {
 
 /// What has gone wrong with a connection that ends, told once.
 pub(super) fn take_error(end: &End) -> Option<isize> {
-    const SOCKET: usize = 1;
     const SO_ERROR: usize = 4;
     if !end.connection.is_ending() {
         return None;
@@ -85,8 +147,6 @@ pub(super) fn take_error(end: &End) -> Option<isize> {
 /// Has the program set how much may be under way, and less than a large ring holds? Asked once, when such a
 /// ring would be of use.
 pub(super) fn wants_little(end: &End) -> bool {
-    const SOCKET: usize = 1;
-    const SO_SNDBUF: usize = 7;
     const SO_BUF_LOCK: usize = 72;
     const SEND_IS_SET: u32 = 1;
     let options = &end.connection.sides[end.side].options;
@@ -170,10 +230,36 @@ pub(super) fn set(fd: usize, option: usize, value: usize, args: [usize; 6]) -> i
 pub(super) fn get(fd: usize, option: usize, args: [usize; 6]) -> isize {
     let result = native(nr::GETSOCKOPT, args);
     let end = fds::end_of(fd);
+    if let (Some(end), TCP_INFO, 0) = (end, option, result) {
+        return add_rings(&end, args[3], args[4]);
+    }
     let (Some(end), Some(bit), 0) = (end, bit_of(option), result) else { return result };
     let is_set = end.connection.sides[end.side].options.load(Relaxed) & bit != 0;
     if !user::write(args[3], &u32::from(is_set)) {
         return -(EFAULT as isize);
     }
     result
+}
+
+/// What `struct tcp_info` at `at` says of bytes is to be what it would be without rings, and without bells.
+fn add_rings(end: &End, at: usize, len_at: usize) -> isize {
+    /// What has been acknowledged, what has come, and what has been sent.
+    const ACKNOWLEDGED: usize = 120;
+    const RECEIVED: usize = 128;
+    const SENT: usize = 200;
+    let ring = |direction: &Direction| {
+        let bells = u64::from(direction.bells.load(Relaxed));
+        direction.tail.load(Relaxed).wrapping_sub(bells)
+    };
+    let (sent, received) = (ring(end.outgoing()), ring(end.incoming()));
+    let Some(len) = user::read::<u32>(len_at) else { return -(EFAULT as isize) };
+    for (offset, more) in [(ACKNOWLEDGED, sent), (RECEIVED, received), (SENT, sent)] {
+        if len as usize >= offset + size_of::<u64>() {
+            let Some(count) = user::read::<u64>(at + offset) else { return -(EFAULT as isize) };
+            if !user::write(at + offset, &count.wrapping_add(more)) {
+                return -(EFAULT as isize);
+            }
+        }
+    }
+    0
 }

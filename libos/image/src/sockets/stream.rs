@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use libos::sockets::{
-    Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SMALL_RING, watched,
+    Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SHUT, SMALL_RING, SOON_SHUT, watched,
 };
 
 use super::fds::{self, End};
@@ -43,7 +43,7 @@ pub(super) enum Source {
 }
 
 /// The bytes of a piece of a ring.
-fn address(
+pub(super) fn address(
     row: usize,
     side: usize,
     direction: &Direction,
@@ -61,7 +61,7 @@ fn address(
 }
 
 /// Does whoever would read from `direction` sleep, as far as can be told?
-fn is_parked(direction: &Direction) -> bool {
+pub(super) fn is_parked(direction: &Direction) -> bool {
     let watch = direction.reading.watch.load(Acquire);
     direction.reading.parked.load(Acquire) != 0
         || watch == MANY
@@ -76,13 +76,13 @@ pub(super) fn is_joined(end: &End) -> bool {
 
 /// A lock that names the thread that has it: who finds that this thread has it was interrupted with it, or
 /// jumped out.
-struct Turn<'a> {
+pub(super) struct Turn<'a> {
     word: &'a core::sync::atomic::AtomicU32,
     former: u32,
 }
 
 impl<'a> Turn<'a> {
-    fn take(word: &'a core::sync::atomic::AtomicU32) -> Self {
+    pub(super) fn take(word: &'a core::sync::atomic::AtomicU32) -> Self {
         let tid = context::own_tid();
         let mut looks = 0u32;
         loop {
@@ -104,10 +104,43 @@ impl<'a> Turn<'a> {
     }
 }
 
+/// Looks for a turn by who can do without.
+const TURN_LOOKS: usize = 256;
+
+impl<'a> Turn<'a> {
+    /// If nobody has it for long: whoever does may have been stopped, or be what this has interrupted.
+    fn take_soon(word: &'a core::sync::atomic::AtomicU32) -> Option<Self> {
+        let tid = context::own_tid();
+        for _ in 0..TURN_LOOKS {
+            match word.compare_exchange(0, tid, Acquire, Relaxed) {
+                Ok(_) => return Some(Self { word, former: 0 }),
+                Err(holder) if holder == tid => return None,
+                Err(_) => sys::sched_yield(),
+            }
+        }
+        None
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.word.store(self.former, Release);
     }
+}
+
+/// May anything go by the ring?
+pub(super) fn is_open(end: &End) -> bool {
+    is_joined(end)
+        && end.outgoing().shut.load(Acquire) == 0
+        && !end.connection.other_is_gone(end.side)
+}
+
+/// Is there nothing any more, nor ever will be, but what the kernel has?
+pub(super) fn is_left(direction: &Direction) -> bool {
+    // In this order: nothing is put in after it has been shut, and no bell sent.
+    direction.shut.load(Acquire) == SHUT
+        && !direction.has_bytes()
+        && direction.bell.load(Acquire) == 0
 }
 
 /// Send `total` bytes; `number` and `args` are the program's own call.
@@ -120,9 +153,7 @@ pub(super) fn send(
 ) -> isize {
     let direction = end.outgoing();
     let is_joined = is_joined(&end);
-    let is_open =
-        is_joined && direction.shut.load(Acquire) == 0 && !end.connection.other_is_gone(end.side);
-    if !is_open || total == 0 {
+    if !is_open(&end) || total == 0 {
         let sent = by_kernel(&end, number, args, total);
         if !is_joined {
             // Nobody reads what has not been accepted yet.
@@ -132,7 +163,8 @@ pub(super) fn send(
     }
     note_core(direction);
     let turn = Turn::take(&direction.writer);
-    if direction.is_in_kernel() || !direction.has_bytes() && is_parked(direction) {
+    let is_shut = direction.shut.load(Acquire) != 0;
+    if is_shut || direction.is_in_kernel() || !direction.has_bytes() && is_parked(direction) {
         direction.kernel_sent.fetch_add(total as u64, AcqRel);
         drop(turn);
         let sent = counted(direction, total, native(number, args));
@@ -148,7 +180,7 @@ pub(super) fn send(
             continue;
         }
         if room == 0 {
-            if wait_for_room(direction) {
+            if wait_for_room(direction, 1) {
                 continue;
             }
             // Nobody reads: what is left waits in the kernel, or in the program.
@@ -193,7 +225,7 @@ pub(super) fn send(
 }
 
 /// Put bytes into the ring at `tail`; how many.
-fn fill(
+pub(super) fn fill(
     end: &End,
     direction: &Direction,
     source: &mut Source,
@@ -257,7 +289,7 @@ fn rest(end: &End, source: &mut Source, left: usize) -> isize {
 }
 
 /// The kernel was given `sent` of `asked` bytes, all of which have been counted.
-fn counted(direction: &Direction, asked: usize, sent: isize) -> isize {
+pub(super) fn counted(direction: &Direction, asked: usize, sent: isize) -> isize {
     direction.kernel_sent.fetch_sub((asked - sent.max(0) as usize) as u64, AcqRel);
     sent
 }
@@ -272,7 +304,7 @@ pub(super) fn by_kernel(end: &End, number: usize, args: [usize; 6], total: usize
 }
 
 /// A large ring from here on, if there is none yet and one is free.
-fn upgrade(end: &End, direction: &Direction, tail: u64) -> bool {
+pub(super) fn upgrade(end: &End, direction: &Direction, tail: u64) -> bool {
     if direction.large.load(Relaxed) != 0 || super::options::wants_little(end) {
         return false;
     }
@@ -282,12 +314,12 @@ fn upgrade(end: &End, direction: &Direction, tail: u64) -> bool {
     true
 }
 
-/// Look for room for as long as a reader that is awake may need. False if there is none.
-fn wait_for_room(direction: &Direction) -> bool {
+/// Look for room for so many bytes for as long as a reader that is awake may need. False if there is none.
+pub(super) fn wait_for_room(direction: &Direction, least: usize) -> bool {
     let began = time::now_ns();
     let core = super::core();
     loop {
-        if direction.room().1 != 0 {
+        if direction.room().1 >= least {
             return true;
         }
         if time::now_ns() - began > ROOM_NS {
@@ -301,7 +333,7 @@ fn wait_for_room(direction: &Direction) -> bool {
 }
 
 /// Tell those who wait for the direction in a set.
-fn mark(direction: &Direction) {
+pub(super) fn mark(direction: &Direction) {
     if let Some((watcher, socket)) = watched(direction.reading.watch.load(Acquire)) {
         sockets().watchers[watcher].mark(socket);
     }
@@ -328,14 +360,15 @@ const BELL_LOOKS: usize = 64;
 const BELLS_MAX: usize = 1024;
 
 /// One byte through the kernel wakes whoever sleeps there, and is an edge for who waits for that.
-fn ring_bell(end: &End, direction: &Direction) {
+pub(super) fn ring_bell(end: &End, direction: &Direction) {
     if direction.bell.load(Acquire) as usize >= BELLS_MAX {
         return;
     }
     direction.bell.fetch_add(1, AcqRel);
-    let byte = 0u8;
-    let args = [end.fd, &raw const byte as usize, 1, MSG_DONTWAIT | MSG_NOSIGNAL];
-    if ask(nr::SENDTO, args) == 1 {
+    let bell = sockets().bell();
+    let len = if end.connection.has_records() { size_of_val(&bell) } else { 1 };
+    let args = [end.fd, bell.as_ptr() as usize, len, MSG_DONTWAIT | MSG_NOSIGNAL];
+    if ask(nr::SENDTO, args) == len as isize {
         direction.bells.fetch_add(1, Relaxed);
     } else {
         direction.bell.fetch_sub(1, AcqRel);
@@ -353,6 +386,12 @@ pub(super) fn hear_bell(end: &End, direction: &Direction) {
     loop {
         let bells = (direction.bell.load(Acquire) as usize).min(bytes.len());
         if bells == 0 || direction.has_bytes() {
+            return;
+        }
+        if end.connection.has_records() {
+            if super::records::take_bell(end, direction) {
+                continue;
+            }
             return;
         }
         let heard = ask(nr::RECVFROM, [end.fd, bytes.as_mut_ptr() as usize, bells, MSG_DONTWAIT]);
@@ -373,6 +412,13 @@ pub(super) fn receive(
     flags: usize,
 ) -> isize {
     let direction = end.incoming();
+    if is_left(direction) {
+        let received = native(number, args);
+        if received > 0 && flags & MSG_PEEK == 0 {
+            direction.reading.kernel_read.fetch_add(received as u64, AcqRel);
+        }
+        return received;
+    }
     let mut pieces = pieces;
     let mut done = 0usize;
     let waits =
@@ -562,7 +608,7 @@ fn from_kernel(
 }
 
 /// Look for bytes or an end, for as long as that has been worth while. True if there is something.
-fn look(end: &End) -> bool {
+pub(super) fn look(end: &End) -> bool {
     let direction = end.incoming();
     let patience = patience(&direction.reading.patience_ns);
     look_until(patience, &direction.core, || {
@@ -625,10 +671,10 @@ pub(super) fn shutdown(fd: usize, how: usize, result: isize) -> isize {
         && let Some(end) = fds::end_of(fd)
     {
         if how != READ {
-            end.outgoing().shut.store(1, Release);
+            shut(end.outgoing());
         }
         if how != WRITE {
-            end.incoming().shut.store(1, Release);
+            shut(end.incoming());
         }
         // The kernel has whoever waits look again.
         super::epoll::look_again(&end);
@@ -636,10 +682,19 @@ pub(super) fn shutdown(fd: usize, how: usize, result: isize) -> isize {
     result
 }
 
+/// Nothing is put into the ring from now on.
+pub(super) fn shut(direction: &Direction) {
+    if direction.shut.load(Acquire) == SHUT {
+        return;
+    }
+    let turn = Turn::take_soon(&direction.writer);
+    direction.shut.store(if turn.is_some() { SHUT } else { SOON_SHUT }, Release);
+}
+
 /// Both directions go by the kernel from now on, but for what is in the rings.
 pub(super) fn leave_to_kernel(end: &End) {
-    end.outgoing().shut.store(1, Release);
-    end.incoming().shut.store(1, Release);
+    shut(end.outgoing());
+    shut(end.incoming());
 }
 
 /// The last descriptor of this process for an end is about to be closed. If nobody else has it, and there
@@ -675,6 +730,11 @@ pub(super) fn about_to_close(end: &End) {
 /// `splice` from a carried socket whose ring has bytes: a few of them.
 pub(super) fn splice(args: [usize; 6]) -> isize {
     let [from, _, to, _, len, _] = args;
+    if let Some(end) =
+        [to, from].into_iter().filter_map(fds::end_of).find(|end| end.connection.has_records())
+    {
+        return super::records::splice(&end, args);
+    }
     if let Some(end) = fds::end_of(to) {
         return by_kernel(&end, nr::SPLICE, args, len);
     }

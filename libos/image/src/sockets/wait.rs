@@ -36,6 +36,9 @@ struct PollFd {
 /// Is what the kernel has to read of a carried socket there for the program, rather than a bell?
 pub(super) fn is_readable(end: &End, returned: u32) -> bool {
     let direction = end.incoming();
+    if stream::is_left(direction) {
+        return true;
+    }
     stream::hear_bell(end, direction);
     // Looked at in the order in which bytes move.
     if direction.has_bytes() || direction.is_in_kernel() || returned & (HUP | READ_HUP | ERR) != 0 {
