@@ -7,23 +7,20 @@ use crate::{start, sys};
 type ClockGettime = unsafe extern "C" fn(usize, *mut [u64; 2]) -> c_int;
 
 const CLOCK_MONOTONIC: usize = 1;
-const CLOCK_THREAD_CPUTIME_ID: c_int = 3;
+const CLOCK_THREAD_CPUTIME_ID: usize = 3;
 
 /// Monotonic time in nanoseconds.
 pub(crate) extern "C" fn now_ns() -> u64 {
-    ns(CLOCK_MONOTONIC as c_int)
-}
-
-/// CPU time of this thread in nanoseconds, as it is now.
-pub(crate) fn thread_cpu_ns() -> u64 {
-    ns(CLOCK_THREAD_CPUTIME_ID)
-}
-
-fn ns(clock: c_int) -> u64 {
     let mut time = [0; 2];
     // SAFETY: `time` is a timespec.
-    unsafe { clock_gettime(clock, &raw mut time) };
+    unsafe { clock_gettime(CLOCK_MONOTONIC as c_int, &raw mut time) };
     time[0] * 1_000_000_000 + time[1]
+}
+
+/// CPU time of this thread in nanoseconds, as it is now. Not by the vDSO: that would make the call itself,
+/// which may be hooked, where no signal can come.
+pub(crate) fn thread_cpu_ns() -> u64 {
+    sys::clock_ns(CLOCK_THREAD_CPUTIME_ID)
 }
 
 /// `clock_gettime(3)`.
