@@ -62,11 +62,23 @@ struct Given {
 /// What happened that the supervisor should know.
 #[derive(Debug)]
 pub enum Followed {
-    /// A process is, or soon will be, a participant, by an exec or a fork: watch it. Its pidfd was made while it was
-    /// stopped: once it runs it may be gone before anybody looks.
-    Started(u32, OwnedFd, Hook),
+    /// A process is, or soon will be, a participant, by an exec or a fork: watch it.
+    Started(Started),
     /// Something that an operator wants to read.
     Note(String),
+}
+
+/// A process that was stopped when this was found out: once it runs it may be gone before anybody looks.
+#[derive(Debug)]
+pub struct Started {
+    /// It.
+    pub pid: u32,
+    /// Its pidfd.
+    pub fd: OwnedFd,
+    /// By what.
+    pub how: Hook,
+    /// Who has forked it; 0 if nobody has.
+    pub parent: u64,
 }
 
 /// Where the notifications of a launched command come from.
@@ -537,13 +549,21 @@ impl Follower {
 
 /// Watch a process that is stopped by us, so that it cannot be gone.
 fn start_watch(pid: i32, how: Hook, events: &mut Vec<Followed>) {
+    let parent = if how == Hook::Fork { parent_of(pid) } else { 0 };
     events.push(match pidfd(pid as u32) {
-        Some(fd) => Followed::Started(pid as u32, fd, how),
+        Some(fd) => Followed::Started(Started { pid: pid as u32, fd, how, parent }),
         None => Followed::Note(format!(
             "pid {pid} cannot be watched ({}); what it holds when it ends is not taken back",
             io::Error::last_os_error()
         )),
     });
+}
+
+/// Pid of the parent of a process that is stopped by us.
+fn parent_of(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    rest.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
 /// What a failed mapping at the region's address means.

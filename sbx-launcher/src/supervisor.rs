@@ -13,7 +13,7 @@ use libos::manifest::Hook;
 use serde_json::Value;
 
 use crate::control::{self, Answer, Server};
-use crate::follow::{Followed, Follower, Listener, pidfd, take_turns};
+use crate::follow::{Followed, Follower, Listener, Started, pidfd, take_turns};
 use crate::hooks::{Happened, Hooks};
 use crate::keeper::{Keeper, Side};
 use crate::net::Net;
@@ -509,10 +509,9 @@ impl Supervisor {
     fn note(&mut self, events: Vec<Followed>) {
         for event in events {
             match event {
-                Followed::Started(pid, fd, how) => {
+                Followed::Started(Started { pid, fd, how, parent }) => {
                     let known = self.watched.insert(pid, fd).is_some();
                     let what = if known { Hook::Exec } else { how };
-                    let parent = if what == Hook::Fork { parent_of(pid) } else { 0 };
                     self.sandbox.happened.push(Happened { what, pid, words: [parent, 0] });
                 }
                 Followed::Note(text) => {
@@ -680,13 +679,6 @@ fn exit_code(fd: BorrowedFd<'_>, pid: u32) -> Option<i32> {
         (done == 0 && info.mask & STATUS != 0).then_some(info.status)
     };
     (0..100).find_map(|_| zombie().or_else(reaped))
-}
-
-/// Pid of the parent of a process that is stopped by us.
-fn parent_of(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    rest.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
 /// A descriptor that tells of children and of what is sent to the launcher.
