@@ -601,8 +601,6 @@ fn symbols(name: &str, perf: Option<&Path>, json: bool) -> Result<i32> {
         })
         .collect();
     let Some(folder) = perf else {
-        // What the watchdog asks a thread by is for libos.
-        println!("handle SIGSTKFLT nostop noprint pass");
         for (path, bias) in files {
             println!("add-symbol-file {} -o {bias:#x}", path.display());
         }
