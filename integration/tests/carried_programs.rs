@@ -173,7 +173,7 @@ fn suites() -> Vec<(Vec<&'static str>, usize)> {
             "test_multiprocessing_fork",
         ];
         suites.extend(whole.map(|suite| (chosen(suite, &[]), 100)));
-        suites.push((chosen("test_multiprocessing_spawn", &managers), 50));
+        suites.push((chosen("test_multiprocessing_spawn", &managers), 30));
         suites.extend(
             ["test_epoll", "test_poll", "test_ftplib", "test_smtplib"]
                 .map(|suite| (vec![suite], 5)),

@@ -473,7 +473,8 @@ pub(super) fn receive(
         if done > 0 && flags & MSG_WAITALL == 0 {
             return done as isize;
         }
-        if waits && !has_looked && !has_asked {
+        // Who has not accepted yet has to be woken first.
+        if waits && !has_looked && !has_asked && is_joined(&end) {
             has_looked = true;
             if look(&end) {
                 continue;

@@ -109,7 +109,9 @@ impl Load {
             Pgbench(clients) => {
                 let is_unix = matches!(way, Way::Unix | Way::RegionUnix);
                 let host = if is_unix { servers.folder() } else { "127.0.0.1".into() };
-                let fixed = ["pgbench", "-S", "-n", "-M", "prepared", "-T", "1", "-U", "postgres"];
+                let time = if scale == 1 { ["-T", "1"] } else { ["-t", "200"] };
+                let fixed =
+                    ["pgbench", "-S", "-n", "-M", "prepared", time[0], time[1], "-U", "postgres"];
                 let to = ["-c", clients, "-h", &host, "-p", &port, "postgres"];
                 rate(&[&fixed[..], &to].concat(), of_pgbench)
             }
@@ -140,7 +142,8 @@ fn of_wrk(text: &str) -> Option<(f64, f64)> {
 fn of_pgbench(text: &str) -> Option<(f64, f64)> {
     let figure = |key: &str| {
         let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
-        word(rest, 0)
+        // Of all that there were to be, if that was given.
+        rest.split([' ', '/']).next()?.parse::<f64>().ok()
     };
     Some((figure("tps = ")?, figure("number of transactions actually processed: ")?))
 }
@@ -160,6 +163,8 @@ mod tests {
         let text = "  20000 requests in 1.10s, 3MB read\nRequests/sec:  18181.5\n";
         assert_eq!(of_wrk(text), Some((18181.5, 20000.0)));
         let text = "number of transactions actually processed: 31\ntps = 16.5 (without x)\n";
+        assert_eq!(of_pgbench(text), Some((16.5, 31.0)));
+        let text = "number of transactions actually processed: 31/40\ntps = 16.5 (without x)\n";
         assert_eq!(of_pgbench(text), Some((16.5, 31.0)));
         assert_eq!(of_pgbench("pgbench: error"), None);
     }
