@@ -43,7 +43,7 @@ pub const WATCHERS_MAX: usize = 512;
 /// Sockets of one of them. More are left to the kernel.
 pub const WATCHED_MAX: usize = 4096;
 /// Processes that share an end of a connection and are known by name.
-pub const HOLDERS_MAX: usize = 9;
+pub const HOLDERS_MAX: usize = 17;
 
 /// Nobody's row.
 pub const FREE: u32 = 0;
@@ -177,7 +177,7 @@ pub struct Connection {
 
 /// One end.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 pub struct Side {
     /// The kernel's number of the socket, which no other ever has (`SO_COOKIE`).
     pub cookie: AtomicU64,
@@ -705,7 +705,7 @@ impl Watcher {
 
 #[cfg(not(loom))]
 const _: () = {
-    assert!(size_of::<Connection>() == 448);
+    assert!(size_of::<Connection>() == 512);
     assert!(WATCHED_MAX / 64 <= 64, "the summary is one word");
     assert!((WATCHERS_MAX + 1) * WATCHED_MAX < MANY as usize);
     assert!(RINGS_LEN.is_multiple_of(ext_api::limits::HUGE_PAGE_LEN));
