@@ -231,6 +231,25 @@ def late_for_epoll():
             assert two.recv(50) == b"more"
             two.close()
             assert epoll.poll(0) == []
+    for how in ["poll", "select", "epoll"]:
+        server = listening()
+        one = socket.create_connection(server.getsockname())
+        two, _ = server.accept()
+        inner = select.epoll()
+        inner.register(two, select.EPOLLIN)
+        assert inner.poll(0) == []
+        one.send(b"some bytes")
+        outer = select.poll() if how == "poll" else select.epoll()
+        outer.register(inner, select.POLLIN)
+        if how == "select":
+            assert select.select([inner], [], [], 5)[0] == [inner]
+        else:
+            assert outer.poll(5000 if how == "poll" else 5) == [(inner.fileno(), select.POLLIN)]
+        assert inner.poll(0) == [(two.fileno(), select.EPOLLIN)]
+        assert two.recv(50) == b"some bytes"
+        assert select.select([inner], [], [], 0)[0] == [] == outer.poll(0)
+        one.send(b"more")
+        assert outer.poll(5000 if how == "poll" else 5) == [(inner.fileno(), select.POLLIN)]
     print("none too late")
 
 

@@ -136,13 +136,24 @@ impl Set {
         &watchers[self.watcher.load(Relaxed) as usize % watchers.len()]
     }
 
-    /// All its sockets go by the kernel from now on.
+    /// All its sockets go by the kernel from now on. What is in their rings already stays marked.
     pub(super) fn leave_to_kernel(&self) {
         if self.left.swap(1, AcqRel) == 0 {
             for end in self.ends() {
                 end.incoming().reading.watch.store(MANY, Release);
             }
+            fence(SeqCst);
+            for (index, socket) in self.sockets.iter().enumerate() {
+                if socket.has_bytes() {
+                    self.watcher().mark(index);
+                }
+            }
         }
+    }
+
+    /// Would a wait for it find bytes in rings?
+    pub(super) fn has_bytes(&self) -> bool {
+        self.watcher().summary.0.load(Acquire) != 0 && self.sockets.iter().any(Socket::has_bytes)
     }
 
     fn ends(&self) -> impl Iterator<Item = End> {
@@ -182,6 +193,13 @@ impl Socket {
         self.events.store(event.events, Release);
         self.present.store(1, Relaxed);
         self.kernel.store(event.events | KNOWN, Relaxed);
+    }
+
+    /// Are there bytes in its ring that the program waits for?
+    fn has_bytes(&self) -> bool {
+        let fd = (self.fd.load(Relaxed) as usize).checked_sub(1);
+        self.events.load(Acquire) & (IN | READ_NORMAL) != 0
+            && fd.and_then(fds::end_of).is_some_and(|end| end.incoming().has_bytes())
     }
 
     /// Has it been reported, once for all?
@@ -247,7 +265,15 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     if what == ADD
         && let Some(nested) = fds::set_of(fd)
     {
-        fds::set(nested).leave_to_kernel();
+        let nested = fds::set(nested);
+        nested.leave_to_kernel();
+        let result = plain(args);
+        let event = user::read::<Event>(at).filter(|_| result == 0 && nested.has_bytes());
+        if let Some(event) = event {
+            // Nobody else says so. Without room it is told when more comes.
+            let _ = fds::late().note(epoll, fd, event);
+        }
+        return result;
     }
     let Some(end) = fds::end_of(fd) else { return plain(args) };
     let place = fds::place_of(fd).filter(|place| fds::set_of(epoll) == Some(place.0));

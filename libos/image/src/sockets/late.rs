@@ -1,6 +1,7 @@
 //! Sockets that were added to an epoll instance of which nobody knows who waits there (it is full, or not this
 //! process's own), when their rings had bytes already: what comes later is the kernel's to tell, but of these
-//! bytes it knows nothing. Whoever waits there is told of them from here until they have been taken.
+//! bytes it knows nothing. Whoever waits there is told of them from here until they have been taken. So it is
+//! with an epoll instance that is added to another.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -81,7 +82,10 @@ impl Table {
             }
             let (fd, asked, data) =
                 (fd as usize, late.events.load(Relaxed), late.data.load(Relaxed));
-            let has_bytes = fds::end_of(fd).is_some_and(|end| end.incoming().has_bytes());
+            let has_bytes = match fds::set_of(fd) {
+                Some(nested) => fds::set(nested).has_bytes(),
+                None => fds::end_of(fd).is_some_and(|end| end.incoming().has_bytes()),
+            };
             if !has_bytes || asked & (EDGE | ONCE) != 0 {
                 self.drop_one(late, fd);
             }

@@ -175,7 +175,7 @@ impl Waiting {
 /// `poll` and `ppoll`.
 pub(super) fn poll(number: usize, args: [usize; 6]) -> isize {
     let [at, count, timeout, ..] = args;
-    let mut waiting = Waiting::new();
+    let (mut waiting, mut any_bytes) = (Waiting::new(), false);
     let one = |index: usize| user::read::<PollFd>(at + index * size_of::<PollFd>());
     for index in 0..count {
         let Some(one) = one(index) else { return native(number, args) };
@@ -183,15 +183,13 @@ pub(super) fn poll(number: usize, args: [usize; 6]) -> isize {
             continue;
         }
         let fd = one.fd as usize;
-        if let Some(set) = fds::set_of(fd) {
-            fds::set(set).leave_to_kernel();
-        }
         let reads = u32::from(one.events) & (IN | READ_NORMAL) != 0;
+        any_bytes |= reads && leaves_bytes(fd);
         if let Some(end) = fds::end_of(fd).filter(|_| reads) {
             waiting.add(end);
         }
     }
-    if waiting.count == 0 {
+    if waiting.count == 0 && !any_bytes {
         return native(number, args);
     }
     let ns = if number == nr::POLL {
@@ -234,6 +232,15 @@ pub(super) fn poll(number: usize, args: [usize; 6]) -> isize {
     }
 }
 
+/// If `fd` is an epoll instance, it is waited for by other means than its own: the kernel has to see what comes.
+/// True if it has bytes in rings already.
+fn leaves_bytes(fd: usize) -> bool {
+    fds::set_of(fd).map(fds::set).is_some_and(|set| {
+        set.leave_to_kernel();
+        set.has_bytes()
+    })
+}
+
 /// Put together what the kernel has said of descriptors, and what the rings have; how many are ready.
 fn merge_poll(at: usize, count: usize) -> isize {
     let mut ready = 0;
@@ -250,6 +257,14 @@ fn merge_poll(at: usize, count: usize) -> isize {
             }
             if returned != u32::from(one.returned) {
                 one.returned = returned as u16;
+                if !user::write(place, &one) {
+                    return -(EFAULT as isize);
+                }
+            }
+        } else if let Some(set) = usize::try_from(one.fd).ok().and_then(fds::set_of) {
+            let wanted = one.events & (IN | READ_NORMAL) as u16;
+            if wanted & !one.returned != 0 && fds::set(set).has_bytes() {
+                one.returned |= wanted;
                 if !user::write(place, &one) {
                     return -(EFAULT as isize);
                 }
@@ -278,17 +293,19 @@ pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
             return -(EFAULT as isize);
         }
     }
+    // Epoll instances with bytes in rings.
+    let mut left: Bits = [0; SELECT_MAX / 64];
     let mut waiting = Waiting::new();
     let has = |bits: &Bits, fd: usize| bits[fd / 64] >> (fd % 64) & 1 == 1;
     for fd in (0..count).filter(|&fd| has(&asked[0], fd)) {
-        if let Some(set) = fds::set_of(fd) {
-            fds::set(set).leave_to_kernel();
+        if leaves_bytes(fd) {
+            left[fd / 64] |= 1 << (fd % 64);
         }
         if let Some(end) = fds::end_of(fd) {
             waiting.add(end);
         }
     }
-    if waiting.count == 0 {
+    if waiting.count == 0 && left.iter().all(|word| *word == 0) {
         return native(number, args);
     }
     let unit = if number == nr::SELECT { 1000 } else { 1 };
@@ -313,6 +330,7 @@ pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
         if result < 0 {
             return result;
         }
+        got[0].iter_mut().zip(&left).for_each(|(got, left)| *got |= left);
         for end in waiting.ends() {
             let (word, bit) = (end.fd / 64, 1 << (end.fd % 64));
             if end.incoming().has_bytes() {
