@@ -97,7 +97,7 @@ fn benchmarks_measure_every_goal() {
         // Without memcached, PostgreSQL, node and iperf3, where these are missing.
         ("sockets", 60, 31),
         // Without forwarders, a veth pair and memcached itself, where these are missing.
-        ("net", 67, 18),
+        ("net", 83, 20),
     ] {
         let (found, rows) = goals_and_rows(bench);
         assert!(rows.len() >= rows_min, "{bench}: {} rows", rows.len());

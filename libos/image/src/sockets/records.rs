@@ -270,7 +270,8 @@ impl Receive {
             {
                 return Taken::Kernel(result);
             }
-            if waits && !has_looked {
+            // Who has not accepted yet has to be woken first.
+            if waits && !has_looked && stream::is_joined(end) {
                 has_looked = true;
                 if stream::look(end) {
                     continue;
