@@ -270,6 +270,28 @@ fn the_terminal_is_the_commands() {
 }
 
 #[test]
+fn what_the_launcher_is_told_the_command_hears() {
+    let sandbox = Sandbox::up("told");
+    let script = "trap 'exit 5' TERM; trap 'exit 6' HUP; echo ready; while :; do sleep 0.05; done";
+    for named in [true, false] {
+        for (signal, status) in [(Signal::SIGTERM, 5), (Signal::SIGHUP, 6)] {
+            let mut command = Command::new(built("sbx-launcher"));
+            command.arg("run");
+            if named {
+                command.args(["--sandbox", &sandbox.name]);
+            }
+            command.args(["--", "/bin/bash", "-c", script]).stdout(Stdio::piped());
+            let mut child = command.spawn().expect("the launcher is built");
+            let mut ready = [0; 6];
+            let from = child.stdout.as_mut().expect("piped");
+            std::io::Read::read_exact(from, &mut ready).expect("it says so");
+            kill(Pid::from_raw(child.id() as i32), signal).expect("it lives");
+            assert_eq!(child.wait().expect("it was started").code(), Some(status), "{named}");
+        }
+    }
+}
+
+#[test]
 fn gdb_names_functions_of_the_region() {
     let sandbox = Sandbox::up("symbols");
     sandbox.load(&built("libledger.so"));

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use crate::control::{self, Request, Server};
@@ -137,6 +137,7 @@ pub fn in_named_sandbox(
         // SAFETY: ignoring a signal runs no code.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
+    pass_on_to(pid);
     let mut status = 0;
     // SAFETY: our own child.
     while unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) } == pid {
@@ -150,6 +151,27 @@ pub fn in_named_sandbox(
     }
     started.explain();
     Ok(exit_status(status))
+}
+
+/// Pid of the command that gets what is sent to this process.
+static COMMAND: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn pass_on(signal: i32) {
+    // SAFETY: takes numbers only, and may be called in a signal handler.
+    unsafe { libc::kill(COMMAND.load(SeqCst), signal) };
+}
+
+/// Have the command end when this process is told to, unless whoever started this one ignores that.
+fn pass_on_to(command: i32) {
+    COMMAND.store(command, SeqCst);
+    for signal in [libc::SIGTERM, libc::SIGHUP] {
+        let handler = pass_on as extern "C" fn(i32) as libc::sighandler_t;
+        // SAFETY: the handler does nothing that a handler may not.
+        if unsafe { libc::signal(signal, handler) } == libc::SIG_IGN {
+            // SAFETY: as it was.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+    }
 }
 
 /// True if the terminal stopped the command: whoever it was that stopped it with SIGSTOP stopped it

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use integration::{Random, Sandbox, Scratch, built, full};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{
     PATIENCE, Program, all_buffers_come_back, at, command, free_port, load, row, said, until,
@@ -51,6 +53,16 @@ fn memcached_clients_find_what_participants_store() {
     all_buffers_come_back(&sandbox);
 }
 
+/// A command in a sandbox that is told to end with the value: killing its launcher would leave it.
+struct Ended(Program);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.0.0.id() as i32), Signal::SIGTERM);
+        let _ = self.0.0.wait();
+    }
+}
+
 #[test]
 fn memcached_clients_in_the_sandbox_are_served_through_the_region() {
     let sandbox = Sandbox::up_with("net-near", &["--sockets"]);
@@ -65,7 +77,7 @@ fn memcached_clients_in_the_sandbox_are_served_through_the_region() {
     let nobody = sandbox.run(&[launcher, "serve", "11212", "--at", &at]);
     assert!(nobody.status != 0 && nobody.stderr.contains("tcp 11212"), "{nobody:?}");
     let run = [launcher, "run", "--sandbox", &sandbox.name, "--"];
-    let _server = Program::start(&[&run[..], &serve].concat());
+    let _server = Ended(Program::start(&[&run[..], &serve].concat()));
     until("it listens", || TcpStream::connect(&at).is_ok());
     let servers = format!("--servers={at}");
     let folder = Scratch::new("near");

@@ -29,9 +29,9 @@ const BATCH: u64 = 64;
 /// Events of the pool that a wait runs before it looks at its own inbox again.
 const POOL_BATCH: u64 = 8;
 /// How long a waiter looks before it sleeps: as long as to wake another one and hear from it takes.
-const SPIN_NS: u64 = 10_000;
+const SPIN_NS: u64 = 40_000;
 /// Patience up to here is none, and counts the waits until some is tried again.
-const SPIN_NS_MIN: u64 = 256;
+const SPIN_NS_MIN: u64 = 1024;
 /// Patience of such a trial: if that does not pay, there is none again.
 const SPIN_NS_TRIAL: u64 = SPIN_NS + 1;
 /// Looks between two readings of the clock.
