@@ -54,6 +54,8 @@ fn nothing_is_wrong_after_a_thousand_deaths() {
         let said: Value = serde_json::from_str(&ended.stdout).expect("JSON");
         assert!(said["deaths"].as_u64() >= Some(DEATHS));
         assert!(said["gets"].as_u64() >= Some(UPCALLS));
+        let points = said["points"].as_object().expect("points");
+        assert!(points.len() == 8 && points.values().all(|count| count.as_u64() >= Some(10)));
         let ps = settled(&sandbox, 4);
         let inside = ps["ended_inside"].as_u64().expect("a number");
         assert!(inside * 10 >= DEATHS * 3, "only {inside} died inside an upcall");

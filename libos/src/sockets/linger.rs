@@ -33,14 +33,15 @@ impl Sockets {
     /// Free the row, if nobody has either end.
     pub(super) fn free_if_over(&self, row: usize) {
         let connection = &self.connections[row];
-        let state = connection.state.load(Ordering::Acquire);
-        if state < ACCEPTED || !connection.is_over() {
+        // Of the life that is looked at: the row may have been freed, and be another's, before we come to it.
+        let life = connection.generation.load(Ordering::Acquire);
+        if connection.state.load(Ordering::Acquire) < ACCEPTED || !connection.is_over() {
             return;
         }
         // Several may come here at once: one of them frees it.
-        let swap =
-            connection.state.compare_exchange(state, TAKEN, Ordering::AcqRel, Ordering::Relaxed);
-        if swap.is_ok() {
+        let (next, order) = (life.wrapping_add(1), Ordering::AcqRel);
+        if connection.generation.compare_exchange(life, next, order, Ordering::Relaxed).is_ok() {
+            connection.state.store(TAKEN, Ordering::Release);
             self.free(row);
         }
     }
