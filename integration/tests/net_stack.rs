@@ -258,7 +258,8 @@ fn iperf3_measures_it() {
             assert!(ended.status == 0 && report["error"].is_null(), "{}", said());
             let ends = ["sum_sent", "sum_received"].map(|end| report["end"][end]["bytes"].as_f64());
             let [Some(sent), Some(received)] = ends else { panic!("{}", said()) };
-            assert!(received > 1e6 && received <= sent + 1.0, "{}", said());
+            // What a write has not finished is not counted as sent yet.
+            assert!(received > 1e6 && received <= sent + 1e6, "{}", said());
             println!(
                 "{device} {more:?}: {:.2} Gbit/s",
                 received * 8e-9 / time.parse::<f64>().unwrap_or(1.0)

@@ -29,8 +29,8 @@ use crate::sandbox::Sandbox;
 
 /// Between samples while upcalls are being made.
 const ACTIVE: Duration = Duration::from_millis(2);
-/// Between samples while none are.
-const IDLE: Duration = Duration::from_millis(50);
+/// Between samples while none are: each takes some 60 us, with caches that are cold by then.
+const IDLE: Duration = Duration::from_millis(100);
 /// Between looks at a suspect, at least and at most.
 const LOOK_MIN: Duration = Duration::from_millis(1);
 const LOOK_MAX: Duration = Duration::from_millis(20);
