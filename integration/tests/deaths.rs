@@ -58,6 +58,7 @@ fn nothing_is_wrong_after_a_thousand_deaths() {
         assert!(points.len() == 8 && points.values().all(|count| count.as_u64() >= Some(10)));
         let ps = settled(&sandbox, 4);
         let inside = ps["ended_inside"].as_u64().expect("a number");
+        println!("{inside} inside");
         assert!(inside * 10 >= DEATHS * 3, "only {inside} died inside an upcall");
     }
 }

@@ -115,7 +115,7 @@ fn drive(seed: u64, deaths: u64) -> Result<(), String> {
             workers.push((worker, place));
         }
         // The youngest ones die before they have joined, or become what they are to be.
-        let is_young = random.below(12) == 0;
+        let is_young = random.below(20) == 0;
         thread::sleep(Duration::from_micros(random.below(if is_young { 800 } else { 5_000 })));
         let which = if is_young { WORKERS - 1 } else { random.below(WORKERS as u64) as usize };
         let (victim, place) = workers.swap_remove(which);
@@ -260,7 +260,7 @@ impl Worker {
     fn fault(&mut self) -> Result<(), String> {
         self.mark.set("fault");
         self.fail()?;
-        let until = Instant::now() + Duration::from_micros(50);
+        let until = Instant::now() + Duration::from_micros(8);
         while self.faulty.count().is_err() && Instant::now() < until {
             std::hint::spin_loop();
         }
