@@ -308,6 +308,15 @@ static void send_records(struct pair *pair, int s, int fd) {
     printf("send %ld: %ld\n", lens[0], sent);
 }
 
+// Of a child that waits for nothing: send or receive a little. Say what came of it all.
+static void end_child(int how, int fd, long sum) {
+    if (how == 1) sum = send(fd, out, 10, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (how == 2) sum = recv(fd, in, 10, MSG_DONTWAIT);
+    printf("child %d: %ld\n", how, sum);
+    fflush(stdout);
+    _exit(0);
+}
+
 // The child waits for the records that are under way, and for one more.
 static void records_in_child(struct pair *pair, int s, int fd) {
     int count = pair->records[1 - s], how = draw(3);
@@ -321,14 +330,8 @@ static void records_in_child(struct pair *pair, int s, int fd) {
             fcntl(fd, F_SETFL, fl & ~O_NONBLOCK);
             for (int i = 0; i <= count; i++) sum = sum * 31 + recv(fd, in, LEN, 0);
             fcntl(fd, F_SETFL, fl);
-        } else if (how == 1) {
-            sum = send(fd, out, 10, MSG_NOSIGNAL | MSG_DONTWAIT);
-        } else {
-            sum = recv(fd, in, 10, MSG_DONTWAIT);
         }
-        printf("child %d: %ld\n", how, sum);
-        fflush(stdout);
-        _exit(0);
+        end_child(how, fd, sum);
     }
     int status;
     if (how == 0) {
@@ -436,14 +439,8 @@ static void in_child(struct pair *pair, int s, int fd) {
             }
             sum = done;
             fcntl(fd, F_SETFL, fl);
-        } else if (how == 1) {
-            sum = send(fd, out, 10, MSG_NOSIGNAL | MSG_DONTWAIT);
-        } else {
-            sum = recv(fd, in, 10, MSG_DONTWAIT);
         }
-        printf("child %d: %ld\n", how, sum);
-        fflush(stdout);
-        _exit(0);
+        end_child(how, fd, sum);
     }
     int status;
     struct side *other = &pair->sides[1 - s];

@@ -45,6 +45,36 @@ pub fn carried(sandbox: &Sandbox) -> (f64, u64) {
     (carried as f64 / (carried + awake).max(1) as f64, carried)
 }
 
+/// No connection is left, a little after all processes have let go of theirs.
+///
+/// # Panics
+/// Some are left after 5 s.
+pub fn wait_for_none(sandbox: &Sandbox) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while sockets(sandbox)["connections"].as_array().is_some_and(|rows| !rows.is_empty()) {
+        assert!(Instant::now() < until, "{}", sockets(sandbox));
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// In Python, of a parent that has the end `one` of a stream whose other end its `child` has: read and write
+/// until the child, which is killed at some moment, has come to its end.
+pub const UNTIL_KILLED: &str = "
+killed, end, got = False, time.monotonic() + random.random() * 0.05, 0
+try:
+    while piece := one.recv(random.randrange(1, 70000)):
+        got += len(piece)
+        one.send(piece[:1000])
+        if not killed and time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed = True
+except (ConnectionResetError, BrokenPipeError):
+    pass
+assert killed and got
+print('an end')
+";
+
 /// Where a script of `integration/programs` is.
 ///
 /// # Panics

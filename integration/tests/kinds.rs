@@ -1,23 +1,10 @@
 //! Kinds of carried sockets other than streams that are made by `connect`: pairs, and sockets with records.
 
-use std::time::{Duration, Instant};
-
+use integration::carried::{UNTIL_KILLED, carrying, number, sockets, wait_for_none};
 use integration::{Sandbox, compile, full, run};
 use serde_json::Value;
 
 const PYTHON: &str = "/usr/bin/python3";
-
-fn carrying(test: &str) -> Sandbox {
-    Sandbox::up_with(test, &["--sockets"])
-}
-
-fn sockets(sandbox: &Sandbox) -> Value {
-    sandbox.json(&["ps", "--sockets"])
-}
-
-fn number(of: &Value, key: &str) -> u64 {
-    of[key].as_u64().unwrap_or_else(|| panic!("{key} of {of}"))
-}
 
 /// The connection that both sides know of.
 fn the_carried(table: &Value) -> &Value {
@@ -32,15 +19,6 @@ fn python(sandbox: &Sandbox, script: &str, args: &[&str]) -> String {
     let ended = sandbox.run(&argv);
     assert_eq!((ended.status, ended.stderr.as_str()), (0, ""), "{}", ended.stdout);
     ended.stdout
-}
-
-/// No connection is left, a little after all processes have let go of theirs.
-fn wait_for_none(sandbox: &Sandbox) {
-    let until = Instant::now() + Duration::from_secs(5);
-    while sockets(sandbox)["connections"].as_array().is_some_and(|rows| !rows.is_empty()) {
-        assert!(Instant::now() < until, "{}", sockets(sandbox));
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -115,23 +93,11 @@ if child == 0:
         two.sendall(random.randbytes(random.randrange(1, 60000)))
         two.recv(random.randrange(1, 5000))
 two.close()
-killed, end, got = False, time.monotonic() + random.random() * 0.05, 0
-try:
-    while piece := one.recv(random.randrange(1, 70000)):
-        got += len(piece)
-        one.send(piece[:1000])
-        if not killed and time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            killed = True
-except (ConnectionResetError, BrokenPipeError):
-    pass
-assert killed and got
-print('an end')
 ";
+    let script = format!("{script}{UNTIL_KILLED}");
     let rounds = if full() { 200 } else { 20 };
     for seed in 0..rounds {
-        assert_eq!(python(&sandbox, script, &[&seed.to_string()]), "an end\n");
+        assert_eq!(python(&sandbox, &script, &[&seed.to_string()]), "an end\n");
     }
     wait_for_none(&sandbox);
     assert_eq!(number(&sockets(&sandbox), "carried"), rounds);

@@ -3,12 +3,15 @@
 //! A [`Lease`] is a buffer that nobody else has: it can be lent to the kernel, sent, handed to another
 //! process, or put back, each once, since each takes it. Buffers that are put back last are used first:
 //! their lines are still in the cache.
-#![expect(unsafe_code, reason = "turns a buffer's number into its address")]
+#![expect(unsafe_code, reason = "maps a pool, and turns a buffer's number into its address")]
+
+use std::io;
 
 use ext_api::abi::NetAddress;
 use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX};
 use ext_api::pool::{
-    BY_PROCESS, Done, Holder, Name, Outcome, Place, Pool, Seat, State, TURN_MASK, Tally, bytes_of,
+    BY_PROCESS, Done, Holder, Name, Outcome, POOL_LEN, Place, Pool, Seat, State, TURN_MASK, Tally,
+    bytes_of,
 };
 
 /// A buffer that is ours alone.
@@ -81,6 +84,22 @@ impl Buffers {
             }
         }
         own
+    }
+
+    /// Those of a pool that no other process has.
+    ///
+    /// # Errors
+    /// The kernel's: there is no memory.
+    pub fn of_own(now_ns: u64) -> io::Result<Self> {
+        let (rights, none) = (libc::PROT_READ | libc::PROT_WRITE, std::ptr::null_mut());
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, wherever there is room.
+        let at = unsafe { libc::mmap(none, POOL_LEN, rights, kind, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: made just now, all zeros, mapped for good, and nobody else's.
+        Ok(unsafe { Self::own(at.cast::<Pool>(), now_ns) })
     }
 
     /// One that is free.

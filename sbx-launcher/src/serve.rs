@@ -10,7 +10,7 @@
 //! connections to other participants go through the region. The worker's go by the kernel, since the
 //! supervisor, whose child it is, is no participant. The buffers are the process's own: handlers run
 //! here, and nobody else can be handed what has come.
-#![expect(unsafe_code, reason = "makes a pool, and calls the gate")]
+#![expect(unsafe_code, reason = "calls the gate")]
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicU32;
 use ext_api::abi::{PacketBlock, Reply, Status};
 use ext_api::client::Sandbox;
 use ext_api::error::CallError;
-use ext_api::pool::{Holder, POOL_LEN, Pool};
+use ext_api::pool::Holder;
 use libos::manifest::Port;
 use netio::buffers::Buffers;
 use netio::engine::epoll::Epoll;
@@ -72,9 +72,8 @@ pub fn serve(port: u16, at: SocketAddr) -> Result<i32, ServeError> {
     let sandbox = Sandbox::current().map_err(ServeError::Outside)?;
     let (name, handler) = handler_of(&sandbox, Port::Tcp(port))?;
     let listener = listen::tcp(at).map_err(|error| ServeError::Io("listening", error))?;
-    let pool = memory().map_err(|error| ServeError::Io("making buffers", error))?;
-    // SAFETY: made just now, all zeros, mapped for good, and nobody else's.
-    let buffers = unsafe { Buffers::own(pool, now_ns()) };
+    let buffers =
+        Buffers::of_own(now_ns()).map_err(|error| ServeError::Io("making buffers", error))?;
     let epoll = Epoll::new().map_err(|error| ServeError::Io("epoll", error))?;
     let mut engine = Engine::new(epoll, Here { sandbox }, buffers);
     engine
@@ -95,15 +94,6 @@ fn handler_of(sandbox: &Sandbox, port: Port) -> Result<(String, u64), ServeError
     let name = row.and_then(|row| row["handler"].as_str()).ok_or(ServeError::NoHandler(port))?;
     let handler = sandbox.find(name).map_err(|_| ServeError::NoHandler(port))?;
     Ok((name.to_owned(), handler))
-}
-
-/// A pool of this process's own, all zeros.
-pub(crate) fn memory() -> io::Result<*const Pool> {
-    let (rights, none) = (libc::PROT_READ | libc::PROT_WRITE, std::ptr::null_mut());
-    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping, wherever there is room.
-    let at = unsafe { libc::mmap(none, POOL_LEN, rights, kind, -1, 0) };
-    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at.cast()) }
 }
 
 /// The sandbox, as the engine sees it from within a participant.

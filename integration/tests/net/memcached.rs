@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
+use integration::carried::{carried, carrying};
 use integration::{Random, Sandbox, Scratch, built, full};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -65,7 +66,7 @@ impl Drop for Ended {
 
 #[test]
 fn memcached_clients_in_the_sandbox_are_served_through_the_region() {
-    let sandbox = Sandbox::up_with("net-near", &["--sockets"]);
+    let sandbox = carrying("net-near");
     sandbox.load(&built("libkv_cache.so"));
     load(&sandbox, "libmemcached.so", 11211);
     let at = free_port().to_string();
@@ -93,11 +94,8 @@ fn memcached_clients_in_the_sandbox_are_served_through_the_region() {
     assert_eq!(sandbox.run(&[&["memcslap", &servers][..], &load].concat()).status, 0);
     // From outside it is reached as well, by the kernel.
     assert!(said(&["memccat", &servers, "long"]).trim_end().as_bytes() == bytes);
-    let table = sandbox.json(&["ps", "--sockets"]);
-    let keys = ["carried_bytes", "kernel_bytes", "asleep_bytes"];
-    let [carried, by_kernel, asleep] = keys.map(|key| table[key].as_u64().unwrap_or(0));
-    let share = carried as f64 / (carried + by_kernel - asleep.min(by_kernel)) as f64;
-    assert!(carried > 2_000_000 && share > 0.95, "{table}");
+    let (share, bytes) = carried(&sandbox);
+    assert!(share > 0.95 && bytes > 2_000_000, "{share} of {bytes}");
 }
 
 #[test]

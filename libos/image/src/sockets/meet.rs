@@ -6,11 +6,11 @@ use libos::sockets::records::{DATAGRAM, STREAM};
 use libos::sockets::{ACCEPTED, MANY, Name, UNIX, watched};
 
 use super::fds::{self, End};
+use super::options::SOCKET;
 use super::{ask, epoll, messages, native, open, options, own_pid, records, sockets, stream, user};
 use crate::sys::{self, nr};
 use crate::{start, time};
 
-const SOCKET: usize = 1;
 const SO_TYPE: usize = 3;
 const SO_PROTOCOL: usize = 38;
 pub(super) const SO_COOKIE: usize = 57;

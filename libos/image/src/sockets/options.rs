@@ -138,9 +138,7 @@ pub(super) fn take_error(end: &End) -> Option<isize> {
     if !end.connection.is_ending() {
         return None;
     }
-    let (mut error, mut len) = (0u32, 4u32);
-    let at = [&raw mut error as usize, &raw mut len as usize];
-    super::ask(nr::GETSOCKOPT, [end.fd, SOCKET, SO_ERROR, at[0], at[1]]);
+    let error = meet::option(end.fd, SO_ERROR).unwrap_or(0);
     (error != 0).then_some(-(error as isize))
 }
 
@@ -148,17 +146,12 @@ pub(super) fn take_error(end: &End) -> Option<isize> {
 /// ring would be of use.
 pub(super) fn wants_little(end: &End) -> bool {
     const SO_BUF_LOCK: usize = 72;
-    const SEND_IS_SET: u32 = 1;
+    const SEND_IS_SET: u64 = 1;
     let options = &end.connection.sides[end.side].options;
     if options.load(Relaxed) & LITTLE != 0 {
         return true;
     }
-    let ask = |option: usize| {
-        let (mut value, mut len) = (0u32, 4u32);
-        let at = [&raw mut value as usize, &raw mut len as usize];
-        super::ask(nr::GETSOCKOPT, [end.fd, SOCKET, option, at[0], at[1]]);
-        value
-    };
+    let ask = |option: usize| meet::option(end.fd, option).unwrap_or(0);
     let is_little = ask(SO_BUF_LOCK) & SEND_IS_SET != 0 && (ask(SO_SNDBUF) as usize) < LARGE_RING;
     if is_little {
         options.fetch_or(LITTLE, AcqRel);

@@ -701,7 +701,6 @@ pub(super) fn leave_to_kernel(end: &End) {
 /// The last descriptor of this process for an end is about to be closed. If nobody else has it, and there
 /// is something that nobody will read, the other side is told as the kernel would: by a reset.
 pub(super) fn about_to_close(end: &End) {
-    const SOCKET: usize = 1;
     const SO_LINGER: usize = 13;
     let others = |holder: &core::sync::atomic::AtomicU32| {
         let pid = holder.load(Relaxed);
@@ -724,7 +723,10 @@ pub(super) fn about_to_close(end: &End) {
     }
     if end.incoming().has_bytes() && !end.connection.is_unix() {
         let linger = [1u32, 0];
-        ask(nr::SETSOCKOPT, [end.fd, SOCKET, SO_LINGER, linger.as_ptr() as usize, 8]);
+        ask(
+            nr::SETSOCKOPT,
+            [end.fd, super::options::SOCKET, SO_LINGER, linger.as_ptr() as usize, 8],
+        );
     }
 }
 

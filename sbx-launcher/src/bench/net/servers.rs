@@ -16,7 +16,6 @@ use netio::listen;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use crate::clock::now_ns;
-use crate::serve::memory;
 
 /// Bytes that a server receives at most at a time.
 const LEN: usize = 32 << 10;
@@ -215,9 +214,7 @@ impl Sandbox for Alone {
 }
 
 fn uring(kind: Kind, fd: OwnedFd, options: Options) -> io::Result<()> {
-    let pool = memory()?;
-    // SAFETY: all zeros, and ours alone.
-    let buffers = unsafe { Buffers::own(pool, now_ns()) };
+    let buffers = Buffers::of_own(now_ns())?;
     let mut engine = Engine::new(Uring::with(options)?, Alone, buffers);
     engine.open(0, kind, 1, Some(fd))?;
     loop {
