@@ -28,10 +28,24 @@ pub fn full() -> bool {
 /// It is not built.
 #[must_use]
 pub fn built(name: &str) -> PathBuf {
+    built_as("release", name)
+}
+
+/// A file of the build for tests, which has failpoints.
+///
+/// # Panics
+/// It is not built.
+#[must_use]
+pub fn built_for_tests(name: &str) -> PathBuf {
+    built_as("debug", name)
+}
+
+fn built_as(profile: &str, name: &str) -> PathBuf {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let target = option_env!("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let path = target.join("release").join(name);
-    assert!(path.is_file(), "{} is missing: cargo build --release", path.display());
+    let path = target.join(profile).join(name);
+    let option = if profile == "release" { " --release" } else { "" };
+    assert!(path.is_file(), "{} is missing: cargo build{option} --workspace", path.display());
     path
 }
 

@@ -256,8 +256,13 @@ pub fn answer(supervisor: &mut Supervisor, mut received: Received) -> Option<End
         _ => Vec::new(),
     };
     let down = matches!(received.request, Ok(Request::Down)) && result.is_ok();
-    supervisor.tell(Answer { fds, ..Answer::new(received.connection, result) });
-    down.then_some(End::Asked)
+    let answer = Answer { fds, ..Answer::new(received.connection, result) };
+    if down {
+        supervisor.tell_at_end(answer);
+        return Some(End::Asked);
+    }
+    supervisor.tell(answer);
+    None
 }
 
 /// A seat at a port, and the port's socket; neither if nobody serves it and no socket came.
@@ -608,19 +613,26 @@ fn log_text(supervisor: &Supervisor) -> String {
 /// # Errors
 /// No such sandbox, or its refusal.
 pub fn ask(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
-    match ask_once(name, request, fds) {
-        // The supervisor died with the request unanswered; another one is there by now. What only
-        // looks, or comes with the descriptor that it is about, may be asked twice.
-        Err(error) if is_hang_up(&error) && request.is_repeatable() => ask_once(name, request, fds),
-        Err(error) if is_hang_up(&error) => Err(io::Error::other(format!(
-            "the supervisor of {name} ended before it answered; see what holds now (sbx-launcher ls)"
-        ))),
-        other => other,
+    // A supervisor may die with the request unanswered; another one is there by then. What only looks, or
+    // comes with the descriptor that it is about, may be asked again.
+    let attempts = if request.is_repeatable() { ATTEMPTS } else { 1 };
+    for _ in 0..attempts {
+        match ask_once(name, request, fds) {
+            Err(error) if is_hang_up(&error) => {}
+            other => return other,
+        }
     }
+    Err(io::Error::other(format!(
+        "the supervisor of {name} ended before it answered; see what holds now (sbx-launcher ls)"
+    )))
 }
 
+/// How many supervisors may die one after the other before somebody who asks gives up.
+const ATTEMPTS: u32 = 10;
+
 fn is_hang_up(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }
 
 fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {

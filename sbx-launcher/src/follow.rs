@@ -10,33 +10,37 @@
 //! A fork is the same with the child's first stop, where nothing needs mapping. A task that is
 //! traced already (by a debugger) cannot be seized: it goes on as it is, outside of the sandbox's
 //! extensions but under its filter.
-#![expect(unsafe_code, reason = "ptrace and seccomp notifications")]
+#![expect(unsafe_code, reason = "seccomp notifications")]
+
+pub mod inject;
 
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use ext_api::abi::Entry;
 use libos::data::Common;
-use libos::layout::{Place, code_file_offset};
+use libos::layout::Place;
 use libos::manifest::Hook;
 
 use crate::ear::Ear;
+use crate::failpoint::{Point, pass, pass_with};
 use crate::filter::Armed;
+use crate::follow::inject::{Given, Injector};
 use crate::hand::{Found, Hand};
 use crate::memory;
 use crate::signals::{self, Answer};
+use crate::tracee::{self, event_message, let_go, registers, to_system_call};
 
 /// How long a seized exec may take before it is looked at again: it may have failed.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// `syscall; jmp $`: a system call by a program that has no code of ours yet. If we die behind it,
-/// the program stays there until somebody comes for it.
-const CALL: u64 = u64::from_le_bytes([0x0f, 0x05, 0xeb, 0xfe, 0xcc, 0xcc, 0xcc, 0xcc]);
-const SYSCALL_LEN: u64 = 2;
+/// What is to stop a task that executes a program, and one that forks.
+const EXEC_OPTIONS: i32 = libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD;
+const FORK_OPTIONS: i32 =
+    libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEVFORK;
 
 /// What a seized task is about to do.
 #[derive(Debug)]
@@ -47,16 +51,6 @@ enum Expected {
     Fork { since: Instant, participant: bool },
     /// Its first stop as a forked child.
     Child,
-}
-
-/// What a program is let in with.
-#[derive(Debug, Clone, Copy)]
-struct Given {
-    /// Descriptors of the zones in its table.
-    fds: [i32; 3],
-    armed: u64,
-    /// Its number when it called exec.
-    known_as: i32,
 }
 
 /// What happened that the supervisor should know.
@@ -105,12 +99,8 @@ impl Listener {
 /// The tasks that are seized at the moment.
 #[derive(Debug)]
 pub struct Follower {
-    entry: Entry,
-    place: Place,
-    fds: [i32; 3],
+    injector: Injector,
     seized: HashMap<i32, Expected>,
-    /// What the keeper has to know.
-    hand: Hand,
     /// Children whose first stop came before their parent's event.
     early: Vec<i32>,
 }
@@ -121,14 +111,14 @@ impl Follower {
     /// # Errors
     /// The kernel's.
     pub fn new(entry: Entry, place: Place, fds: [i32; 3]) -> io::Result<Self> {
-        let (hand, seized) = (Hand::new()?, HashMap::new());
-        Ok(Self { entry, place, fds, seized, hand, early: Vec::new() })
+        let injector = Injector { entry, place, fds, hand: Hand::new()? };
+        Ok(Self { injector, seized: HashMap::new(), early: Vec::new() })
     }
 
     /// What is in hand.
     #[must_use]
     pub const fn hand(&self) -> &Hand {
-        &self.hand
+        &self.injector.hand
     }
 
     /// The supervisor whose copy this is has died: finish what it had in hand.
@@ -142,14 +132,20 @@ impl Follower {
         // What it traced has been let go.
         self.seized.clear();
         self.early.clear();
-        for found in self.hand.take() {
-            let options = (libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD) as u64;
-            if ptrace(libc::PTRACE_SEIZE, found.tid, 0, options).is_ok() {
-                self.expect_exec(found.tid, found.fds, found.armed, Some(found));
-                let _ = ptrace(libc::PTRACE_INTERRUPT, found.tid, 0, 0);
+        pass(Point::TakingOver);
+        for found in self.hand().found() {
+            let Found { tid, fds, armed, .. } = found;
+            if tracee::seize(tid, EXEC_OPTIONS).is_err() {
+                // It has ended, or is a debugger's.
+                self.hand().end(tid);
+                continue;
             }
+            let (since, found) = (Instant::now(), Some(found));
+            self.seized.insert(tid, Expected::Exec { fds, armed, since, found });
+            let _ = tracee::interrupt(tid);
         }
-        if let Some(request) = self.hand.request() {
+        pass(Point::TakenOver);
+        if let Some(request) = self.hand().request() {
             // The number is good for the filter that it came from, and for no other.
             let from = listeners.iter().find(|listener| valid(listener.fd.as_fd(), request.id));
             if let Some(from) = from {
@@ -172,16 +168,11 @@ impl Follower {
         let mut events = Vec::new();
         listener.ear.hush();
         while let Some(request) = listener.ear.first() {
-            self.hand.answer(request.id);
+            self.hand().answer(request.id);
             events.extend(self.answer(listener, common, request, &participant));
             listener.ear.answered();
         }
         events
-    }
-
-    fn expect_exec(&mut self, tid: i32, fds: [i32; 3], armed: u64, found: Option<Found>) {
-        self.hand.begin(tid, fds, armed);
-        self.seized.insert(tid, Expected::Exec { fds, armed, since: Instant::now(), found });
     }
 
     /// True while a stop is expected, so that the caller should look again soon.
@@ -192,8 +183,8 @@ impl Follower {
 
     /// Take one notification of `listener`. True: it is of a fork.
     pub fn take(&self, listener: &Listener) -> bool {
-        receive(listener.fd.as_fd(), self.hand.empty());
-        let number = self.hand.request().map(|request| i64::from(request.data.nr));
+        receive(listener.fd.as_fd(), self.hand().empty());
+        let number = self.hand().request().map(|request| i64::from(request.data.nr));
         matches!(number, Some(libc::SYS_clone | libc::SYS_fork))
     }
 
@@ -205,7 +196,7 @@ impl Follower {
         common: Common,
         participant: impl Fn(u32) -> bool,
     ) -> Vec<Followed> {
-        let request = self.hand.request();
+        let request = self.hand().request();
         request.map_or_else(Vec::new, |it| self.answer(listener, common, it, participant))
     }
 
@@ -231,22 +222,29 @@ impl Follower {
             resume(listener, request.id);
             return events;
         }
-        // A signal came in the middle of a fork, which begins anew.
-        if !is_exec && matches!(self.seized.get(&tid), Some(Expected::Fork { .. })) {
+        pass_with(if is_exec { Point::ExecNotified } else { Point::ForkNotified }, tid, 0);
+        // A signal came in the middle of a fork, which begins anew; or a supervisor died that had begun
+        // to answer.
+        let is_known = match self.seized.get(&tid) {
+            Some(Expected::Fork { .. }) => !is_exec,
+            Some(Expected::Exec { .. }) => is_exec,
+            _ => false,
+        };
+        if is_known {
             resume(listener, request.id);
             return events;
         }
-        let options = if is_exec {
-            libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD
-        } else {
-            libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEVFORK
-        };
-        let seized = still_there() && ptrace(libc::PTRACE_SEIZE, tid, 0, options as u64).is_ok();
-        if seized {
+        let options = if is_exec { EXEC_OPTIONS } else { FORK_OPTIONS };
+        if still_there() && tracee::seize(tid, options).is_ok() {
             if is_exec {
+                pass_with(Point::ExecSeized, tid, 0);
                 match [0, 1, 2].map(|which| self.hand_over(listener, request.id, which)) {
                     [Some(a), Some(b), Some(c)] => {
-                        self.expect_exec(tid, [a, b, c], from.armed.at_join(), None);
+                        let (fds, armed) = ([a, b, c], from.armed.at_join());
+                        self.hand().begin(tid, fds, armed);
+                        pass_with(Point::ExecNoted, tid, 0);
+                        let (since, found) = (Instant::now(), None);
+                        self.seized.insert(tid, Expected::Exec { fds, armed, since, found });
                     }
                     _ => events.push(Followed::Note(format!(
                         "pid {process}: its descriptor table is full; it runs outside of the \
@@ -254,6 +252,7 @@ impl Follower {
                     ))),
                 }
             } else {
+                pass_with(Point::ForkSeized, tid, 0);
                 let (since, participant) = (Instant::now(), participant(process));
                 self.seized.insert(tid, Expected::Fork { since, participant });
             }
@@ -263,16 +262,18 @@ impl Follower {
             )));
         }
         resume(listener, request.id);
+        pass(if is_exec { Point::ExecAnswered } else { Point::ForkAnswered });
         events
     }
 
     /// Put a copy of the descriptor of a zone into the notifying task; its number there.
     fn hand_over(&self, listener: BorrowedFd<'_>, id: u64, which: usize) -> Option<i32> {
-        if let Some(given) = self.hand.given(which) {
+        if let Some(given) = self.hand().given(which) {
             return Some(given);
         }
-        let fd = hand_over(listener, id, self.fds[which])?;
-        self.hand.give(which, fd);
+        let fd = hand_over(listener, id, self.injector.fds[which])?;
+        self.hand().give(which, fd);
+        pass(Point::ExecGiven);
         Some(fd)
     }
 
@@ -287,7 +288,7 @@ impl Follower {
         } else if i64::from(request.data.nr) == libc::SYS_sigaltstack {
             signals::sigaltstack(common, ids, [a, b])
         } else {
-            signals::sigaction(self.place, ids, [a, b, c, d])
+            signals::sigaction(self.injector.place, ids, [a, b, c, d])
         };
         match answer {
             Answer::Continue => resume(listener, request.id),
@@ -300,7 +301,7 @@ impl Follower {
     pub fn stopped(&mut self, pid: i32, status: i32, events: &mut Vec<Followed>) -> bool {
         let event = status >> 16;
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
-            self.hand.end(pid);
+            self.hand().end(pid);
             return self.seized.remove(&pid).is_some();
         }
         if !libc::WIFSTOPPED(status) {
@@ -313,8 +314,7 @@ impl Follower {
             }
             libc::PTRACE_EVENT_STOP => self.first_stop(pid, events),
             _ if self.seized.contains_key(&pid) => {
-                let signal = libc::WSTOPSIG(status) as u64;
-                let _ = ptrace(libc::PTRACE_CONT, pid, 0, signal);
+                let _ = tracee::go_on(pid, libc::WSTOPSIG(status));
             }
             _ => return false,
         }
@@ -326,102 +326,36 @@ impl Follower {
         let former = event_message(pid).map_or(pid, |tid| tid as i32);
         let expected = self.seized.remove(&former).or_else(|| self.seized.remove(&pid));
         let Some(Expected::Exec { fds, armed, .. }) = expected else {
-            let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+            let _ = let_go(pid, 0);
             return;
         };
+        pass_with(Point::ExecStopped, pid, 0);
         start_watch(pid, Hook::Start, events);
+        self.hand().rename(former, pid);
         // Out of execve, whose result would go over the registers that we set.
         let regs = to_system_call(pid).and_then(|_| registers(pid));
-        self.let_in(pid, regs, Given { fds, armed, known_as: former }, events);
-    }
-
-    /// Let a program in that is stopped before its first instruction, with these registers.
-    fn let_in(
-        &self,
-        pid: i32,
-        regs: io::Result<libc::user_regs_struct>,
-        given: Given,
-        events: &mut Vec<Followed>,
-    ) {
-        if let Err(error) = regs.and_then(|regs| self.inject(pid, regs, given)) {
+        let given = Given { fds, armed };
+        if let Err(error) = regs.and_then(|regs| self.injector.let_in(pid, regs, given)) {
             events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
         }
-        self.hand.end(given.known_as);
-    }
-
-    /// Have the program map the code half of slot 0 and go on at libos's exec stub.
-    ///
-    /// Should we die meanwhile, it does that by itself, or waits behind [`CALL`] for our keeper.
-    fn inject(
-        &self,
-        pid: i32,
-        original: libc::user_regs_struct,
-        Given { fds: [control, code, data], armed, known_as }: Given,
-    ) -> io::Result<()> {
-        if original.cs != 0x33 {
-            return ptrace(libc::PTRACE_DETACH, pid, 0, 0)
-                .and(Err(io::Error::other("it is not a 64-bit program")));
-        }
-        let entry_point = original.rip;
-        let saved = peek(pid, entry_point)?;
-        self.hand.patch(known_as, entry_point, saved);
-        poke(pid, entry_point, CALL)?;
-        let half = self.place.code_half(0);
-        let call = libc::user_regs_struct {
-            rax: libc::SYS_mmap as u64,
-            orig_rax: u64::MAX,
-            rdi: half.start as u64,
-            rsi: half.len() as u64,
-            rdx: (libc::PROT_READ | libc::PROT_EXEC) as u64,
-            r10: (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE) as u64,
-            r8: code as u64,
-            r9: code_file_offset(0) as u64,
-            // For the stub, which finds them where the call leaves them.
-            rbx: entry_point,
-            r12: control as u64,
-            r13: code as u64,
-            r14: data as u64,
-            r15: armed,
-            ..original
-        };
-        let killed = || io::Error::other("it was killed while it joined");
-        set_registers(pid, &call)?;
-        if !to_system_call(pid)? {
-            return Err(killed());
-        }
-        // Within the call: it returns to the stub.
-        let entered = registers(pid)?;
-        set_registers(pid, &libc::user_regs_struct { rip: self.entry.exec_stub, ..entered })?;
-        poke(pid, entry_point, saved)?;
-        if !to_system_call(pid)? {
-            return Err(killed());
-        }
-        let mapped = registers(pid)?;
-        if mapped.rax == half.start as u64 {
-            return ptrace(libc::PTRACE_DETACH, pid, 0, 0);
-        }
-        let errno = (mapped.rax as i64).wrapping_neg() as i32;
-        poke(pid, entry_point, CALL)?;
-        let (rax, orig_rax) = (libc::SYS_exit_group as u64, u64::MAX);
-        let exit = libc::user_regs_struct { rax, orig_rax, rdi: 125, ..original };
-        set_registers(pid, &exit)?;
-        ptrace(libc::PTRACE_DETACH, pid, 0, 0)?;
-        Err(refusal(errno))
+        pass(Point::JoinLeft);
+        self.hand().end(pid);
     }
 
     fn fork_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
         let expected = self.seized.remove(&pid);
         let child = event_message(pid).map(|child| child as i32);
         let (Some(child), Some(Expected::Fork { participant, .. })) = (child, expected) else {
-            let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+            let _ = let_go(pid, 0);
             return;
         };
+        pass_with(Point::ForkStopped, child, 0);
         if participant {
             start_watch(child, Hook::Fork, events);
             self.seized.insert(child, Expected::Child);
         }
         // Not before the child is watched: its parent may kill and reap it.
-        let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+        let _ = let_go(pid, 0);
         let early = self.early.iter().position(|&early| early == child);
         if !participant {
             self.seized.insert(child, Expected::Fork { since: Instant::now(), participant });
@@ -436,18 +370,19 @@ impl Follower {
     fn first_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
         match self.seized.remove(&pid) {
             Some(Expected::Child) => {
-                if self.start_child(pid).is_err() {
-                    let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+                pass_with(Point::ChildStopped, pid, 0);
+                if self.injector.start_child(pid).is_err() {
+                    let _ = let_go(pid, 0);
                 }
             }
             Some(Expected::Exec { found: Some(found), .. }) => self.let_in_late(found, events),
             Some(Expected::Exec { fds, .. }) => {
-                self.hand.end(pid);
-                let _ = self.take_back(pid, fds);
-                let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+                let _ = self.injector.take_back(pid, fds);
+                let _ = let_go(pid, 0);
+                self.hand().end(pid);
             }
             Some(Expected::Fork { .. }) => {
-                let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+                let _ = let_go(pid, 0);
             }
             None => self.early.push(pid),
         }
@@ -456,9 +391,9 @@ impl Follower {
     /// The supervisor died while this task was executing a program: finish what it had begun.
     fn let_in_late(&self, found: Found, events: &mut Vec<Followed>) {
         let pid = found.tid;
-        let result = self.go_on_from(found);
-        self.hand.end(pid);
-        let _ = ptrace(libc::PTRACE_DETACH, pid, 0, 0);
+        let result = self.injector.finish(found);
+        let _ = let_go(pid, 0);
+        self.hand().end(pid);
         let is_inside = match result {
             Ok(is_inside) => is_inside,
             // It has ended, or could not be let in.
@@ -475,64 +410,6 @@ impl Follower {
         }
     }
 
-    /// As [`Self::let_in_late`], of a task that is stopped somewhere; whether it is inside.
-    fn go_on_from(&self, found: Found) -> io::Result<bool> {
-        let pid = found.tid;
-        let regs = registers(pid)?;
-        let half = self.place.code_half(0).start as u64;
-        let is_inside = memory::read(pid, half, &mut [0]).is_ok();
-        let patched = found.patched.filter(|&(at, _)| peek(pid, at).is_ok_and(|now| now == CALL));
-        let Some((entry, saved)) = patched else {
-            // Nothing was begun, or all is done; or it is the old program, whose exec failed.
-            return self.take_back(pid, found.fds).map(|()| is_inside);
-        };
-        poke(pid, entry, saved)?;
-        if !(entry..=entry + SYSCALL_LEN).contains(&regs.rip) {
-            return Ok(is_inside);
-        }
-        // As exec leaves them: zeros but for the stack.
-        let fresh = libc::user_regs_struct {
-            rip: entry,
-            rsp: regs.rsp,
-            eflags: regs.eflags,
-            cs: regs.cs,
-            ss: regs.ss,
-            orig_rax: u64::MAX,
-            // SAFETY: registers are plain numbers.
-            ..unsafe { std::mem::zeroed() }
-        };
-        if is_inside {
-            // It has been through the stub, and found our call where its own code begins.
-            return set_registers(pid, &fresh).map(|()| true);
-        }
-        let Found { fds, armed, .. } = found;
-        self.inject(pid, fresh, Given { fds, armed, known_as: pid }).map(|()| true)
-    }
-
-    /// Close descriptors that were given to a stopped task, as far as they are still the zones.
-    fn take_back(&self, pid: i32, fds: [i32; 3]) -> io::Result<()> {
-        let file = |path: String| std::fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
-        let is_ours = |&(ours, theirs): &(i32, i32)| {
-            let found = file(format!("/proc/{pid}/fd/{theirs}"));
-            found.is_some() && found == file(format!("/proc/self/fd/{ours}"))
-        };
-        let left: Vec<i32> =
-            self.fds.into_iter().zip(fds).filter(is_ours).map(|(_, theirs)| theirs).collect();
-        close_in(pid, &left)
-    }
-
-    /// Let a forked child begin at libos's fork stub, which returns to where it was.
-    fn start_child(&self, pid: i32) -> io::Result<()> {
-        const RED_ZONE: u64 = 128;
-        let mut regs = registers(pid)?;
-        regs.rsp -= RED_ZONE + 8;
-        poke(pid, regs.rsp, regs.rip)?;
-        regs.rip = self.entry.fork_stub;
-        regs.orig_rax = u64::MAX;
-        set_registers(pid, &regs)?;
-        ptrace(libc::PTRACE_DETACH, pid, 0, 0)
-    }
-
     /// Interrupt what has been expected for too long: the exec or fork failed.
     pub fn look_after_late(&mut self) {
         for (&pid, expected) in &mut self.seized {
@@ -541,7 +418,7 @@ impl Follower {
             };
             if since.elapsed() > PATIENCE {
                 *since = Instant::now();
-                let _ = ptrace(libc::PTRACE_INTERRUPT, pid, 0, 0);
+                let _ = tracee::interrupt(pid);
             }
         }
     }
@@ -564,62 +441,6 @@ fn parent_of(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
     rest.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
-}
-
-/// What a failed mapping at the region's address means.
-fn refusal(errno: i32) -> io::Error {
-    match errno {
-        libc::EEXIST => io::Error::other("its address range is taken by the program (EEXIST)"),
-        libc::ENOMEM => io::Error::other("RLIMIT_AS is too small for the region (ENOMEM)"),
-        errno => io::Error::from_raw_os_error(errno),
-    }
-}
-
-/// Close descriptors of a task that is stopped in its own code or in a system call.
-fn close_in(pid: i32, fds: &[i32]) -> io::Result<()> {
-    if fds.is_empty() {
-        return Ok(());
-    }
-    let original = registers(pid)?;
-    let saved = peek(pid, original.rip)?;
-    poke(pid, original.rip, CALL)?;
-    for &fd in fds {
-        let close = libc::user_regs_struct {
-            rax: libc::SYS_close as u64,
-            orig_rax: u64::MAX,
-            rdi: fd as u64,
-            ..original
-        };
-        set_registers(pid, &close)?;
-        if !(to_system_call(pid)? && to_system_call(pid)?) {
-            return Ok(());
-        }
-    }
-    poke(pid, original.rip, saved)?;
-    set_registers(pid, &original)
-}
-
-/// Let a stopped task go on until it enters or leaves a system call. False: it has ended.
-///
-/// Of all ways to get a task back this is the one that does it no harm if we die meanwhile: a trap
-/// that nobody takes is a signal to the task.
-fn to_system_call(pid: i32) -> io::Result<bool> {
-    const CALL_STOP: i32 = libc::SIGTRAP | 0x80;
-    let mut signal = 0;
-    loop {
-        ptrace(libc::PTRACE_SYSCALL, pid, 0, signal)?;
-        let mut status = 0;
-        // SAFETY: waits for our own tracee.
-        unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
-        if !libc::WIFSTOPPED(status) {
-            return Ok(false);
-        }
-        if libc::WSTOPSIG(status) == CALL_STOP {
-            return Ok(true);
-        }
-        // A signal that came meanwhile is the task's own; an event is not one.
-        signal = if status >> 16 == 0 { libc::WSTOPSIG(status) as u64 } else { 0 };
-    }
 }
 
 /// Is there a file that exec would take? A failing exec need not be followed.
@@ -731,43 +552,4 @@ fn hand_over(listener: BorrowedFd<'_>, id: u64, fd: i32) -> Option<i32> {
     // SAFETY: the kernel reads the structure.
     let got = unsafe { libc::ioctl(listener.as_raw_fd(), ADD as _, &raw const add) };
     (got >= 0).then_some(got)
-}
-
-fn ptrace(request: u32, pid: i32, address: u64, data: u64) -> io::Result<()> {
-    // SAFETY: requests of this module either take numbers or go through the typed functions below.
-    let got = unsafe { libc::ptrace(request, pid, address, data) };
-    if got == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn registers(pid: i32) -> io::Result<libc::user_regs_struct> {
-    // SAFETY: registers are plain numbers.
-    let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    ptrace(libc::PTRACE_GETREGS, pid, 0, &raw mut regs as u64)?;
-    Ok(regs)
-}
-
-fn set_registers(pid: i32, regs: &libc::user_regs_struct) -> io::Result<()> {
-    ptrace(libc::PTRACE_SETREGS, pid, 0, std::ptr::from_ref(regs) as u64)
-}
-
-fn peek(pid: i32, address: u64) -> io::Result<u64> {
-    // SAFETY: the thread's own errno.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: as above; it is reset since every word is a valid result.
-    unsafe { *errno = 0 };
-    // SAFETY: takes numbers only in this libc.
-    let word = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, pid, address, 0) };
-    match io::Error::last_os_error() {
-        error if word == -1 && error.raw_os_error() != Some(0) => Err(error),
-        _ => Ok(word as u64),
-    }
-}
-
-fn poke(pid: i32, address: u64, word: u64) -> io::Result<()> {
-    ptrace(libc::PTRACE_POKETEXT, pid, address, word)
-}
-
-fn event_message(pid: i32) -> Option<u64> {
-    let mut message = 0u64;
-    ptrace(libc::PTRACE_GETEVENTMSG, pid, 0, &raw mut message as u64).ok().map(|()| message)
 }

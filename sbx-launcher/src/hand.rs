@@ -3,10 +3,11 @@
 //!
 //! There is one notification at a time, which the kernel writes here itself: between the moment in
 //! which it is ours and the one in which it is noted, there is none (what an ear takes lies in the ear's
-//! own ring). And there are the tasks that
-//! are on their way through an exec, with what is needed to let them in.
-#![expect(unsafe_code, reason = "shares a page with the keeper")]
+//! own ring). And there are the tasks that are on their way through an exec, with what is needed to let
+//! them in. A task stays here until its exec is over, whoever of several supervisors dies meanwhile.
+#![expect(unsafe_code, reason = "shares pages with the keeper")]
 
+use std::cell::UnsafeCell;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -15,33 +16,55 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 const EXECS_MAX: usize = 64;
 
 /// A task on its way through an exec.
-#[derive(Debug, Default)]
-pub struct Exec {
+#[derive(Debug)]
+struct Exec {
     /// The task; 0 for none.
     tid: AtomicI32,
     fds: [AtomicI32; 3],
     /// Signals that are hooked in it.
     armed: AtomicU64,
-    /// Where its first instructions are others' for the moment, or 0; and what belongs there.
-    entry: AtomicU64,
-    saved: AtomicU64,
+    /// For what some of its instructions are others' for the moment, or were; 0 if they never were.
+    purpose: AtomicU32,
+    patch: UnsafeCell<Patch>,
 }
 
-/// The page.
+/// Instructions of a task that are others' for the moment, and what belongs there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patch {
+    /// Their address.
+    pub at: u64,
+    /// The program's own bytes.
+    pub saved: u64,
+    /// The registers that the program goes on with, at `at`.
+    pub regs: libc::user_regs_struct,
+}
+
+/// What instructions of ours are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Purpose {
+    /// To let a program in, which has not begun.
+    Join = 1,
+    /// To close descriptors in a program that runs.
+    Close = 2,
+}
+
+/// What is shared.
 #[derive(Debug)]
 #[repr(C)]
 struct Page {
-    request: std::cell::UnsafeCell<libc::seccomp_notif>,
+    request: UnsafeCell<libc::seccomp_notif>,
     /// Number of the request that an ear has taken and that is being answered.
     answering: AtomicU64,
     /// Descriptors that the task of the request has been given, or -1.
     given: [AtomicI32; 3],
-    /// Number of the keeper that is to take over.
+    /// Number of the keeper that is to take over, and the last that any has.
     keeper: AtomicU32,
+    keepers: AtomicU32,
     execs: [Exec; EXECS_MAX],
 }
 
-/// A task that was found in the page: its number, its descriptors, its first instructions.
+/// A task that was found in hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// The task.
@@ -50,8 +73,8 @@ pub struct Found {
     pub fds: [i32; 3],
     /// Signals that are hooked in it.
     pub armed: u64,
-    /// Address and bytes to be put back, if any.
-    pub patched: Option<(u64, u64)>,
+    /// The last instructions of ours that were put into it, if any ever were. They may be gone again.
+    pub patched: Option<(Purpose, Patch)>,
 }
 
 /// What the supervisor has in hand.
@@ -60,9 +83,11 @@ pub struct Hand {
     page: &'static Page,
 }
 
-// SAFETY: the request is touched by the one supervisor, and by its keeper once that is dead; the
-// rest are atomics.
+// SAFETY: the request and the patches are touched by the one supervisor, and by its keeper once that is
+// dead; the rest are atomics.
 unsafe impl Sync for Page {}
+
+const LEN: usize = size_of::<Page>().next_multiple_of(4096);
 
 impl Hand {
     /// An empty page.
@@ -70,11 +95,10 @@ impl Hand {
     /// # Errors
     /// The kernel's.
     pub fn new() -> io::Result<Self> {
-        const _: () = assert!(size_of::<Page>() <= 8192);
         let (prot, flags) =
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping wherever the kernel likes.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), 8192, prot, flags, -1, 0) };
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), LEN, prot, flags, -1, 0) };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -130,15 +154,24 @@ impl Hand {
             to.store(fd, SeqCst);
         }
         free.armed.store(armed, SeqCst);
-        free.entry.store(0, SeqCst);
+        free.purpose.store(0, SeqCst);
         free.tid.store(tid, SeqCst);
     }
 
-    /// Its first instructions are about to be others'.
-    pub fn patch(&self, tid: i32, entry: u64, saved: u64) {
+    /// Some of its instructions are about to be others'.
+    pub fn patch(&self, tid: i32, purpose: Purpose, patch: Patch) {
         if let Some(exec) = self.page.execs.iter().find(|exec| exec.tid.load(SeqCst) == tid) {
-            exec.saved.store(saved, SeqCst);
-            exec.entry.store(entry, SeqCst);
+            exec.purpose.store(0, SeqCst);
+            // SAFETY: the supervisor alone writes it (see `Sync`).
+            unsafe { exec.patch.get().write(patch) };
+            exec.purpose.store(purpose as u32, SeqCst);
+        }
+    }
+
+    /// It has another number: a thread that calls exec gets its process's.
+    pub fn rename(&self, tid: i32, now: i32) {
+        if let Some(exec) = self.page.execs.iter().find(|exec| exec.tid.load(SeqCst) == tid) {
+            exec.tid.store(now, SeqCst);
         }
     }
 
@@ -149,18 +182,29 @@ impl Hand {
         }
     }
 
-    /// The tasks that are on their way; the page forgets them.
+    /// The tasks that are on their way, which they stay.
     #[must_use]
-    pub fn take(&self) -> Vec<Found> {
+    pub fn found(&self) -> Vec<Found> {
         let found = |exec: &Exec| {
-            let tid = exec.tid.swap(0, SeqCst);
+            let tid = exec.tid.load(SeqCst);
             let fds = exec.fds.each_ref().map(|fd| fd.load(SeqCst));
-            let entry = exec.entry.load(SeqCst);
-            let patched = (entry != 0).then(|| (entry, exec.saved.load(SeqCst)));
+            let purpose = match exec.purpose.load(SeqCst) {
+                0 => None,
+                which if which == Purpose::Join as u32 => Some(Purpose::Join),
+                _ => Some(Purpose::Close),
+            };
+            // SAFETY: written before the purpose was, by nobody else (see `Sync`).
+            let patched = purpose.map(|purpose| (purpose, unsafe { exec.patch.get().read() }));
             let armed = exec.armed.load(SeqCst);
             (tid != 0).then_some(Found { tid, fds, armed, patched })
         };
         self.page.execs.iter().filter_map(found).collect()
+    }
+
+    /// A number for a keeper, which no other has or had.
+    #[must_use]
+    pub fn number_keeper(&self) -> u32 {
+        self.page.keepers.fetch_add(1, SeqCst).wrapping_add(1)
     }
 
     /// Which keeper is to take over.
@@ -177,24 +221,33 @@ impl Hand {
 
 #[cfg(test)]
 mod tests {
-    use super::{EXECS_MAX, Found, Hand};
+    use super::{EXECS_MAX, Found, Hand, Patch, Purpose};
 
     #[test]
-    fn what_is_in_hand_is_found_once() {
+    fn what_is_in_hand_is_found_until_it_is_over() {
         let hand = Hand::new().expect("a page");
         hand.begin(7, [3, 4, 5], 0);
         hand.begin(8, [6, 7, 8], 2);
-        hand.patch(8, 0x1000, 0x90);
+        // SAFETY: registers are plain numbers.
+        let regs = libc::user_regs_struct { rip: 0x1000, ..unsafe { std::mem::zeroed() } };
+        let patch = Patch { at: 0x1000, saved: 0x90, regs };
+        hand.patch(8, Purpose::Join, patch);
         hand.end(7);
-        let expected = Found { tid: 8, fds: [6, 7, 8], armed: 2, patched: Some((0x1000, 0x90)) };
-        assert_eq!(hand.take(), [expected]);
-        assert_eq!(hand.take(), []);
+        let patched = Some((Purpose::Join, patch));
+        let expected = Found { tid: 8, fds: [6, 7, 8], armed: 2, patched };
+        // Whoever finds it may die as well.
+        assert_eq!(hand.found(), [expected]);
+        assert_eq!(hand.found(), [expected]);
+        hand.end(8);
+        assert_eq!(hand.found(), []);
+        hand.begin(9, [3, 4, 5], 0);
+        assert_eq!(hand.found()[0].patched, None);
     }
 
     #[test]
     fn a_full_page_forgets_none_of_those_that_it_has() {
         let hand = Hand::new().expect("a page");
         (1..=EXECS_MAX as i32 + 1).for_each(|tid| hand.begin(tid, [0; 3], 0));
-        assert_eq!(hand.take().len(), EXECS_MAX);
+        assert_eq!(hand.found().len(), EXECS_MAX);
     }
 }

@@ -16,8 +16,6 @@ use crate::run::detach;
 #[derive(Debug)]
 pub struct Keeper {
     pid: i32,
-    /// Which one this is: the last that was named in the page takes over.
-    number: u32,
 }
 
 /// What came of a fork.
@@ -30,12 +28,13 @@ pub enum Side {
 }
 
 impl Keeper {
-    /// Make the keeper that follows `former`, from the calling process as it is now.
+    /// Make a keeper from the calling process as it is now. Of several, the last that was named in the
+    /// page takes over; one that its supervisor did not live to name is nobody's.
     ///
     /// # Errors
     /// The kernel's; then there is none.
-    pub fn make(hand: &Hand, former: Option<&Self>) -> io::Result<Side> {
-        let number = former.map_or_else(|| hand.keeper(), |keeper| keeper.number).wrapping_add(1);
+    pub fn make(hand: &Hand) -> io::Result<Side> {
+        let number = hand.number_keeper();
         let own = std::process::id();
         let supervisor = pidfd(own).ok_or_else(io::Error::last_os_error)?;
         // SAFETY: the supervisor has one thread, so the child may do anything.
@@ -52,7 +51,7 @@ impl Keeper {
             }
             pid => {
                 hand.set_keeper(number);
-                Ok(Side::Supervisor(Self { pid, number }))
+                Ok(Side::Supervisor(Self { pid }))
             }
         }
     }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "forks, and executes the command")]
 
 use std::ffi::{CString, OsString};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use crate::control::{self, Request, Server};
+use crate::failpoint;
 use crate::filter::{self, Armed};
 use crate::follow::{Listener, pidfd};
 use crate::policy::Policy;
@@ -538,6 +539,7 @@ pub fn up(
     restore: Option<&Path>,
     sockets: bool,
 ) -> Result<(), Box<dyn std::error::Error>> {
+    failpoint::ready();
     libos::manifest::check_name(name)?;
     let server = Server::bind(name)?;
     let mut sandbox = match restore {
@@ -547,20 +549,39 @@ pub fn up(
     if sockets {
         sandbox.carry_sockets()?;
     }
+    let (mut told, mut tells) = io::pipe()?;
     // SAFETY: one thread; the child is the supervisor, with everything made so far.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error().into()),
         0 => {
             detach();
+            drop(told);
             let served = Supervisor::new(sandbox, Some(server)).map(|mut supervisor| {
+                supervisor.prepare();
+                // Whoever asked may have gone.
+                let _ = tells.write_all(b"up");
+                drop(tells);
                 supervisor.serve();
-                supervisor.end_network();
+                supervisor.end();
             });
             std::process::exit(i32::from(served.is_err()));
         }
-        _ => {
+        supervisor => {
             std::mem::forget(server);
-            Ok(())
+            drop(tells);
+            // A supervisor that dies leaves the other end to its keeper.
+            let ended = pidfd(supervisor as u32).ok_or_else(io::Error::last_os_error)?;
+            let mut polled = [told.as_raw_fd(), ended.as_raw_fd()].map(|fd| libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            });
+            // SAFETY: an array of two.
+            while unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) } < 0 {}
+            if polled[0].revents & libc::POLLIN != 0 && told.read_exact(&mut [0; 2]).is_ok() {
+                return Ok(());
+            }
+            Err(format!("the supervisor, pid {supervisor}, ended before {name} was up").into())
         }
     }
 }

@@ -24,6 +24,7 @@ use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 use libos::mailbox::{EVENT_WORDS, Taken};
 use libos::manifest::Hook;
 
+use crate::failpoint::{Point, pass};
 use crate::hooks::Happened;
 use crate::memory;
 use crate::slot_zero::{LIBOS, SlotZero};
@@ -633,6 +634,7 @@ impl Sandbox {
 
     /// Take back what the process `pid` held: it is dead.
     pub fn sweep(&mut self, pid: u32, status: i32) {
+        pass(Point::SweepBegun);
         let common = self.common();
         let mut inside = false;
         for index in common.contexts() {
@@ -668,6 +670,7 @@ impl Sandbox {
         }
         self.take_sockets_back(pid);
         self.leave_seat(pid, None);
+        pass(Point::SweepDone);
     }
 }
 

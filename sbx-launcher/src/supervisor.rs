@@ -61,6 +61,7 @@ pub struct Supervisor {
     upgrade: Option<OwnedFd>,
     /// What is to be told once the keeper knows it.
     answers: Vec<Answer>,
+    farewells: Vec<Answer>,
     keeper: Option<Keeper>,
     hooks: Hooks,
     net: Net,
@@ -110,6 +111,7 @@ impl Supervisor {
             loaded: None,
             upgrade: None,
             answers: Vec::new(),
+            farewells: Vec::new(),
             keeper: None,
             hooks: Hooks::default(),
             net: Net::default(),
@@ -163,6 +165,12 @@ impl Supervisor {
         self.watched.len()
     }
 
+    /// Have a keeper before anybody is told that there is a sandbox.
+    pub fn prepare(&mut self) {
+        self.sandbox.set_supervisor();
+        self.settle(false);
+    }
+
     /// Serve until there is a reason to end.
     pub fn serve(&mut self) -> End {
         wake_promptly();
@@ -194,7 +202,7 @@ impl Supervisor {
 
     fn renew_keeper(&mut self) {
         let changes = self.sandbox.kept.replace(self.sandbox.changes);
-        match Keeper::make(self.follower.hand(), self.keeper.as_ref()) {
+        match Keeper::make(self.follower.hand()) {
             // The former one ends here.
             Ok(Side::Supervisor(keeper)) => self.keeper = Some(keeper),
             Ok(Side::Successor) => self.succeed(),
@@ -211,6 +219,12 @@ impl Supervisor {
         // Its children are not ours.
         self.is_successor = true;
         self.command = None;
+        self.say(format!(
+            "pid {} has taken the place of a supervisor that died",
+            std::process::id()
+        ));
+        // It may die in the middle of taking over.
+        self.renew_keeper();
         self.sandbox.kept = None;
         self.hooks.forget_server();
         self.net.take_over();
@@ -223,15 +237,9 @@ impl Supervisor {
         let participant = |pid: u32| watched.contains_key(&pid);
         let events = self.follower.take_over(&self.listeners, common, participant);
         self.note(events);
-        self.say(format!(
-            "pid {} has taken the place of a supervisor that died",
-            std::process::id()
-        ));
         self.look_now();
         self.serve();
-        self.dismiss_keeper();
-        self.end_network();
-        self.server = None;
+        self.end();
         std::process::exit(0)
     }
 
@@ -246,6 +254,14 @@ impl Supervisor {
         self.net.end_worker();
     }
 
+    /// The sandbox is no more, and its name is free; then tell it to whoever asked for that.
+    pub fn end(&mut self) {
+        self.dismiss_keeper();
+        self.end_network();
+        self.server = None;
+        self.farewells.drain(..).for_each(Answer::send);
+    }
+
     /// Pid of the keeper, if there is one.
     #[must_use]
     pub fn keeper(&self) -> Option<i32> {
@@ -255,6 +271,11 @@ impl Supervisor {
     /// Have `answer` sent at the end of this turn.
     pub fn tell(&mut self, answer: Answer) {
         self.answers.push(answer);
+    }
+
+    /// Have `answer` sent when the sandbox is no more.
+    pub fn tell_at_end(&mut self, answer: Answer) {
+        self.farewells.push(answer);
     }
 
     /// Wait for events and handle them.

@@ -13,7 +13,7 @@
 //! The kernel brings a running thread's time up to date for others at its ticks only, so the thread
 //! itself is asked, by a signal. It is stopped by a signal as well; if that is blocked, the watchdog
 //! goes by the ticks, and lets the thread go on at the gate's way out itself.
-#![expect(unsafe_code, reason = "queues a signal with a value, and uses ptrace")]
+#![expect(unsafe_code, reason = "queues a signal with a value, and waits for a stop")]
 
 use std::collections::HashMap;
 use std::io;
@@ -26,6 +26,7 @@ use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Context};
 use libos::signals::{STOP, WHY_BUDGET, WHY_CLOCK, WHY_RESTART, WHY_STUCK};
 
 use crate::sandbox::Sandbox;
+use crate::tracee;
 
 /// Between samples while upcalls are being made.
 const ACTIVE: Duration = Duration::from_millis(2);
@@ -348,9 +349,7 @@ fn queue(pid: i32, tid: i32, sequence: u64, why: i32) {
 
 /// Let a thread that blocks the signal, or is stopped, go on at the gate's way out.
 fn make(sandbox: &Sandbox, tid: i32, target: Target) -> Result<(), Unstopped> {
-    ptrace(libc::PTRACE_SEIZE, tid, 0)
-        .and_then(|()| ptrace(libc::PTRACE_INTERRUPT, tid, 0))
-        .map_err(|_| Unstopped::Refused)?;
+    tracee::seize(tid, 0).and_then(|()| tracee::interrupt(tid)).map_err(|_| Unstopped::Refused)?;
     let status = wait_for_stop(tid)?;
     let redirected = redirect(sandbox, tid, target);
     let_go(tid, status).and(redirected).map_err(|_| Unstopped::Refused)
@@ -377,14 +376,12 @@ fn wait_for_stop(tid: i32) -> Result<i32, Unstopped> {
 /// Trace it no longer. If it is a signal that it has stopped for, it gets it.
 fn let_go(tid: i32, status: i32) -> io::Result<()> {
     let signal = if status >> 16 == 0 { libc::WSTOPSIG(status) } else { 0 };
-    ptrace(libc::PTRACE_DETACH, tid, signal as u64)
+    tracee::let_go(tid, signal)
 }
 
 fn redirect(sandbox: &Sandbox, tid: i32, target: Target) -> io::Result<()> {
     let Target { index, sequence, why } = target;
-    // SAFETY: registers are plain numbers.
-    let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    ptrace(libc::PTRACE_GETREGS, tid, &raw mut regs as u64)?;
+    let mut regs = tracee::registers(tid)?;
     let place = sandbox.zones.place;
     let stack = place.stacks() + index * STACK_LEN;
     let context = sandbox.common().context(index);
@@ -405,13 +402,7 @@ fn redirect(sandbox: &Sandbox, tid: i32, target: Target) -> io::Result<()> {
     regs.rsi = status as u64;
     // No system call is to be restarted.
     regs.orig_rax = u64::MAX;
-    ptrace(libc::PTRACE_SETREGS, tid, &raw const regs as u64)?;
+    tracee::set_registers(tid, &regs)?;
     sandbox.note_fault(index, status);
     Ok(())
-}
-
-fn ptrace(request: u32, tid: i32, data: u64) -> io::Result<()> {
-    // SAFETY: requests of this module take numbers, or registers of the type that they name.
-    let got = unsafe { libc::ptrace(request, tid, 0, data) };
-    if got == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -22,6 +22,7 @@ use libos::manifest::{self, Hook};
 
 use super::ports::{Listen, Opened, Whose};
 use super::{LIBOS_ROWS, Sandbox, SandboxError, global_barrier};
+use crate::failpoint::{Point, pass};
 use crate::worker::{self, Job, Outcome};
 
 /// So many restarts within [`RESTARTS_WITHIN`] put an extension into quarantine.
@@ -191,6 +192,7 @@ impl Sandbox {
         self.changed();
         let as_image = |error| SandboxError::Image(file.clone(), error);
         let (slot, placed, extension) = self.place_in_free_slot(&image).map_err(as_image)?;
+        pass(Point::LoadPlaced);
         let restart = rows.is_some();
         if !restart && self.names.contains(&extension.name) {
             return Err(SandboxError::Refused(format!(
@@ -265,6 +267,7 @@ impl Sandbox {
         self.changed();
         let as_image = |error| SandboxError::Image(file.clone(), error);
         let (slot, placed, extension) = self.place_in_free_slot(&image).map_err(as_image)?;
+        pass(Point::LoadPlaced);
         let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
         let (listen, kept) = (self.loaded[index].listen.clone(), self.loaded[index].ports.clone());
         let ports = self.open_ports(&hooks_of(&extension), &listen, &kept)?;
@@ -393,7 +396,11 @@ impl Sandbox {
                 self.succeed(index, loading);
                 Ok(index)
             }
-            Ok(Outcome { status: 0 | 1, .. }) => Ok(self.make_live(loading)),
+            Ok(Outcome { status: 0 | 1, .. }) => {
+                let index = self.make_live(loading);
+                pass(Point::LoadDone);
+                Ok(index)
+            }
             failed => {
                 self.clear(loading.room);
                 match loading.purpose {
@@ -532,6 +539,7 @@ impl Sandbox {
         if self.is_asked_by_policy(name) {
             return Err(SandboxError::Refused(format!("a policy in force asks {name}; it stays")));
         }
+        pass(Point::UnloadBegun);
         let known = self.loaded.remove(index);
         let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
         rows.iter().for_each(|&row| self.withdraw(row));
@@ -539,6 +547,7 @@ impl Sandbox {
         if let Some(room) = known.room {
             self.retire(room);
         }
+        pass(Point::UnloadDone);
         Ok(())
     }
 
