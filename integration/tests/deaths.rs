@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, built, full};
+use integration::{Sandbox, built, full, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -96,6 +96,24 @@ fn an_upcall_may_be_killed_at_every_instruction() {
         assert!(after > 0 || operation == "read" || stride > 1, "{}", ended.stdout);
     }
     settled(&sandbox, 4);
+}
+
+#[test]
+fn a_process_may_be_killed_at_every_instruction_of_attaching() {
+    let sandbox = Sandbox::up("attaching");
+    let stride = if full() { 31 } else { 1_999 };
+    let ended = run(Command::new(program("kill-anywhere"))
+        .args(["attach", &stride.to_string()])
+        .arg(&sandbox.name));
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    println!("{}", ended.stdout.trim());
+    let words: Vec<&str> = ended.stdout.split(' ').collect();
+    assert!(words[2].parse::<u64>().expect("a number") >= 10, "{}", ended.stdout);
+    settled(&sandbox, 1);
+    // And the next one gets in.
+    sandbox.load_hello();
+    let ended = run(Command::new(program("late-caller")).arg(&sandbox.name));
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
 }
 
 /// A participant that makes one call from Python and may be stopped in it.

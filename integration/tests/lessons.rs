@@ -1,9 +1,10 @@
 //! What other systems' bug lists teach: things that work once and then cost too much, or leak.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{io::BufRead, io::BufReader, thread};
 
 use integration::{Sandbox, built, compile, full, launcher};
 
@@ -80,7 +81,11 @@ struct Caller(Child, BufReader<ChildStdout>);
 impl Caller {
     fn start(sandbox: &Sandbox, script: &str) -> (Self, u64) {
         let mut command = python(sandbox, script);
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("the launcher is built");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the launcher is built");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         let mut pid = String::new();
         lines.read_line(&mut pid).expect("it says its pid");
@@ -125,6 +130,33 @@ while True: box.call('ledger.count'); time.sleep(0.001)
     let before = replace(5);
     let after = replace(if full() { 1_000 } else { 60 });
     assert_eq!(after, before);
+}
+
+#[test]
+fn the_first_upcall_after_a_quiet_second_wakes_the_watchdog() {
+    let sandbox = Sandbox::up("woken");
+    sandbox.load(&built("libledger.so"));
+    let script = "
+box.call('ledger.count')
+print(os.getpid(), flush=True)
+for line in sys.stdin: box.call('ledger.count'); print(line, end='', flush=True)
+";
+    let (mut caller, _) = Caller::start(&sandbox, script);
+    let watchdog = || sandbox.json(&["ps"])["watchdog"].clone();
+    for _ in 0..3 {
+        let until = Instant::now() + Duration::from_secs(20);
+        while watchdog()["rests"] != true {
+            assert!(Instant::now() < until, "it never rests: {}", watchdog());
+            thread::sleep(Duration::from_millis(20));
+        }
+        let woken = watchdog()["woken"].as_u64().expect("a number");
+        caller.0.stdin.as_mut().expect("piped").write_all(b"again\n").expect("it reads");
+        caller.1.read_line(&mut String::new()).expect("it answers");
+        // It has been told before the upcall began.
+        let now = watchdog();
+        assert_eq!(now["rests"], false, "{now}");
+        assert_eq!(now["woken"], woken + 1, "{now}");
+    }
 }
 
 #[test]

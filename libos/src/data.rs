@@ -241,6 +241,8 @@ struct Marks {
     supervisor: AtomicU32,
     sites: AtomicU32,
     sites_trapped: AtomicU32,
+    /// 1 while the watchdog is at rest.
+    resting: AtomicU32,
 }
 
 /// What tells the supervisor to look at once. Ignored by whoever does not expect it.
@@ -343,6 +345,27 @@ impl Common {
     #[must_use]
     pub fn supervisor(&self) -> &'static AtomicU32 {
         &self.marks().supervisor
+    }
+
+    /// The watchdog is at rest from now on: whoever makes the next upcall takes the slow way into the gate
+    /// and wakes it. An upcall that is on its way in meanwhile wakes nobody.
+    pub fn rest(&self) {
+        /// No stack is as far up.
+        const NOWHERE: u64 = u64::MAX;
+        self.marks().resting.store(1, Ordering::SeqCst);
+        let taken = self.contexts().filter(|&index| self.claim(index).load().pid != 0);
+        taken.for_each(|index| self.context(index).window.store(NOWHERE, Ordering::Relaxed));
+    }
+
+    /// Is the watchdog at rest?
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        self.marks().resting.load(Ordering::Relaxed) != 0
+    }
+
+    /// It is not any more. True: it was.
+    pub fn end_rest(&self) -> bool {
+        self.marks().resting.swap(0, Ordering::SeqCst) != 0
     }
 
     /// Sites of system calls that participants have patched so far, and those that they could not.

@@ -362,6 +362,7 @@ fn carry_out(
                                   "uses": uses(supervisor),
                                   "supervisor": std::process::id(),
                                   "keeper": supervisor.keeper(),
+                                  "watchdog": supervisor.watchdog(),
                                   "ended": supervisor.sandbox.ended.processes,
                                   "ended_inside": supervisor.sandbox.ended.inside })),
         Request::Unload { name } => {

@@ -262,6 +262,13 @@ impl Supervisor {
         self.farewells.drain(..).for_each(Answer::send);
     }
 
+    /// Whether the watchdog is at rest, and how often it was woken.
+    #[must_use]
+    pub fn watchdog(&self) -> Value {
+        let (rests, woken) = (self.watchdog.rests(), self.watchdog.woken());
+        serde_json::json!({ "rests": rests, "woken": woken })
+    }
+
     /// Pid of the keeper, if there is one.
     #[must_use]
     pub fn keeper(&self) -> Option<i32> {

@@ -10,6 +10,9 @@
 //!                        └── it has begun by then: counts from here
 //! ```
 //!
+//! After a second without upcalls it goes to rest. It then takes from every thread what it enters the gate
+//! by: the next upcall comes the slow way, and wakes it.
+//!
 //! The kernel brings a running thread's time up to date for others at its ticks only, so the thread
 //! itself is asked, by a signal. It is stopped by a signal as well; if that is blocked, the watchdog
 //! goes by the ticks, and lets the thread go on at the gate's way out itself.
@@ -96,13 +99,16 @@ pub struct Watchdog {
     sum: u64,
     active_until: Instant,
     next: Duration,
+    /// It has gone to rest: the next upcall wakes it. And how often one has.
+    rests: bool,
+    woken: u64,
 }
 
 impl Default for Watchdog {
     fn default() -> Self {
         let now = Instant::now();
         let (suspects, stopping) = (HashMap::new(), HashMap::new());
-        Self { suspects, stopping, sum: 0, active_until: now, next: ACTIVE }
+        Self { suspects, stopping, sum: 0, active_until: now, next: ACTIVE, rests: false, woken: 0 }
     }
 }
 
@@ -111,6 +117,18 @@ impl Watchdog {
     #[must_use]
     pub const fn period(&self) -> Duration {
         self.next
+    }
+
+    /// Has it gone to rest?
+    #[must_use]
+    pub const fn rests(&self) -> bool {
+        self.rests
+    }
+
+    /// How often an upcall has woken it.
+    #[must_use]
+    pub const fn woken(&self) -> u64 {
+        self.woken
     }
 
     /// Have these upcalls ended, since their extension is restarted.
@@ -165,12 +183,19 @@ impl Watchdog {
                 }
             }
         }
-        if sum != self.sum {
+        let is_woken = self.rests && !common.is_resting();
+        self.woken += u64::from(is_woken);
+        if sum != self.sum || is_woken {
             self.sum = sum;
             self.active_until = now + STAYS_ACTIVE;
+            self.rests = false;
         }
         if now < self.active_until {
             self.next = self.next.min(ACTIVE);
+        } else if self.suspects.is_empty() && !self.rests {
+            // Once more soon, for those that were on their way in.
+            common.rest();
+            (self.rests, self.next) = (true, ACTIVE);
         }
     }
 }

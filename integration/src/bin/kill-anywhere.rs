@@ -4,6 +4,9 @@
 //! loaded. For n = 0, STRIDE, 2 STRIDE, ... a forked child makes the upcall under ptrace, is killed
 //! after n instructions, and what the parent finds then has to be what was there before or what
 //! the upcall makes of it.
+//!
+//! `kill-anywhere attach STRIDE SANDBOX` runs in none, and kills children that attach to that one; what
+//! they leave, the caller sees.
 #![expect(unsafe_code, reason = "forks")]
 
 use std::process::ExitCode;
@@ -26,11 +29,14 @@ const OPERATIONS: [&str; 10] =
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let stride = args.get(1).and_then(|text| text.parse().ok()).unwrap_or(1);
-    let done = match args.first() {
-        Some(name) if OPERATIONS.contains(&name.as_str()) => Bench::new(name, stride),
+    let done = match (args.first(), args.get(2)) {
+        (Some(name), Some(sandbox)) if name == "attach" => attach(stride, sandbox),
+        (Some(name), _) if OPERATIONS.contains(&name.as_str()) => {
+            Bench::new(name, stride).and_then(|mut bench| bench.run())
+        }
         _ => Err(format!("usage: kill-anywhere OPERATION [STRIDE], with one of {OPERATIONS:?}")),
     };
-    match done.and_then(|mut bench| bench.run()) {
+    match done {
         Ok(line) => {
             println!("{line}");
             ExitCode::SUCCESS
@@ -67,14 +73,11 @@ impl Bench {
     }
 
     fn run(&mut self) -> Result<String, String> {
-        // A step is two switches between parent and child: on one CPU they cost a tenth.
-        let mut here = CpuSet::new();
-        let pinned = here.set(0).and_then(|()| sched_setaffinity(Pid::from_raw(0), &here));
-        pinned.map_err(|error| error.to_string())?;
+        stay_on_one_cpu()?;
         let (mut before, mut after) = (0, 0);
         for steps in (0..).step_by(self.stride) {
             self.prepare().map_err(|error| format!("at {steps}, preparing: {error}"))?;
-            if self.killed_after(steps)? {
+            if killed_after(steps, || self.act().is_ok())? {
                 let found = self.found().map_err(|error| format!("at {steps}: {error}"))?;
                 (before, after) = match found {
                     Found::Before => (before + 1, after),
@@ -89,40 +92,6 @@ impl Bench {
             }
         }
         Err("it does not end".into())
-    }
-
-    /// True if the child was killed, false if it had ended by then.
-    fn killed_after(&self, steps: usize) -> Result<bool, String> {
-        // SAFETY: this process has one thread.
-        let child = match unsafe { fork() }.map_err(text)? {
-            ForkResult::Parent { child } => child,
-            ForkResult::Child => {
-                // Between the two signals lies the upcall, and little else.
-                let ready = ptrace::traceme().and_then(|()| raise(Signal::SIGSTOP));
-                let done = ready.is_ok() && self.act().is_ok();
-                let _ = raise(if done { Signal::SIGUSR1 } else { Signal::SIGUSR2 });
-                std::process::exit(0)
-            }
-        };
-        let mut status = waitpid(child, None).map_err(text)?;
-        if status != WaitStatus::Stopped(child, Signal::SIGSTOP) {
-            return Err(format!("the child begins with {status:?}"));
-        }
-        for _ in 0..steps {
-            status = step(child)?;
-            match status {
-                WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
-                WaitStatus::Stopped(_, Signal::SIGUSR1) => {
-                    kill(child, Signal::SIGKILL).map_err(text)?;
-                    waitpid(child, None).map_err(text)?;
-                    return Ok(false);
-                }
-                other => return Err(format!("the child ends with {other:?}")),
-            }
-        }
-        kill(child, Signal::SIGKILL).map_err(text)?;
-        waitpid(child, None).map_err(text)?;
-        Ok(true)
     }
 
     fn put(&self, value: &[u8]) -> Result<(), CallError> {
@@ -248,6 +217,58 @@ impl Bench {
             _ => one_more(self.ledger.count().map_err(text)?, self.last + 1).map(after),
         }
     }
+}
+
+/// Kill children on their way into `sandbox`.
+fn attach(stride: usize, sandbox: &str) -> Result<String, String> {
+    stay_on_one_cpu()?;
+    let killed = (0..).step_by(stride);
+    for (times, steps) in killed.enumerate() {
+        if !killed_after(steps, || Sandbox::attach(sandbox).is_ok())? {
+            return Ok(format!("attach: killed {times} times in {steps} instructions"));
+        }
+    }
+    Err("it does not end".into())
+}
+
+/// A step is two switches between parent and child: on one CPU they cost a tenth.
+fn stay_on_one_cpu() -> Result<(), String> {
+    let mut here = CpuSet::new();
+    here.set(0).and_then(|()| sched_setaffinity(Pid::from_raw(0), &here)).map_err(text)
+}
+
+/// Have a child act and kill it after so many instructions. False: it had done by then.
+fn killed_after(steps: usize, act: impl FnOnce() -> bool) -> Result<bool, String> {
+    // SAFETY: this process has one thread.
+    let child = match unsafe { fork() }.map_err(text)? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            // Between the two signals lies the upcall, and little else.
+            let ready = ptrace::traceme().and_then(|()| raise(Signal::SIGSTOP));
+            let done = ready.is_ok() && act();
+            let _ = raise(if done { Signal::SIGUSR1 } else { Signal::SIGUSR2 });
+            std::process::exit(0)
+        }
+    };
+    let mut status = waitpid(child, None).map_err(text)?;
+    if status != WaitStatus::Stopped(child, Signal::SIGSTOP) {
+        return Err(format!("the child begins with {status:?}"));
+    }
+    for _ in 0..steps {
+        status = step(child)?;
+        match status {
+            WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
+            WaitStatus::Stopped(_, Signal::SIGUSR1) => {
+                kill(child, Signal::SIGKILL).map_err(text)?;
+                waitpid(child, None).map_err(text)?;
+                return Ok(false);
+            }
+            other => return Err(format!("the child ends with {other:?}")),
+        }
+    }
+    kill(child, Signal::SIGKILL).map_err(text)?;
+    waitpid(child, None).map_err(text)?;
+    Ok(true)
 }
 
 fn text(error: nix::Error) -> String {

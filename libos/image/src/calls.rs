@@ -73,6 +73,10 @@ fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
         sys::set_mask(!0);
     }
     context.calls_trapped.fetch_add(1, Relaxed);
+    let is_hooked = |rows: &[Row]| rows.get(number).is_some_and(|row| row[0].load(Relaxed) != 0);
+    if is_hooked(&call_table().before) || is_hooked(&call_table().after) {
+        context::wake_watchdog();
+    }
     if !is_known {
         // Code that runs with another thread's FS base would be taken for that thread.
         patch::leave(user.regs.rip as usize);

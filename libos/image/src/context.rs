@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
 
 use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
-use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context};
+use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context, DOORBELL};
 use libos::layout::{
     ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, CALL_ROOM_LEN, GUARD_OFFSET, SCRATCH_LEN,
     SECOND_STACK_OFFSET, WINDOW_BELOW, WINDOW_LEN,
@@ -94,6 +94,20 @@ pub(crate) fn frame(context: &Context) -> Option<&'static Frame> {
 
 /// For the gate: the calling thread's context, or a status below 64.
 pub(crate) extern "C" fn sbx_context_slow(fs: u64, stack: usize) -> usize {
+    wake_watchdog();
+    find(fs, stack)
+}
+
+/// An upcall is about to be made, after a time without any: the watchdog looks from now on.
+pub(crate) fn wake_watchdog() {
+    let common = common();
+    if common.is_resting() && common.end_rest() {
+        sys::kill(common.supervisor().load(Relaxed), DOORBELL);
+    }
+}
+
+/// The calling thread's context, or a status below 64.
+fn find(fs: u64, stack: usize) -> usize {
     let Some(own) = start::this_process() else {
         return Status::NotAttached as usize;
     };
@@ -122,7 +136,7 @@ pub(crate) extern "C" fn sbx_context_slow(fs: u64, stack: usize) -> usize {
 /// told by the FS base alone from now on, from this stack.
 pub(crate) fn settle_here(stack: usize) -> Option<(&'static Context, bool)> {
     let fs = crate::arch::fs_base();
-    let address = sbx_context_slow(fs, stack);
+    let address = find(fs, stack);
     let index = address.checked_sub(boot::place().base + CONTEXTS_OFFSET)? / CONTEXT_LEN;
     let is_known = cached(cache_entry(fs)).is_some_and(|known| index_of(known) == index);
     Some((common().context(index), is_known))
@@ -130,7 +144,15 @@ pub(crate) fn settle_here(stack: usize) -> Option<(&'static Context, bool)> {
 
 /// The tid of the calling thread, without a system call if it has a context that the cache knows.
 pub(crate) fn own_tid() -> u32 {
-    known_here().map_or_else(sys::gettid, |context| context.tid.load(Relaxed))
+    if let Some(context) = known_here() {
+        return context.tid.load(Relaxed);
+    }
+    let (tid, fs) = (sys::gettid(), crate::arch::fs_base());
+    // Its stack is elsewhere since its last upcall, or the watchdog has gone to rest.
+    if let Some(context) = of_fs(fs).filter(|context| context.tid.load(Relaxed) == tid) {
+        settle(context, fs, stack_pointer());
+    }
+    tid
 }
 
 /// The calling thread's context, if that can be told without asking anybody.
