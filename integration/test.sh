@@ -43,11 +43,16 @@ fi
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+# A stage that takes so long hangs, and has failed.
+minutes=25
+[ -z "${SBX_TEST_FULL:-}" ] || minutes=240
 stage() {
-    local start=$SECONDS name=$1
+    local start=$SECONDS name=$1 status=0
     shift
     echo "== $name: $*"
-    "$@" 2>&1 | tee -a "$log"
+    timeout --kill-after=10 "${minutes}m" "$@" 2>&1 | tee -a "$log" || status=$?
+    [ "$status" != 124 ] || echo "== $name has taken $minutes minutes and is ended"
+    [ "$status" = 0 ] || exit "$status"
     echo "== $name took $((SECONDS - start)) s"
 }
 skip() {

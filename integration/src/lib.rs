@@ -8,6 +8,7 @@ pub mod iperf3;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,12 +42,30 @@ pub fn built_for_tests(name: &str) -> PathBuf {
 }
 
 fn built_as(profile: &str, name: &str) -> PathBuf {
+    limit_lifetime();
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let target = option_env!("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let path = target.join(profile).join(name);
     let option = if profile == "release" { " --release" } else { "" };
     assert!(path.is_file(), "{} is missing: cargo build{option} --workspace", path.display());
     path
+}
+
+/// End this test program, with a picture of what it waits for, once it has taken ten times as long as any
+/// does: one that hangs must not keep all others from being run.
+fn limit_lifetime() {
+    static BEGUN: Once = Once::new();
+    let minutes = if full() { 240 } else { 10 };
+    BEGUN.call_once(|| {
+        thread::spawn(move || {
+            thread::sleep(Duration::from_secs(minutes * 60));
+            eprintln!(
+                "the tests have taken {minutes} minutes and end; meanwhile:\n{}",
+                processes()
+            );
+            std::process::exit(1)
+        });
+    });
 }
 
 /// How a program ended.

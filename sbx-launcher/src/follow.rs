@@ -45,8 +45,9 @@ const FORK_OPTIONS: i32 =
 /// What a seized task is about to do.
 #[derive(Debug)]
 enum Expected {
-    /// Exec, with these descriptors of the zones in its table.
-    Exec { fds: [i32; 3], armed: u64, since: Instant, found: Option<Found> },
+    /// Exec, with these descriptors of the zones in its table. It may have been begun with by a supervisor
+    /// that died.
+    Exec { fds: [i32; 3], armed: u64, since: Instant, is_found: bool },
     /// Fork.
     Fork { since: Instant, participant: bool },
     /// Its first stop as a forked child.
@@ -140,8 +141,8 @@ impl Follower {
                 self.hand().end(tid);
                 continue;
             }
-            let (since, found) = (Instant::now(), Some(found));
-            self.seized.insert(tid, Expected::Exec { fds, armed, since, found });
+            let (since, is_found) = (Instant::now(), true);
+            self.seized.insert(tid, Expected::Exec { fds, armed, since, is_found });
             let _ = tracee::interrupt(tid);
         }
         pass(Point::TakenOver);
@@ -243,8 +244,8 @@ impl Follower {
                         let (fds, armed) = ([a, b, c], from.armed.at_join());
                         self.hand().begin(tid, fds, armed);
                         pass_with(Point::ExecNoted, tid, 0);
-                        let (since, found) = (Instant::now(), None);
-                        self.seized.insert(tid, Expected::Exec { fds, armed, since, found });
+                        let (since, is_found) = (Instant::now(), false);
+                        self.seized.insert(tid, Expected::Exec { fds, armed, since, is_found });
                     }
                     _ => events.push(Followed::Note(format!(
                         "pid {process}: its descriptor table is full; it runs outside of the \
@@ -375,7 +376,10 @@ impl Follower {
                     let _ = let_go(pid, 0);
                 }
             }
-            Some(Expected::Exec { found: Some(found), .. }) => self.let_in_late(found, events),
+            Some(Expected::Exec { is_found: true, .. }) => {
+                let found = self.hand().found().into_iter().find(|found| found.tid == pid);
+                found.into_iter().for_each(|found| self.let_in_late(found, events));
+            }
             Some(Expected::Exec { fds, .. }) => {
                 let _ = self.injector.take_back(pid, fds);
                 let _ = let_go(pid, 0);
