@@ -1,10 +1,11 @@
 //! Processes killed anywhere, and what they leave.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, built, full, run};
+use integration::{Sandbox, built, compile, full, launcher, run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -114,6 +115,72 @@ fn a_process_may_be_killed_at_every_instruction_of_attaching() {
     sandbox.load_hello();
     let ended = run(Command::new(program("late-caller")).arg(&sandbox.name));
     assert_eq!(ended.status, 0, "{}", ended.stderr);
+}
+
+/// A sandbox with two extensions, and a program whose signal handlers run on top of upcalls.
+fn with_handlers(test: &str) -> (Sandbox, integration::Scratch) {
+    let sandbox = Sandbox::up(test);
+    sandbox.load_hello();
+    sandbox.load(&built("libledger.so"));
+    (sandbox, compile("cc", "handlers", &[]))
+}
+
+#[test]
+fn a_signal_handler_may_jump_out_of_an_upcall() {
+    let (sandbox, program) = with_handlers("jumps");
+    for (what, times) in [("jump", 100), ("hold", 5)] {
+        // On the upcall's stack an upcall is one within another; on an alternate stack it is refused.
+        for (stack, within) in [(None, 0), (Some("alt"), 19)] {
+            let mut argv = vec![program.text(), what];
+            argv.extend(stack);
+            let ended = sandbox.run(&argv);
+            let expected = format!("left {times}, within {within}\n");
+            assert_eq!((ended.status, ended.stdout), (0, expected), "{argv:?}: {}", ended.stderr);
+        }
+    }
+    settled(&sandbox, 3);
+}
+
+#[test]
+fn an_upcall_that_was_jumped_out_of_is_ended_if_no_other_follows() {
+    let (sandbox, program) = with_handlers("rests");
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--sandbox", &sandbox.name, "--", program.text(), "rest"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the launcher is built");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("it writes");
+    assert_eq!(line, "left\n");
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    assert!(log.contains("left by a jump out of a signal handler"), "{log}");
+    drop(child.stdin.take());
+    lines.read_line(&mut line).expect("it writes");
+    assert_eq!(line, "left\nleft 1, within 0\n");
+    assert!(child.wait().expect("it was started").success());
+}
+
+#[test]
+fn a_signal_handler_may_fork_on_top_of_an_upcall() {
+    let (sandbox, program) = with_handlers("forks");
+    for what in ["fork", "forkhold"] {
+        for stack in [None, Some("alt")] {
+            let mut argv = vec![program.text(), what];
+            argv.extend(stack);
+            // The parent's upcall goes on, and has its locks; the child's copy ends with an error.
+            let ended = sandbox.run(&argv);
+            assert_eq!(
+                (ended.status, ended.stdout.as_str()),
+                (0, "0 0 0\n"),
+                "{argv:?}: {}",
+                ended.stderr
+            );
+        }
+    }
+    settled(&sandbox, 3);
 }
 
 /// A participant that makes one call from Python and may be stopped in it.

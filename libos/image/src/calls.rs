@@ -26,7 +26,7 @@ use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
 use crate::arch::{fs_base, sbx_call_in, stack_pointer, syscall6};
 use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
 use crate::sys::{EFAULT, EPERM, Errno, nr};
-use crate::{boot, context, hooks, patch, signals, sockets, start, sys, time};
+use crate::{boot, context, hooks, left, patch, signals, sockets, start, sys, time};
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
@@ -174,8 +174,10 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
         scratch_len: 0,
         scratch_used: 0,
     };
-    let open = context::of_tid(own.pid, tid)
-        .is_some_and(|context| !context.sequence.load(Relaxed).is_multiple_of(2));
+    let open = context::of_tid(own.pid, tid).is_some_and(|context| {
+        left::end_if_interrupted_outside(context, user);
+        !context.sequence.load(Relaxed).is_multiple_of(2)
+    });
     // A signal handler of the program on top of an upcall: nobody can be asked.
     if open {
         return perform(number, args, user);
@@ -299,7 +301,9 @@ pub(crate) extern "C" fn sbx_patched(
         return pass();
     }
     let Some(context) = known() else { return TRAP };
-    if !context.sequence.load(Relaxed).is_multiple_of(2) {
+    if !context.sequence.load(Relaxed).is_multiple_of(2)
+        && !left::end_if_left(context, stack_pointer())
+    {
         // A signal handler of the program on top of an upcall: nobody can be asked.
         return pass();
     }

@@ -317,7 +317,10 @@ pub(crate) extern "C" fn nested_check(handle: u64, stack: usize) -> Nested {
         return refuse(Status::NotAttached);
     };
     let context = common().context(index);
-    let Some(open) = frame(context) else {
+    // Of a forked child's parent it is that one's.
+    let is_own =
+        start::this_process().is_some_and(|own| common().claim(index).load().pid == own.pid);
+    let Some(open) = frame(context).filter(|_| is_own) else {
         return refuse(Status::Reentered);
     };
     let lowest = boot::place().stacks() + index * STACK_LEN + GUARD_OFFSET + PAGE_LEN;

@@ -90,7 +90,7 @@ pub(crate) fn keep(context: &Context, text: &[u8]) {
 ///
 /// # Safety
 /// `reply` is null or a reply whose buffer is writable.
-unsafe fn answer(reply: *mut Reply, text: &[u8]) {
+pub(crate) unsafe fn answer(reply: *mut Reply, text: &[u8]) {
     if reply.is_null() {
         return;
     }

@@ -20,7 +20,7 @@ use libos::signals::{DEFERRED_TIMER, HookTable, OURS, SIGNALS};
 
 use crate::arch::{self, sbx_call};
 use crate::signals::{AltStack, Info, UserContext, is_fault, table};
-use crate::{boot, context, events, start, sys, timers};
+use crate::{boot, context, events, left, start, sys, timers};
 
 fn hook_table() -> &'static HookTable {
     let at = (boot::place().base + HOOKS_OFFSET) as *const HookTable;
@@ -44,6 +44,9 @@ pub(crate) fn offer(signal: i32, info: &Info, user: &mut UserContext) -> bool {
     // A child of vfork runs in its parent's memory.
     let Some(own) = start::this_process().filter(|own| own.pid == pid) else { return false };
     let known = context::of_tid(own.pid, tid);
+    if let Some(context) = known {
+        left::end_if_interrupted_outside(context, user);
+    }
     let on_upcall_stack = context::index_of_stack(user.regs.rsp as usize).is_some();
     let open = known.is_some_and(|context| !context.sequence.load(Relaxed).is_multiple_of(2));
     if open || on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {

@@ -18,6 +18,7 @@ mod fault;
 mod files;
 mod heap;
 mod hooks;
+mod left;
 mod log;
 mod memory;
 mod patch;

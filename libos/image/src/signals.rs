@@ -26,7 +26,9 @@ use libos::signals::{
 };
 
 use crate::arch::{self, Jump, Registers};
-use crate::{boot, calls, context, events, fault, hooks, patch, start, sys, text, time, timers};
+use crate::{
+    boot, calls, context, events, fault, hooks, left, patch, start, sys, text, time, timers,
+};
 
 pub(crate) const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
@@ -45,6 +47,7 @@ const SA_ONSTACK: u64 = 0x0800_0000;
 const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
+pub(crate) const SS_ONSTACK: u64 = 1;
 const SS_DISABLE: u64 = 2;
 
 /// `siginfo_t`, as far as this module reads it.
@@ -76,11 +79,19 @@ pub(crate) struct AltStack {
 pub(crate) struct UserContext {
     flags: u64,
     link: u64,
-    stack: AltStack,
+    pub(crate) stack: AltStack,
     pub(crate) regs: Registers,
     fpstate: u64,
     reserved: [u64; 8],
     pub(crate) mask: u64,
+}
+
+impl UserContext {
+    /// May these bytes be one that the kernel made?
+    pub(crate) const fn is_plausible(&self) -> bool {
+        const KNOWN_FLAGS: u64 = 7;
+        self.flags & !KNOWN_FLAGS == 0 && self.link == 0 && self.regs.is_of_user()
+    }
 }
 
 /// Return address, user context and information: what lies on the stack below the vector state.
@@ -221,7 +232,7 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
         return false;
     }
     if signal == STOP && info.code == sys::SI_QUEUE && info.errno == WHY_CLOCK {
-        tell_clock(info.value);
+        tell_clock(info.value, user);
         return false;
     }
     let for_timers = info.code == sys::SI_TIMER || info.errno == WHY_TIMER;
@@ -234,7 +245,14 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
             end_upcall(context, status, signal, info, user);
             false
         }
-        None if signal == STOP && info.code == sys::SI_QUEUE && sent_by_supervisor(info) => false,
+        None if signal == STOP && info.code == sys::SI_QUEUE && sent_by_supervisor(info) => {
+            if let Some(own) = start::this_process()
+                && let Some(context) = context::of_tid(own.pid, sys::gettid())
+            {
+                left::end_if_interrupted_outside(context, user);
+            }
+            false
+        }
         None if hooks::offer(signal, info, user) => false,
         None => deliver(signal, info, user, jump),
     }
@@ -253,9 +271,10 @@ fn on_event(user: &mut UserContext) {
 }
 
 /// Say what CPU time this thread has used, if it is still in the upcall that `sequence` names.
-fn tell_clock(sequence: u64) {
+fn tell_clock(sequence: u64, user: &UserContext) {
     let Some(own) = start::this_process() else { return };
     let Some(context) = context::of_tid(own.pid, sys::gettid()) else { return };
+    left::end_if_interrupted_outside(context, user);
     if context.sequence.load(Relaxed) == sequence {
         context.cpu_sequence.store(sequence, Relaxed);
         context.cpu_ns.store(time::thread_cpu_ns(), Release);

@@ -18,7 +18,7 @@ use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
 };
-use crate::{boot, context, events, fault, patch, signals, sockets, sys};
+use crate::{boot, context, events, fault, left, patch, signals, sockets, sys};
 
 /// What a process knows of itself; private, and zero in a forked child.
 #[derive(Debug, Clone, Copy)]
@@ -77,11 +77,14 @@ pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32, arm
 /// After fork: the mappings are inherited; the private block was wiped.
 pub(crate) extern "C" fn join_after_fork() {
     patch::forked();
+    let is_within_upcall = left::end_copy();
     if this_process().is_some() {
         if sockets::is_on() {
             sockets::hold_after_fork();
         }
-        hello();
+        if !is_within_upcall {
+            hello();
+        }
     }
 }
 

@@ -27,6 +27,7 @@ use libos::data::Context;
 use libos::layout::{CACHE_ENTRIES, GUARD_OFFSET, WINDOW_LEN};
 
 use crate::boot::{Boot, SBX_BOOT};
+use crate::context::Frame;
 
 /// 64 bits of the golden ratio: spreads FS bases, which differ in a few middle bits only.
 pub(super) const HASH: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -170,6 +171,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "rdfsbase rdi",
         "mov rsi, rsp",
         "call {slow}",
+        "26:",
         "pop rdx",
         "pop rsi",
         "pop rdi",
@@ -177,9 +179,15 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "cmp rax, 64",
         "jae 30b",
         "ret",
+        // Inside an upcall already, unless that has been left.
         "50:",
-        "mov eax, {reentered}",
-        "ret",
+        "push rdi",
+        "push rsi",
+        "push rdx",
+        "mov rdi, r9",
+        "mov rsi, rsp",
+        "call {reentered}",
+        "jmp 26b",
         "60:",
         "inc qword ptr [r9]",
         "mov eax, {stale}",
@@ -206,7 +214,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         slow = sym crate::context::sbx_context_slow,
         deliver = sym crate::events::sbx_deliver,
         nested = sym nested_call,
-        reentered = const Status::Reentered as u32,
+        reentered = sym crate::left::sbx_reentered,
         stale = const Status::Stale as u32,
     )
 }
@@ -349,6 +357,14 @@ pub(crate) unsafe extern "C" fn leave_upcall(context: *const Context, status: u3
         "pop rbx",
         "pop rbp",
         "ret",
+        // As above, with the frame's saved stack pointer in place of a context.
+        ".hidden sbx_leave_for_caller",
+        ".globl sbx_leave_for_caller",
+        "sbx_leave_for_caller:",
+        "mov eax, esi",
+        "cld",
+        "mov rsp, rdi",
+        "jmp 20b",
         ".hidden sbx_leave_end",
         ".globl sbx_leave_end",
         "sbx_leave_end:",
@@ -375,6 +391,12 @@ pub(crate) struct Registers {
 }
 
 impl Registers {
+    /// Is it 64-bit code of the program's that they are of?
+    pub(crate) const fn is_of_user(&self) -> bool {
+        const CODE_SEGMENT: u64 = 0x33;
+        self.others[0] & 0xffff == CODE_SEGMENT
+    }
+
     /// Arguments of a system call that was about to be made.
     pub(crate) const fn call_args(&self) -> [u64; 6] {
         let [r8, r9, r10, ..] = self.r8_to_r15;
@@ -448,6 +470,7 @@ unsafe extern "C" {
     static sbx_gate_end: u8;
     static sbx_nested_end: u8;
     static sbx_leave_end: u8;
+    static sbx_leave_for_caller: u8;
 }
 
 /// Where the gate's code begins and ends, then that of nested upcalls, then the way out of a
@@ -528,10 +551,18 @@ pub(crate) fn mend_gate(regs: &mut Registers) -> bool {
 
 /// Have interrupted code go on at [`leave_upcall`].
 pub(crate) fn redirect(regs: &mut Registers, context: *const Context, status: Status) {
+    go_on_at(regs, leave_upcall as *const () as u64, [context as u64, status as u64]);
+}
+
+/// Have interrupted code return from the gate to the caller of `frame`, whatever its context is now.
+pub(crate) fn redirect_to_caller(regs: &mut Registers, frame: &Frame, status: Status) {
+    let way = &raw const sbx_leave_for_caller as u64;
+    go_on_at(regs, way, [frame.saved_stack as u64, status as u64]);
+}
+
+fn go_on_at(regs: &mut Registers, rip: u64, [rdi, rsi]: [u64; 2]) {
     const DIRECTION_TRAP_ALIGNMENT: u64 = 0x4_0500;
-    regs.rip = leave_upcall as *const () as u64;
-    regs.rdi = context as u64;
-    regs.rsi = status as u64;
+    (regs.rip, regs.rdi, regs.rsi) = (rip, rdi, rsi);
     regs.flags &= !DIRECTION_TRAP_ALIGNMENT;
 }
 

@@ -1,0 +1,118 @@
+//! Upcalls that are left otherwise than by the gate: by a signal handler of the program's that ran on top of
+//! one and jumped out (`siglongjmp`), or forked.
+//!
+//! A handler that runs on top of an upcall has its stack in the context's room, or on the alternate signal
+//! stack. A thread that is on neither, and whose context says that it is in an upcall, has left that: it
+//! ends as if the thread had died in it, and the thread goes on with its context.
+//!
+//! A forked child has a copy of the upcall's stack, but context and locks are the parent's. Its copy of
+//! the upcall must not go on: the kernel's frame, by which the handler will return into it, is made to
+//! return to the upcall's caller instead, with an error.
+
+use core::sync::atomic::Ordering::{Relaxed, Release};
+
+use ext_api::abi::Status;
+use ext_api::limits::STACK_LEN;
+use libos::data::Context;
+
+use crate::arch::{self, Registers};
+use crate::context::{self, Frame};
+use crate::signals::{AltStack, SS_ONSTACK, UserContext};
+use crate::{boot, fault, log, sys};
+
+/// For the gate, from the stack at `stack`: `context` is in an upcall already. The context, if that one has
+/// been left; else [`Status::Reentered`].
+pub(crate) extern "C" fn sbx_reentered(context: &'static Context, stack: usize) -> usize {
+    if end_if_left(context, stack) {
+        core::ptr::from_ref(context) as usize
+    } else {
+        Status::Reentered as usize
+    }
+}
+
+/// End the upcall of `context`, which is the calling thread's, if that has left it. It makes a call from the
+/// stack at `stack`.
+pub(crate) fn end_if_left(context: &Context, stack: usize) -> bool {
+    let left = context.tid.load(Relaxed) == sys::gettid()
+        && alternate_stack().is_some_and(|alternate| is_outside(stack, &alternate));
+    if left {
+        end(context);
+    }
+    left
+}
+
+/// A signal has interrupted the thread with this context: end its upcall if it has left it.
+pub(crate) fn end_if_interrupted_outside(context: &Context, user: &UserContext) {
+    let in_region = boot::place().shared().contains(&(user.regs.rip as usize));
+    if !context.sequence.load(Relaxed).is_multiple_of(2)
+        && !in_region
+        && is_outside(user.regs.rsp as usize, &user.stack)
+    {
+        end(context);
+    }
+}
+
+/// Does an address lie neither in a context's room nor on this alternate stack? One that is disarmed while a
+/// handler runs on it, so that it has no length, cannot be told from others.
+fn is_outside(stack: usize, alternate: &AltStack) -> bool {
+    let first = alternate.address as usize;
+    context::index_of_room(stack).is_none()
+        && alternate.len != 0
+        && !(first..first + alternate.len as usize).contains(&stack)
+}
+
+/// The thread's alternate signal stack, as the kernel knows it.
+fn alternate_stack() -> Option<AltStack> {
+    let mut now = AltStack::default();
+    // SAFETY: the kernel writes a stack_t.
+    let asked = unsafe { sys::sigaltstack(core::ptr::null(), (&raw mut now).cast()) };
+    asked.is_ok().then_some(now)
+}
+
+fn end(context: &Context) {
+    let code = context.code.load(Relaxed);
+    log::line(b"fault", b"an upcall was left by a jump out of a signal handler");
+    context.frame.store(context.stack_top.load(Relaxed), Relaxed);
+    context.starved.store(0, Relaxed);
+    context.call_stack.store(0, Relaxed);
+    context.scratch_used.store(0, Relaxed);
+    // From here on nobody takes it for alive, and its locks are a dead upcall's.
+    context.sequence.fetch_add(1, Release);
+    fault::died_inside(code);
+}
+
+/// In a forked child, on the stack that it was forked on: if that was on top of an upcall, have its copy end
+/// with an error. True: it was.
+pub(crate) fn end_copy() -> bool {
+    let stack = arch::stack_pointer();
+    let (parent, fs) = (sys::getppid(), arch::fs_base());
+    let is_open = |context: &&Context| {
+        context.fs_base.load(Relaxed) == fs && !context.sequence.load(Relaxed).is_multiple_of(2)
+    };
+    let Some(open) = context::of_process(parent).find(is_open) else { return false };
+    let room = boot::place().stacks() + context::index_of(open) * STACK_LEN;
+    let top = open.stack_top.load(Relaxed) as usize;
+    let end_of_alternate = || {
+        let it = alternate_stack()?;
+        Some((it.address + it.len) as usize).filter(|_| it.flags & SS_ONSTACK != 0)
+    };
+    let end = if (room..top).contains(&stack) { Some(top) } else { end_of_alternate() };
+    let returns_into_it = |regs: &Registers| {
+        boot::place().shared().contains(&(regs.rip as usize))
+            && (room..room + STACK_LEN).contains(&(regs.rsp as usize))
+    };
+    let mut at = stack.next_multiple_of(8);
+    while end.is_some_and(|end| at + size_of::<UserContext>() <= end) {
+        // SAFETY: whole words of this thread's own stack, between its pointer and its end.
+        let user = unsafe { &mut *(at as *mut UserContext) };
+        if user.is_plausible() && returns_into_it(&user.regs) {
+            // SAFETY: the top of the room has the outermost frame of the upcall that is open there.
+            let frame = unsafe { &*(top as *const Frame) };
+            // SAFETY: the caller's reply, of which the child has a copy as well.
+            unsafe { fault::answer(frame.reply, b"its thread has forked inside of it") };
+            arch::redirect_to_caller(&mut user.regs, frame, Status::Aborted);
+        }
+        at += 8;
+    }
+    true
+}
