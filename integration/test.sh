@@ -17,7 +17,7 @@ esac
 needed=(cc:gcc git:git curl:curl redis-server:redis-server redis-cli:redis-tools
     nginx:nginx-light /usr/bin/python3:python3 /usr/bin/node:nodejs ps:procps
     memcached:memcached memccat:libmemcached-tools dig:bind9-dnsutils bwrap:bubblewrap musl-gcc:musl-tools
-    go:golang-go gdb:gdb strace:strace sqlite3:sqlite3 haproxy:haproxy iperf3:iperf3 wrk:wrk make:make
+    javac:default-jdk-headless go:golang-go gdb:gdb strace:strace sqlite3:sqlite3 haproxy:haproxy iperf3:iperf3 wrk:wrk make:make
     tar:tar c++:g++ strip:binutils perf:linux-perf ip:iproute2 ping:iputils-ping tshark:tshark socat:socat
     /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream /usr/lib/postgresql:postgresql)
 missing=()

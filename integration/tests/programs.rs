@@ -106,10 +106,11 @@ fn static_programs_and_threads() {
 }
 
 /// What works, by the names of `programs/work/work.sh`, and the least number of processes that it has.
-const WORKING: [(&str, usize); 10] = [
+const WORKING: [(&str, usize); 11] = [
     ("python", 5),
     ("bash", 8),
     ("node", 3),
+    ("java", 3),
     ("redis", 10),
     ("nginx", 10),
     ("curl", 6),
@@ -131,7 +132,7 @@ fn workshop() -> Scratch {
     }
     std::fs::copy(built("sbx-launcher"), to("sbx-launcher")).expect("a copy");
     let c = "musl-gcc -O1 -pthread -static work.c -o work-musl && \
-             gcc -O1 -fsanitize=address -pthread work.c -o work-asan && go build -o work-go . && \
+             gcc -O1 -fsanitize=address -pthread work.c -o work-asan && go build -o work-go . && javac Work.java && \
              chmod -R a+rX .";
     let cache = std::env::temp_dir().join("sbx-go-cache");
     let made = run(Command::new("sh")

@@ -101,5 +101,6 @@ CONF
     ;;
 python) /usr/bin/python3 "$here/work.py" "$seconds" ;;
 node) /usr/bin/node "$here/work.js" "$seconds" ;;
+java) java -Xmx64m -cp "$here" Work "$seconds" ;;
 go | musl | asan) "$here/work-$program" "$seconds" ;;
 esac
