@@ -89,7 +89,7 @@ fn benchmarks_measure_every_goal() {
         ("upcall", 17, 4),
         ("launch", 8, 5),
         ("kv", 11, 4),
-        ("faults", 8, 6),
+        ("faults", 9, 7),
         ("events", 13, 8),
         ("delay", 32, 4),
         ("service", 2, 1),

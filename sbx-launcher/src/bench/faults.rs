@@ -1,5 +1,5 @@
 //! `bench faults`: how long it takes until what went wrong is over.
-#![expect(unsafe_code, reason = "forks")]
+#![expect(unsafe_code, reason = "forks, and looks into the region")]
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use ext_api::abi::Status;
 use ext_api::client::Sandbox;
 use ext_api::error::CallError;
+use libos::data::Common;
+use libos::layout::{LEN_MIN, Place};
 
 use super::inside::Inside;
 use super::pin::{pin, time};
@@ -33,6 +35,7 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
             overrun(sandbox)
         }
         "holder" => holder(sandbox),
+        "places" => places(sandbox),
         _ => die(count).map_err(|error| error.to_string()),
     }
 }
@@ -101,8 +104,8 @@ fn overrun(sandbox: &Sandbox) -> Result<f64, String> {
     Ok(took.saturating_sub(BUDGET).as_secs_f64() * 1e3)
 }
 
-/// Milliseconds from the death of a lock's holder until a waiter is told.
-fn holder(sandbox: &Sandbox) -> Result<f64, String> {
+/// A child that sleeps with a lock, killed just now.
+fn killed_holder(sandbox: &Sandbox) -> Result<i32, String> {
     // SAFETY: this process has one thread.
     let child = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error().to_string()),
@@ -114,8 +117,41 @@ fn holder(sandbox: &Sandbox) -> Result<f64, String> {
         child => child,
     };
     std::thread::sleep(Duration::from_millis(20));
-    // SAFETY: our own child, which sleeps with the lock.
+    // SAFETY: our own child.
     unsafe { libc::kill(child, libc::SIGKILL) };
+    Ok(child)
+}
+
+/// Milliseconds from the death of a process inside an upcall until its places in the tables are free.
+fn places(sandbox: &Sandbox) -> Result<f64, String> {
+    let child = killed_holder(sandbox)?;
+    let start = Instant::now();
+    let place = Place::new(sandbox.base() as usize, LEN_MIN).ok_or("no region lies there")?;
+    // SAFETY: the region of this process, which stays mapped.
+    let common = unsafe { Common::at(place) };
+    let is_there = || {
+        let pid = child as u32;
+        common.contexts().any(|index| common.claim(index).load().pid == pid)
+            || common.rows().any(|row| common.process(row).claim.load().pid == pid)
+    };
+    while is_there() {
+        if start.elapsed() > PATIENCE {
+            return Err("its places are not taken back".into());
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    let took = start.elapsed();
+    // SAFETY: our own child.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    // The lock is a dead one's.
+    let _ = call(sandbox, "ledger.mutex_add", &[]);
+    call(sandbox, "ledger.mutex_recover", &[]).map_err(|error| error.to_string())?;
+    Ok(took.as_secs_f64() * 1e3)
+}
+
+/// Milliseconds from the death of a lock's holder until a waiter is told.
+fn holder(sandbox: &Sandbox) -> Result<f64, String> {
+    let child = killed_holder(sandbox)?;
     let start = Instant::now();
     let result = call(sandbox, "ledger.mutex_add", &[]);
     let took = start.elapsed();
@@ -170,6 +206,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         ("overrun, beyond its budget", "ms", "overrun", 1),
         ("the first upcall after a second", "ms", "late-overrun", 1),
         ("dead holder's lock to its waiter", "ms", "holder", 1),
+        ("dead process's places in the tables", "ms", "places", 1),
     ] {
         let inside = &inside;
         rows.push((name.into(), unit, Box::new(move || inside.borrow_mut().measure(what, count))));
@@ -183,6 +220,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         ("overrun beyond its budget, ms", "overrun, beyond its budget", 5.0),
         ("overrun after a second without upcalls, ms", "the first upcall after a second", 5.0),
         ("dead holder's lock, ms", "dead holder's lock to its waiter", 2.0),
+        ("dead process's places, ms", "dead process's places in the tables", 10.0),
         ("restart, ms", "SIGSEGV to restarted", 10.0),
         ("null upcall, ns", "null upcall", 5.0),
     ] {

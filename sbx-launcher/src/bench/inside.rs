@@ -128,7 +128,7 @@ fn figure(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, String> {
         "fork" => super::launch::fork(count).map_err(|error| error.to_string()),
         "private-code" => super::launch::private_code(sandbox.base()).map_err(|e| e.to_string()),
         "python" | "python-empty" => python(what == "python", count),
-        "overrun" | "late-overrun" | "restart" | "holder" | "panic" | "segv" | "die" => {
+        "overrun" | "late-overrun" | "restart" | "holder" | "places" | "panic" | "segv" | "die" => {
             faults::inside(sandbox, what, count)
         }
         what if what.starts_with("pages:") => pages::by_hook(sandbox, &what[6..], count),
