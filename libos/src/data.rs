@@ -7,10 +7,10 @@
 //! 240 KiB  Trouble  x SLOTS_MAX
 //! 248 KiB  Marks
 //! 256 KiB  Context  x CONTEXTS_MAX
-//! 8 MiB    Inbox    x PROCESSES_MAX
-//! 16 MiB   Pool
-//! 20 MiB   Timers
-//! 21 MiB   Sockets
+//! 5 MiB    Inbox    x PROCESSES_MAX
+//! 10 MiB   Pool
+//! 11 MiB   Timers
+//! 12 MiB   Sockets
 //! ```
 //!
 //! Every participant can write all of this: nothing here is trusted by the supervisor beyond
@@ -37,10 +37,10 @@ const MARKS_OFFSET: usize = COMMON_OFFSET + (248 << 10);
 pub const CONTEXTS_OFFSET: usize = COMMON_OFFSET + (256 << 10);
 
 /// Offset of the first [`Inbox`] in the region.
-pub const INBOXES_OFFSET: usize = COMMON_OFFSET + (8 << 20);
-const POOL_OFFSET: usize = COMMON_OFFSET + (16 << 20);
-const TIMERS_OFFSET: usize = COMMON_OFFSET + (20 << 20);
-const SOCKETS_OFFSET: usize = COMMON_OFFSET + (21 << 20);
+pub const INBOXES_OFFSET: usize = COMMON_OFFSET + (5 << 20);
+const POOL_OFFSET: usize = COMMON_OFFSET + (10 << 20);
+const TIMERS_OFFSET: usize = COMMON_OFFSET + (11 << 20);
+const SOCKETS_OFFSET: usize = COMMON_OFFSET + (12 << 20);
 
 /// How a process became a participant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,8 +21,11 @@
 //! its socket as one that may be carried from then on; the side that accepts *takes the offer*, and both
 //! are *joined*. What they have sent until then has been counted. An offer that is not taken costs a row.
 
+mod direction;
 mod linger;
 pub mod records;
+
+pub use direction::{Direction, Piece, Reading, Waiting, Writing};
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -75,7 +78,7 @@ pub const CALLS: [u64; 8] = {
     bits
 };
 
-/// In [`Reading::watch`]: several wait for it in ways that cannot all be told. It goes by the kernel.
+/// In [`Waiting::watch`]: several wait for it in ways that cannot all be told. It goes by the kernel.
 pub const MANY: u32 = u32::MAX;
 
 /// In the first word of a name: the connection is of AF_UNIX sockets.
@@ -195,59 +198,7 @@ pub struct Side {
     pub passed: AtomicU32,
 }
 
-/// The bytes from one side to the other.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
-pub struct Direction {
-    /// Bytes ever put into the ring.
-    pub tail: AtomicU64,
-    /// Bytes ever given to the kernel, or about to be; of records, how many.
-    pub kernel_sent: AtomicU64,
-    /// Bytes of these that were for a reader that slept, was busy or had not accepted yet, or came behind such.
-    pub asleep: AtomicU64,
-    /// Bytes from this one on are in the large ring.
-    pub large_from: AtomicU64,
-    /// That ring's number and 1; 0 if there is none.
-    pub large: AtomicU32,
-    /// Tid of the thread that is putting bytes into the ring.
-    pub writer: AtomicU32,
-    /// Bells that are on their way.
-    pub bell: AtomicU32,
-    /// Not 0 once nothing goes by the ring any more, since a side has shut it down, or reads or writes in ways
-    /// of its own: [`SHUT`], or [`SOON_SHUT`].
-    pub shut: AtomicU32,
-    /// Bells ever sent.
-    pub bells: AtomicU32,
-    /// The core of whoever wrote last.
-    pub core: AtomicU32,
-    /// What readers write.
-    pub reading: Reading,
-}
-
-/// The part of a direction that readers write: a cache line of its own.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
-pub struct Reading {
-    /// Bytes ever taken out of the ring.
-    pub head: AtomicU64,
-    /// Bytes ever received from the kernel; of records, how many.
-    pub kernel_read: AtomicU64,
-    /// Where readers wait: number of a [`Watcher`] and 1, and of the socket there; 0 for nowhere; or
-    /// [`MANY`].
-    pub watch: AtomicU32,
-    /// Threads that sleep on this socket itself.
-    pub parked: AtomicU32,
-    /// Tid of the thread that is receiving from the kernel.
-    pub reader: AtomicU32,
-    /// As of a [`Watcher`].
-    pub patience_ns: AtomicU32,
-    /// Bytes of records ever taken out of the ring.
-    pub record_bytes: AtomicU64,
-    /// Bytes of records ever received from the kernel.
-    pub kernel_bytes: AtomicU64,
-}
-
-/// A place in [`Reading::watch`].
+/// A place in [`Waiting::watch`].
 #[must_use]
 pub const fn watch_word(watcher: usize, socket: usize) -> u32 {
     ((watcher + 1) * WATCHED_MAX + socket) as u32
@@ -267,121 +218,6 @@ pub fn first_row(name: &Name) -> usize {
     let mixed =
         name.iter().fold(0u64, |sum, word| (sum ^ word).wrapping_mul(SPREAD).rotate_left(29));
     (mixed >> 17) as usize % CONNECTIONS_MAX
-}
-
-/// Where the bytes at a position of a ring lie, and how many follow in one piece.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// In the large ring.
-    pub in_large: bool,
-    /// From the ring's start.
-    pub offset: usize,
-    /// Bytes.
-    pub len: usize,
-}
-
-impl Direction {
-    /// Bytes that can be taken out now, from which position.
-    #[must_use]
-    #[inline]
-    pub fn filled(&self) -> (u64, usize) {
-        let head = self.reading.head.load(Ordering::Acquire);
-        let tail = self.tail.load(Ordering::Acquire);
-        // Anybody could have written there: never more than a ring.
-        (head, tail.wrapping_sub(head).min(LARGE_RING as u64) as usize)
-    }
-
-    /// Is there anything in the ring?
-    #[must_use]
-    #[inline]
-    pub fn has_bytes(&self) -> bool {
-        self.filled().1 != 0
-    }
-
-    /// Are there, or will there be soon, bytes in the kernel?
-    #[must_use]
-    #[inline]
-    pub fn is_in_kernel(&self) -> bool {
-        self.kernel_sent.load(Ordering::Acquire) != self.reading.kernel_read.load(Ordering::Acquire)
-    }
-
-    /// Bytes that can be put in now, from which position.
-    #[must_use]
-    #[inline]
-    pub fn room(&self) -> (u64, usize) {
-        let tail = self.tail.load(Ordering::Acquire);
-        let head = self.reading.head.load(Ordering::Acquire);
-        let used = tail.wrapping_sub(head);
-        let large_from = self.large_from.load(Ordering::Acquire);
-        let has_large = self.large.load(Ordering::Acquire) != 0;
-        let (len, used) = if has_large && tail >= large_from {
-            (LARGE_RING as u64, used.min(tail - large_from))
-        } else {
-            (SMALL_RING as u64, used)
-        };
-        (tail, len.saturating_sub(used) as usize)
-    }
-
-    /// Where the bytes at `position` lie; `len` of them are asked for.
-    #[must_use]
-    #[inline]
-    pub fn piece(&self, position: u64, len: usize) -> Piece {
-        let large_from = self.large_from.load(Ordering::Acquire);
-        let has_large = self.large.load(Ordering::Acquire) != 0;
-        let in_large = has_large && position >= large_from;
-        let ring = if in_large { LARGE_RING } else { SMALL_RING };
-        let offset = position as usize % ring;
-        let mut len = len.min(ring - offset);
-        if has_large && !in_large {
-            len = len.min((large_from - position) as usize);
-        }
-        Piece { in_large, offset, len }
-    }
-
-    /// The bytes up to `tail` are there. True if the one who waits for them may be asleep now.
-    #[inline]
-    pub fn publish(&self, tail: u64, is_parked: impl FnOnce() -> bool) -> bool {
-        self.tail.store(tail, Ordering::Release);
-        fence(Ordering::SeqCst);
-        is_parked()
-    }
-
-    /// Go to sleep on the socket itself, unless there are bytes.
-    #[must_use]
-    pub fn park(&self) -> bool {
-        self.reading.parked.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let may_sleep = !self.has_bytes();
-        if !may_sleep {
-            self.unpark();
-        }
-        may_sleep
-    }
-
-    /// Awake again.
-    pub fn unpark(&self) {
-        // A row that was given to others meanwhile has its count from 0.
-        let less = |count: u32| count.checked_sub(1);
-        let _ = self.reading.parked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
-
-    /// The bytes before `position` have been taken, if they were there still.
-    #[must_use]
-    #[inline]
-    pub fn take(&self, head: u64, len: usize) -> bool {
-        let next = head + len as u64;
-        self.reading.head.compare_exchange(head, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    fn reset(&self) {
-        let reading = &self.reading;
-        let positions = [&self.tail, &self.kernel_sent, &self.asleep, &self.large_from];
-        positions.into_iter().chain([&reading.head, &reading.kernel_read]).for_each(zero64);
-        [&reading.record_bytes, &reading.kernel_bytes].into_iter().for_each(zero64);
-        let words = [&self.large, &self.writer, &self.bell, &self.shut, &self.bells, &self.core];
-        let readers = [&reading.watch, &reading.parked, &reading.reader, &reading.patience_ns];
-        words.into_iter().chain(readers).for_each(zero);
-    }
 }
 
 impl Side {
@@ -592,7 +428,7 @@ impl Sockets {
             self.carried_bytes.fetch_add(carried, Ordering::Relaxed);
             let by_kernel = connection.by_kernel(direction);
             self.kernel_bytes.fetch_add(by_kernel, Ordering::Relaxed);
-            let asleep = direction.asleep.load(Ordering::Relaxed);
+            let asleep = direction.writing.asleep.load(Ordering::Relaxed);
             self.asleep_bytes.fetch_add(asleep, Ordering::Relaxed);
             let large = direction.large.swap(0, Ordering::AcqRel) as usize;
             if (1..=LARGE_RINGS).contains(&large) {
@@ -705,61 +541,8 @@ impl Watcher {
 
 #[cfg(not(loom))]
 const _: () = {
-    assert!(size_of::<Connection>() == 512);
+    assert!(size_of::<Connection>() == 768);
     assert!(WATCHED_MAX / 64 <= 64, "the summary is one word");
     assert!((WATCHERS_MAX + 1) * WATCHED_MAX < MANY as usize);
     assert!(RINGS_LEN.is_multiple_of(ext_api::limits::HUGE_PAGE_LEN));
 };
-
-#[cfg(all(test, loom))]
-mod models {
-    use super::Direction;
-    use crate::sync::Ordering::{AcqRel, Relaxed};
-    use loom::sync::Arc;
-
-    #[test]
-    fn loom_no_reader_sleeps_while_bytes_come_that_it_is_not_told_of() {
-        loom::model(|| {
-            let direction = Arc::new(Direction::default());
-            let other = direction.clone();
-            let writer = loom::thread::spawn(move || {
-                other.publish(1, || other.reading.parked.load(Relaxed) != 0)
-            });
-            let sleeps = direction.park();
-            let told = writer.join().expect("no panic");
-            assert!(!sleeps || told);
-        });
-    }
-
-    #[test]
-    fn loom_what_is_in_the_ring_is_seen_before_what_went_to_the_kernel_later() {
-        loom::model(|| {
-            let direction = Arc::new(Direction::default());
-            let other = direction.clone();
-            let writer = loom::thread::spawn(move || {
-                other.publish(1, || false);
-                other.kernel_sent.fetch_add(1, AcqRel);
-            });
-            if direction.is_in_kernel() {
-                assert!(direction.has_bytes());
-            }
-            writer.join().expect("no panic");
-        });
-    }
-
-    #[test]
-    fn loom_of_two_readers_one_takes_the_bytes() {
-        loom::model(|| {
-            let direction = Arc::new(Direction::default());
-            direction.publish(1, || false);
-            let other = direction.clone();
-            let take = |direction: &Direction| {
-                let (head, len) = direction.filled();
-                len == 1 && direction.take(head, len)
-            };
-            let second = loom::thread::spawn(move || take(&other));
-            let first = take(&direction);
-            assert!(first != second.join().expect("no panic"));
-        });
-    }
-}

@@ -45,7 +45,10 @@ proptest! {
                 direction.large.store(1, Relaxed);
             }
             if writes {
-                let (tail, room) = direction.room();
+                let (tail, room) = direction.room_for(len);
+                let (same, in_all) = direction.room();
+                // What is remembered is enough, or all that there is.
+                prop_assert!(tail == same && room <= in_all && (room >= len || room == in_all));
                 let len = len.min(room);
                 rings.each(&direction, tail, len, |piece| {
                     for byte in piece {

@@ -22,7 +22,7 @@ pub fn table(sockets: &Sockets) -> Value {
         "carried_bytes": sockets.carried_bytes.load(Relaxed) + sum(Connection::carried),
         "kernel_bytes": sockets.kernel_bytes.load(Relaxed) + sum(Connection::by_kernel),
         "asleep_bytes": sockets.asleep_bytes.load(Relaxed)
-            + sum(|_, direction| direction.asleep.load(Relaxed)),
+            + sum(|_, direction| direction.writing.asleep.load(Relaxed)),
         "no_row": sockets.no_row.load(Relaxed),
         "no_offer": sockets.no_offer.load(Relaxed),
         "not_taken": sockets.not_taken.load(Relaxed),
@@ -51,7 +51,7 @@ fn direction(one: &Connection, side: usize) -> Value {
         "carried": one.carried(direction),
         "by_kernel": one.by_kernel(direction),
         "waiting": direction.filled().1,
-        "wakes": direction.bells.load(Relaxed),
+        "wakes": direction.writing.bells.load(Relaxed),
         "shut": direction.shut.load(Relaxed) != 0,
     })
 }

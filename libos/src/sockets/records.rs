@@ -57,8 +57,8 @@ impl Connection {
     /// Bytes of the program's that have come by the kernel instead.
     #[must_use]
     pub fn by_kernel(&self, direction: &Direction) -> u64 {
-        let reading = &direction.reading;
-        let of = if self.has_records() { &reading.kernel_bytes } else { &reading.kernel_read };
+        let waiting = &direction.waiting;
+        let of = if self.has_records() { &waiting.kernel_bytes } else { &waiting.kernel_read };
         of.load(Ordering::Relaxed)
     }
 }

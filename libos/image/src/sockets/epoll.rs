@@ -140,7 +140,7 @@ impl Set {
     pub(super) fn leave_to_kernel(&self) {
         if self.left.swap(1, AcqRel) == 0 {
             for end in self.ends() {
-                end.incoming().reading.watch.store(MANY, Release);
+                end.incoming().waiting.watch.store(MANY, Release);
             }
             fence(SeqCst);
             for (index, socket) in self.sockets.iter().enumerate() {
@@ -244,7 +244,7 @@ pub(super) fn look_again(end: &End) {
 }
 
 fn unwatch(end: &End, word: u32) {
-    let _ = end.incoming().reading.watch.compare_exchange(word, 0, AcqRel, Relaxed);
+    let _ = end.incoming().waiting.watch.compare_exchange(word, 0, AcqRel, Relaxed);
 }
 
 /// The socket at this place is in the set no longer.
@@ -378,10 +378,10 @@ pub(super) fn watch(end: &End) {
         let word = watch_word(set.watcher.load(Relaxed) as usize, index);
         set.used.store(1, Relaxed);
         set.is_watched()
-            && direction.reading.watch.compare_exchange(0, word, AcqRel, Relaxed).is_ok()
+            && direction.waiting.watch.compare_exchange(0, word, AcqRel, Relaxed).is_ok()
     });
     if !taken {
-        direction.reading.watch.store(MANY, Release);
+        direction.waiting.watch.store(MANY, Release);
     }
     fence(SeqCst);
 }
@@ -393,7 +393,7 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     let is_present = socket.present.load(Relaxed) != 0;
     let is_plain = socket.events.load(Relaxed) & !PLAIN == 0 && !socket.is_asleep();
     let word = watch_word(set.watcher.load(Relaxed) as usize, place.1);
-    let is_watched = set.is_watched() && end.incoming().reading.watch.load(Relaxed) == word;
+    let is_watched = set.is_watched() && end.incoming().waiting.watch.load(Relaxed) == word;
     let is_steady =
         stream::is_joined(end) && !end.connection.is_ending() && !end.incoming().is_in_kernel();
     if !is_plain || !is_watched || !is_steady || fds::is_copied(end.fd) {
@@ -432,7 +432,7 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
 /// It goes by the kernel: who waits for it cannot be told. What is in its ring already is kept apart.
 fn by_kernel(end: &End, args: [usize; 6]) -> isize {
     let [epoll, _, fd, at, ..] = args;
-    end.incoming().reading.watch.store(MANY, Release);
+    end.incoming().waiting.watch.store(MANY, Release);
     fence(SeqCst);
     let result = native(nr::EPOLL_CTL, args);
     fds::late().forget(end.fd);

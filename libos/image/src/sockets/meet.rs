@@ -433,7 +433,7 @@ fn adopt_inherited(pid: u32) {
 fn wait_anew(pid: u32) {
     let way = if open::any_epoll() { MANY } else { 0 };
     for end in fds::ends() {
-        let watch = &end.incoming().reading.watch;
+        let watch = &end.incoming().waiting.watch;
         let word = watch.load(Acquire);
         let is_own = |watcher: usize| sockets().watchers[watcher].pid.load(Relaxed) == pid;
         if word == 0 || watched(word).is_some_and(|(watcher, _)| is_own(watcher)) {

@@ -241,7 +241,7 @@ fn add_rings(end: &End, at: usize, len_at: usize) -> isize {
     const RECEIVED: usize = 128;
     const SENT: usize = 200;
     let ring = |direction: &Direction| {
-        let bells = u64::from(direction.bells.load(Relaxed));
+        let bells = u64::from(direction.writing.bells.load(Relaxed));
         direction.tail.load(Relaxed).wrapping_sub(bells)
     };
     let (sent, received) = (ring(end.outgoing()), ring(end.incoming()));

@@ -75,7 +75,7 @@ fn addressed(end: &End, number: usize, args: [usize; 6]) -> isize {
 /// The program's own call, of one record.
 fn by_kernel(end: &End, number: usize, args: [usize; 6]) -> isize {
     let direction = end.outgoing();
-    let turn = Turn::take(&direction.writer);
+    let turn = Turn::take(&direction.writing.writer);
     told(end, give(direction, turn, || native(number, args)))
 }
 
@@ -107,14 +107,14 @@ fn put(end: &End, number: usize, args: [usize; 6], pieces: Pieces, flags: usize)
         return by_kernel(end, number, args);
     };
     stream::note_core(direction);
-    let turn = Turn::take(&direction.writer);
-    let is_asleep = !direction.has_bytes() && stream::is_parked(direction);
+    let turn = Turn::take(&direction.writing.writer);
+    let is_asleep = stream::is_parked(direction) && !direction.has_bytes();
     if direction.shut.load(Acquire) != 0 || direction.is_in_kernel() || is_asleep {
         return told(end, to_sleeper(direction, turn, || native(number, args)));
     }
     loop {
-        let (tail, room) = direction.room();
         let needed = record_len(total);
+        let (tail, room) = direction.room_for(needed);
         if room < needed {
             if stream::upgrade(end, direction, tail) {
                 continue;
@@ -145,7 +145,7 @@ fn put(end: &End, number: usize, args: [usize; 6], pieces: Pieces, flags: usize)
 
 fn to_sleeper(direction: &Direction, turn: Turn<'_>, send: impl FnOnce() -> isize) -> isize {
     let sent = give(direction, turn, send);
-    direction.asleep.fetch_add(sent.max(0) as u64, Relaxed);
+    direction.writing.asleep.fetch_add(sent.max(0) as u64, Relaxed);
     sent
 }
 
@@ -415,8 +415,8 @@ impl Receive {
     fn counted(&self, result: isize) -> isize {
         let direction = self.end.incoming();
         if result >= 0 && self.flags & MSG_PEEK == 0 && direction.is_in_kernel() {
-            direction.reading.kernel_read.fetch_add(1, AcqRel);
-            direction.reading.kernel_bytes.fetch_add(result as u64, Relaxed);
+            direction.waiting.kernel_read.fetch_add(1, AcqRel);
+            direction.waiting.kernel_bytes.fetch_add(result as u64, Relaxed);
         }
         result
     }

@@ -62,8 +62,8 @@ pub(super) fn address(
 
 /// Does whoever would read from `direction` sleep, as far as can be told?
 pub(super) fn is_parked(direction: &Direction) -> bool {
-    let watch = direction.reading.watch.load(Acquire);
-    direction.reading.parked.load(Acquire) != 0
+    let watch = direction.waiting.watch.load(Acquire);
+    direction.waiting.parked.load(Acquire) != 0
         || watch == MANY
         || watched(watch)
             .is_some_and(|(watcher, _)| sockets().watchers[watcher].parked.0.load(Acquire) != 0)
@@ -157,25 +157,25 @@ pub(super) fn send(
         let sent = by_kernel(&end, number, args, total);
         if !is_joined {
             // Nobody reads what has not been accepted yet.
-            direction.asleep.fetch_add(sent.max(0) as u64, Relaxed);
+            direction.writing.asleep.fetch_add(sent.max(0) as u64, Relaxed);
         }
         return sent;
     }
     note_core(direction);
-    let turn = Turn::take(&direction.writer);
+    let turn = Turn::take(&direction.writing.writer);
     let is_shut = direction.shut.load(Acquire) != 0;
-    if is_shut || direction.is_in_kernel() || !direction.has_bytes() && is_parked(direction) {
+    if is_shut || direction.is_in_kernel() || is_parked(direction) && !direction.has_bytes() {
         direction.kernel_sent.fetch_add(total as u64, AcqRel);
         drop(turn);
         let sent = counted(direction, total, native(number, args));
-        direction.asleep.fetch_add(sent.max(0) as u64, Relaxed);
+        direction.writing.asleep.fetch_add(sent.max(0) as u64, Relaxed);
         return sent;
     }
     let mut source = source;
     let mut done = 0;
     while done < total {
-        let (tail, room) = direction.room();
         let left = total - done;
+        let (tail, room) = direction.room_for(left);
         if room < left && upgrade(&end, direction, tail) {
             continue;
         }
@@ -188,7 +188,7 @@ pub(super) fn send(
             drop(turn);
             let sent = rest(&end, &mut source, left);
             counted(direction, left, sent);
-            direction.asleep.fetch_add(sent.max(0) as u64, Relaxed);
+            direction.writing.asleep.fetch_add(sent.max(0) as u64, Relaxed);
             return match sent {
                 0.. => done as isize + sent,
                 _ if done > 0 => done as isize,
@@ -297,7 +297,7 @@ pub(super) fn counted(direction: &Direction, asked: usize, sent: isize) -> isize
 /// The program's own call to send something, which may always go through the kernel.
 pub(super) fn by_kernel(end: &End, number: usize, args: [usize; 6], total: usize) -> isize {
     let direction = end.outgoing();
-    let turn = Turn::take(&direction.writer);
+    let turn = Turn::take(&direction.writing.writer);
     direction.kernel_sent.fetch_add(total as u64, AcqRel);
     drop(turn);
     counted(direction, total, native(number, args))
@@ -334,7 +334,7 @@ pub(super) fn wait_for_room(direction: &Direction, least: usize) -> bool {
 
 /// Tell those who wait for the direction in a set.
 pub(super) fn mark(direction: &Direction) {
-    if let Some((watcher, socket)) = watched(direction.reading.watch.load(Acquire)) {
+    if let Some((watcher, socket)) = watched(direction.waiting.watch.load(Acquire)) {
         sockets().watchers[watcher].mark(socket);
     }
 }
@@ -347,8 +347,8 @@ pub(super) fn note_core(direction: &Direction) {
             word.store(core, Relaxed);
         }
     };
-    note(&direction.core);
-    if let Some((watcher, _)) = watched(direction.reading.watch.load(Acquire)) {
+    note(&direction.writing.core);
+    if let Some((watcher, _)) = watched(direction.waiting.watch.load(Acquire)) {
         note(&sockets().watchers[watcher].core);
     }
 }
@@ -369,7 +369,7 @@ pub(super) fn ring_bell(end: &End, direction: &Direction) {
     let len = if end.connection.has_records() { size_of_val(&bell) } else { 1 };
     let args = [end.fd, bell.as_ptr() as usize, len, MSG_DONTWAIT | MSG_NOSIGNAL];
     if ask(nr::SENDTO, args) == len as isize {
-        direction.bells.fetch_add(1, Relaxed);
+        direction.writing.bells.fetch_add(1, Relaxed);
     } else {
         direction.bell.fetch_sub(1, AcqRel);
     }
@@ -415,7 +415,7 @@ pub(super) fn receive(
     if is_left(direction) {
         let received = native(number, args);
         if received > 0 && flags & MSG_PEEK == 0 {
-            direction.reading.kernel_read.fetch_add(received as u64, AcqRel);
+            direction.waiting.kernel_read.fetch_add(received as u64, AcqRel);
         }
         return received;
     }
@@ -593,7 +593,7 @@ fn from_kernel(
         }
     };
     if result > 0 && flags & MSG_PEEK == 0 {
-        direction.reading.kernel_read.fetch_add(result as u64, AcqRel);
+        direction.waiting.kernel_read.fetch_add(result as u64, AcqRel);
     }
     drop(turn);
     if result > 0 && end.connection.state.load(Relaxed) == OFFERED {
@@ -612,7 +612,7 @@ fn from_kernel(
 pub(super) fn look(end: &End) -> bool {
     let direction = end.incoming();
     let patience = patience(&direction.reading.patience_ns);
-    look_until(patience, &direction.core, || {
+    look_until(patience, &direction.writing.core, || {
         direction.has_bytes() || direction.is_in_kernel() || end.connection.other_is_gone(end.side)
     })
 }
@@ -688,7 +688,7 @@ pub(super) fn shut(direction: &Direction) {
     if direction.shut.load(Acquire) == SHUT {
         return;
     }
-    let turn = Turn::take_soon(&direction.writer);
+    let turn = Turn::take_soon(&direction.writing.writer);
     direction.shut.store(if turn.is_some() { SHUT } else { SOON_SHUT }, Release);
 }
 
@@ -747,7 +747,7 @@ pub(super) fn splice(args: [usize; 6]) -> isize {
     let (head, filled) = direction.filled();
     if filled == 0 {
         let moved = native(nr::SPLICE, args);
-        direction.reading.kernel_read.fetch_add(moved.max(0) as u64, AcqRel);
+        direction.waiting.kernel_read.fetch_add(moved.max(0) as u64, AcqRel);
         return moved;
     }
     let (at, part) = address(end.row, 1 - end.side, direction, head, filled.min(len).min(4096));

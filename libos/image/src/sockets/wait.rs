@@ -145,7 +145,7 @@ impl Waiting {
     fn look(&self) -> bool {
         let Some(first) = self.ends().next().map(End::incoming) else { return false };
         let patience = stream::patience(&first.reading.patience_ns);
-        let core = if self.count == 1 { &first.core } else { &self.several };
+        let core = if self.count == 1 { &first.writing.core } else { &self.several };
         let is_there =
             || self.ends().any(|end| end.incoming().has_bytes() || end.incoming().is_in_kernel());
         stream::look_until(patience, core, is_there)

@@ -63,7 +63,7 @@ impl Ring {
     /// Put all of it in, waiting for room.
     fn write(&self, mut bytes: &[u8], wait: Wait) {
         while !bytes.is_empty() {
-            let (tail, room) = self.direction.room();
+            let (tail, room) = self.direction.room_for(bytes.len());
             let piece = self.direction.piece(tail, room.min(bytes.len()));
             if piece.len == 0 {
                 wait.once();
@@ -74,7 +74,7 @@ impl Ring {
             // SAFETY: room that the reader has left; the source has as much.
             unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), piece.len) };
             self.direction.publish(tail + piece.len as u64, || {
-                self.direction.reading.parked.load(Acquire) != 0
+                self.direction.waiting.parked.load(Acquire) != 0
             });
             bytes = &bytes[piece.len..];
         }

@@ -1,0 +1,302 @@
+//! The bytes from one side of a connection to the other: what writers and readers tell each other.
+//!
+//! Who writes what decides which cache line it is on. While bytes go by the ring each piece moves two lines
+//! between the cores, that of the tail and that of the bytes:
+//!
+//! ```text
+//!             written                            looked at by the other side
+//!  Direction  by writers, once a piece           always: readers wait for the tail
+//!  Writing    by writers, around that            never
+//!  Reading    by readers, once a piece           when the ring may be full
+//!  Waiting    by readers, when they sleep        with each piece
+//! ```
+
+use super::{LARGE_RING, SMALL_RING, zero, zero64};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// The bytes from one side to the other.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Direction {
+    /// Bytes ever put into the ring.
+    pub tail: AtomicU64,
+    /// Bytes ever given to the kernel, or about to be; of records, how many.
+    pub kernel_sent: AtomicU64,
+    /// Bytes from this one on are in the large ring.
+    pub large_from: AtomicU64,
+    /// That ring's number and 1; 0 if there is none.
+    pub large: AtomicU32,
+    /// Bells that are on their way.
+    pub bell: AtomicU32,
+    /// Not 0 once nothing goes by the ring any more, since a side has shut it down, or reads or writes in ways
+    /// of its own: [`SHUT`](super::SHUT), or [`SOON_SHUT`](super::SOON_SHUT).
+    pub shut: AtomicU32,
+    /// What writers keep to themselves.
+    pub writing: Writing,
+    /// What readers write all the time.
+    pub reading: Reading,
+    /// What readers write now and then.
+    pub waiting: Waiting,
+}
+
+/// The part of a direction that writers write before and after they publish a piece: a cache line of its own,
+/// so that a reader that waits for the tail does not take it away each time.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Writing {
+    /// Tid of the thread that is putting bytes into the ring.
+    pub writer: AtomicU32,
+    /// The core of whoever wrote last.
+    pub core: AtomicU32,
+    /// What the head was when a writer last had to look: so much has been taken out at least.
+    pub seen_head: AtomicU64,
+    /// Bytes given to the kernel that were for a reader that slept, was busy or had not accepted yet, or came
+    /// behind such.
+    pub asleep: AtomicU64,
+    /// Bells ever sent.
+    pub bells: AtomicU32,
+}
+
+/// The part of a direction that readers write with each piece: a cache line of its own, which writers do not
+/// look at unless the ring may be full.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Reading {
+    /// Bytes ever taken out of the ring.
+    pub head: AtomicU64,
+    /// Tid of the thread that is receiving from the kernel.
+    pub reader: AtomicU32,
+    /// As of a [`Watcher`](super::Watcher).
+    pub patience_ns: AtomicU32,
+    /// Bytes of records ever taken out of the ring.
+    pub record_bytes: AtomicU64,
+}
+
+/// The part that readers write when they wait, or receive from the kernel: a cache line of its own, which
+/// writers look at with each piece.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Waiting {
+    /// Bytes ever received from the kernel; of records, how many.
+    pub kernel_read: AtomicU64,
+    /// Where readers wait: number of a [`Watcher`](super::Watcher) and 1, and of the socket there; 0 for nowhere; or
+    /// [`MANY`](super::MANY).
+    pub watch: AtomicU32,
+    /// Threads that sleep on this socket itself.
+    pub parked: AtomicU32,
+    /// Bytes of records ever received from the kernel.
+    pub kernel_bytes: AtomicU64,
+}
+
+/// Where the bytes at a position of a ring lie, and how many follow in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// In the large ring.
+    pub in_large: bool,
+    /// From the ring's start.
+    pub offset: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+impl Direction {
+    /// Bytes that can be taken out now, from which position.
+    #[must_use]
+    #[inline]
+    pub fn filled(&self) -> (u64, usize) {
+        let head = self.reading.head.load(Ordering::Acquire);
+        let tail = self.tail.load(Ordering::Acquire);
+        // Anybody could have written there: never more than a ring.
+        (head, tail.wrapping_sub(head).min(LARGE_RING as u64) as usize)
+    }
+
+    /// Is there anything in the ring?
+    #[must_use]
+    #[inline]
+    pub fn has_bytes(&self) -> bool {
+        self.filled().1 != 0
+    }
+
+    /// Are there, or will there be soon, bytes in the kernel?
+    #[must_use]
+    #[inline]
+    pub fn is_in_kernel(&self) -> bool {
+        self.kernel_sent.load(Ordering::Acquire) != self.waiting.kernel_read.load(Ordering::Acquire)
+    }
+
+    /// Bytes that can be put in now, from which position.
+    #[must_use]
+    #[inline]
+    pub fn room(&self) -> (u64, usize) {
+        self.room_behind(self.reading.head.load(Ordering::Acquire))
+    }
+
+    /// As [`Self::room`], if that is enough for `least` bytes; it may be more by now. Readers are not
+    /// disturbed while it is.
+    #[must_use]
+    #[inline]
+    pub fn room_for(&self, least: usize) -> (u64, usize) {
+        let (tail, room) = self.room_behind(self.writing.seen_head.load(Ordering::Acquire));
+        if room >= least {
+            return (tail, room);
+        }
+        let head = self.reading.head.load(Ordering::Acquire);
+        self.writing.seen_head.store(head, Ordering::Release);
+        self.room_behind(head)
+    }
+
+    fn room_behind(&self, head: u64) -> (u64, usize) {
+        let tail = self.tail.load(Ordering::Acquire);
+        let used = tail.wrapping_sub(head);
+        let large_from = self.large_from.load(Ordering::Acquire);
+        let has_large = self.large.load(Ordering::Acquire) != 0;
+        let (len, used) = if has_large && tail >= large_from {
+            (LARGE_RING as u64, used.min(tail - large_from))
+        } else {
+            (SMALL_RING as u64, used)
+        };
+        (tail, len.saturating_sub(used) as usize)
+    }
+
+    /// Where the bytes at `position` lie; `len` of them are asked for.
+    #[must_use]
+    #[inline]
+    pub fn piece(&self, position: u64, len: usize) -> Piece {
+        let large_from = self.large_from.load(Ordering::Acquire);
+        let has_large = self.large.load(Ordering::Acquire) != 0;
+        let in_large = has_large && position >= large_from;
+        let ring = if in_large { LARGE_RING } else { SMALL_RING };
+        let offset = position as usize % ring;
+        let mut len = len.min(ring - offset);
+        if has_large && !in_large {
+            len = len.min((large_from - position) as usize);
+        }
+        Piece { in_large, offset, len }
+    }
+
+    /// The bytes up to `tail` are there. True if the one who waits for them may be asleep now.
+    #[inline]
+    pub fn publish(&self, tail: u64, is_parked: impl FnOnce() -> bool) -> bool {
+        self.tail.store(tail, Ordering::Release);
+        fence(Ordering::SeqCst);
+        is_parked()
+    }
+
+    /// Go to sleep on the socket itself, unless there are bytes.
+    #[must_use]
+    pub fn park(&self) -> bool {
+        self.waiting.parked.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let may_sleep = !self.has_bytes();
+        if !may_sleep {
+            self.unpark();
+        }
+        may_sleep
+    }
+
+    /// Awake again.
+    pub fn unpark(&self) {
+        // A row that was given to others meanwhile has its count from 0.
+        let less = |count: u32| count.checked_sub(1);
+        let _ = self.waiting.parked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// The bytes before `position` have been taken, if they were there still.
+    #[must_use]
+    #[inline]
+    pub fn take(&self, head: u64, len: usize) -> bool {
+        let next = head + len as u64;
+        self.reading.head.compare_exchange(head, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    pub(super) fn reset(&self) {
+        let (writing, reading, waiting) = (&self.writing, &self.reading, &self.waiting);
+        let ours = [&self.tail, &self.kernel_sent, &self.large_from];
+        let writers = [&writing.asleep, &writing.seen_head];
+        writers.into_iter().for_each(zero64);
+        ours.into_iter().chain([&reading.head, &waiting.kernel_read]).for_each(zero64);
+        [&reading.record_bytes, &waiting.kernel_bytes].into_iter().for_each(zero64);
+        let ours = [&self.large, &self.bell, &self.shut];
+        let words = [&writing.writer, &writing.bells, &writing.core];
+        let readers = [&waiting.watch, &waiting.parked, &reading.reader, &reading.patience_ns];
+        ours.into_iter().chain(words).chain(readers).for_each(zero);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    #![expect(unsafe_code, reason = "a byte that loom watches")]
+
+    use super::Direction;
+    use crate::sockets::SMALL_RING;
+    use crate::sync::Ordering::{AcqRel, Relaxed};
+    use loom::sync::Arc;
+
+    #[test]
+    fn loom_no_reader_sleeps_while_bytes_come_that_it_is_not_told_of() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            let other = direction.clone();
+            let writer = loom::thread::spawn(move || {
+                other.publish(1, || other.waiting.parked.load(Relaxed) != 0)
+            });
+            let sleeps = direction.park();
+            let told = writer.join().expect("no panic");
+            assert!(!sleeps || told);
+        });
+    }
+
+    #[test]
+    fn loom_what_is_in_the_ring_is_seen_before_what_went_to_the_kernel_later() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            let other = direction.clone();
+            let writer = loom::thread::spawn(move || {
+                other.publish(1, || false);
+                other.kernel_sent.fetch_add(1, AcqRel);
+            });
+            if direction.is_in_kernel() {
+                assert!(direction.has_bytes());
+            }
+            writer.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn loom_of_two_readers_one_takes_the_bytes() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            direction.publish(1, || false);
+            let other = direction.clone();
+            let take = |direction: &Direction| {
+                let (head, len) = direction.filled();
+                len == 1 && direction.take(head, len)
+            };
+            let second = loom::thread::spawn(move || take(&other));
+            let first = take(&direction);
+            assert!(first != second.join().expect("no panic"));
+        });
+    }
+
+    #[test]
+    fn loom_no_byte_is_overwritten_before_it_has_been_copied() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            // One byte of the ring, which is full of it.
+            let byte = Arc::new(loom::cell::UnsafeCell::new(1));
+            direction.publish(SMALL_RING as u64, || false);
+            let (other, written) = (direction.clone(), byte.clone());
+            let writer = loom::thread::spawn(move || {
+                // By what it remembers there is no room. Another writer, or the same one again, goes by what
+                // this one sees.
+                if other.room_for(1).1 > 0 && other.room_for(1).1 > 0 {
+                    written.with_mut(|byte| unsafe { *byte = 2 });
+                }
+            });
+            let (head, len) = direction.filled();
+            assert_eq!(byte.with(|byte| unsafe { *byte }), 1);
+            assert!(direction.take(head, len));
+            writer.join().expect("no panic");
+        });
+    }
+}
