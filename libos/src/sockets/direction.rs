@@ -290,11 +290,14 @@ mod models {
                 // By what it remembers there is no room. Another writer, or the same one again, goes by what
                 // this one sees.
                 if other.room_for(1).1 > 0 && other.room_for(1).1 > 0 {
+                    // SAFETY: loom fails if it is not.
                     written.with_mut(|byte| unsafe { *byte = 2 });
                 }
             });
             let (head, len) = direction.filled();
-            assert_eq!(byte.with(|byte| unsafe { *byte }), 1);
+            // SAFETY: as above.
+            let read = byte.with(|byte| unsafe { *byte });
+            assert_eq!(read, 1);
             assert!(direction.take(head, len));
             writer.join().expect("no panic");
         });
