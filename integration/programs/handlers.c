@@ -7,13 +7,17 @@
  *     fork            forks; the child returns from the handler, and both make other upcalls
  *     forkhold        the same, in an upcall that holds a lock
  *     ... alt         the handler runs on an alternate stack
+ *
+ *     vfork           no handler: twenty children of vfork are killed inside an upcall that holds a lock
  */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -47,6 +51,48 @@ static void alarm_in(long us) {
     setitimer(ITIMER_REAL, &time, NULL);
 }
 
+static volatile pid_t inside;
+
+static void *killer(void *unused) {
+    for (int i = 0; i < 20; i++) {
+        while (!inside) usleep(1000);
+        usleep(20000);
+        pid_t victim = inside;
+        inside = 0;
+        kill(victim, SIGKILL);
+    }
+    return unused;
+}
+
+static int vforks(void) {
+    pthread_t id;
+    pthread_create(&id, NULL, killer, NULL);
+    for (int i = 0; i < 20; i++) {
+        pid_t pid = vfork();
+        if (pid == 0) {
+            inside = (pid_t)syscall(SYS_getpid);
+            call("ledger.hold", 4000, NULL);
+            _exit(1);
+        }
+        int ended = 0;
+        waitpid(pid, &ended, 0);
+        if (!WIFSIGNALED(ended)) return 10;
+        uint32_t status = call("ledger.mutex_add", 1, NULL);
+        if (status == SBX_FAILED) {
+            call("ledger.mutex_recover", 0, NULL);
+            status = call("ledger.mutex_add", 1, NULL);
+        }
+        if (status != SBX_OK) {
+            printf("after %d: status %u\n", i, status);
+            return 3;
+        }
+    }
+    printf("twenty\n");
+    fflush(stdout);
+    getchar();
+    return 0;
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     int is_fork = !strncmp(what, "fork", 4), is_hold = !!strstr(what, "hold");
@@ -59,6 +105,7 @@ int main(int argc, char **argv) {
         action.sa_flags = SA_ONSTACK;
     }
     if (sbx_current(&sbx) != 0) return 2;
+    if (!strcmp(what, "vfork")) return vforks();
     sigaction(SIGALRM, &action, NULL);
     if (is_fork) {
         alarm_in(50000);

@@ -56,6 +56,14 @@ impl Doomed {
         ended
     }
 
+    /// A program says "all" meanwhile, and afterwards all is well.
+    fn says_all(&self, point: &str, argv: &[&str]) {
+        let ended = self.run(argv);
+        let said = (ended.status, ended.stdout.as_str());
+        assert_eq!(said, (0, "all\n"), "{point}: {}", ended.stderr);
+        self.is_well(point);
+    }
+
     /// They have died, there is one more, and it does all that a supervisor does.
     fn is_well(&self, point: &str) {
         let begun = Instant::now();
@@ -120,14 +128,7 @@ fn a_program_that_starts_meanwhile_starts() {
     for point in points {
         for deaths in DEATHS {
             let doomed = Doomed::up(&point, deaths);
-            let ended = doomed.run(&["/bin/bash", "-c", script]);
-            assert_eq!(
-                (ended.status, ended.stdout.as_str()),
-                (0, "all\n"),
-                "{point}: {}",
-                ended.stderr
-            );
-            doomed.is_well(&point);
+            doomed.says_all(&point, &["/bin/bash", "-c", script]);
         }
     }
 }
@@ -222,14 +223,7 @@ fn a_program_whose_exec_failed_goes_on_as_ever() {
                 kill(first, Signal::SIGKILL).expect("it is there");
                 doomed.deaths += 1;
             }
-            let ended = doomed.run(&["/usr/bin/python3", "-c", script]);
-            assert_eq!(
-                (ended.status, ended.stdout.as_str()),
-                (0, "all\n"),
-                "{point}: {}",
-                ended.stderr
-            );
-            doomed.is_well(&point);
+            doomed.says_all(&point, &["/usr/bin/python3", "-c", script]);
         }
     }
 }

@@ -211,7 +211,7 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
 /// The thread of the parent that waits until its child of vfork has executed a program, if it has a
 /// context. Mostly it is the one with the child's FS base; a thread that has changed its own since its
 /// last upcall is found by its waiting.
-fn lender(own: &start::ThisProcess) -> Option<u32> {
+pub(crate) fn lender(own: &start::ThisProcess) -> Option<u32> {
     let by_fs = context::of_fs(fs_base()).into_iter();
     by_fs
         .chain(context::of_process(own.pid))

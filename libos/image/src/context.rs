@@ -17,7 +17,7 @@ use libos::layout::{
 };
 
 use crate::arch::{cache_index, stack_pointer};
-use crate::{boot, hooks, signals, start, sys};
+use crate::{boot, calls, hooks, signals, start, sys};
 
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
@@ -111,7 +111,10 @@ fn find(fs: u64, stack: usize) -> usize {
     let Some(own) = start::this_process() else {
         return Status::NotAttached as usize;
     };
-    let tid = sys::gettid();
+    // A child of vfork, in its parent's memory, borrows the context of the thread that waits for it.
+    let is_child = own.pid != sys::getpid();
+    let lender = if is_child { calls::lender(&own) } else { None };
+    let tid = lender.unwrap_or_else(sys::gettid);
     let entry = cache_entry(fs);
     let known = cached(entry).filter(|context| context.fs_base.load(Relaxed) == fs);
     let context = match known {
@@ -128,7 +131,10 @@ fn find(fs: u64, stack: usize) -> usize {
         return Status::NoContext as usize;
     };
     let address = settle(context, fs, stack);
-    entry.store(address as u64, Release);
+    // What nobody lends it ends with it.
+    if !is_child || lender.is_some() {
+        entry.store(address as u64, Release);
+    }
     address
 }
 

@@ -71,7 +71,7 @@ fn alternate_stack() -> Option<AltStack> {
 
 fn end(context: &Context) {
     let code = context.code.load(Relaxed);
-    log::line(b"fault", b"an upcall was left by a jump out of a signal handler");
+    log::line(b"fault", b"an upcall was left by a jump, or by the end of a child of vfork");
     context.frame.store(context.stack_top.load(Relaxed), Relaxed);
     context.starved.store(0, Relaxed);
     context.call_stack.store(0, Relaxed);
