@@ -81,6 +81,7 @@ pub fn in_own_sandbox(
     };
     supervisor.set_command(started.pid);
     let End::Command(status) = supervisor.serve() else {
+        supervisor.end();
         return Ok(0);
     };
     started.explain();
@@ -94,7 +95,7 @@ pub fn in_own_sandbox(
             detach();
             supervisor.forget_ears();
             supervisor.serve();
-            supervisor.end_network();
+            supervisor.end();
             drop(supervisor);
             std::process::exit(0);
         }

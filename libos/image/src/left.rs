@@ -96,7 +96,9 @@ pub(crate) fn end_copy() -> bool {
         let it = alternate_stack()?;
         Some((it.address + it.len) as usize).filter(|_| it.flags & SS_ONSTACK != 0)
     };
-    let end = if (room..top).contains(&stack) { Some(top) } else { end_of_alternate() };
+    // The parent goes on meanwhile, and may be in another upcall by now.
+    let mut is_within = (room..top).contains(&stack);
+    let end = if is_within { Some(top) } else { end_of_alternate() };
     let returns_into_it = |regs: &Registers| {
         boot::place().shared().contains(&(regs.rip as usize))
             && (room..room + STACK_LEN).contains(&(regs.rsp as usize))
@@ -111,8 +113,9 @@ pub(crate) fn end_copy() -> bool {
             // SAFETY: the caller's reply, of which the child has a copy as well.
             unsafe { fault::answer(frame.reply, b"its thread has forked inside of it") };
             arch::redirect_to_caller(&mut user.regs, frame, Status::Aborted);
+            is_within = true;
         }
         at += 8;
     }
-    true
+    is_within
 }
