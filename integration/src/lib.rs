@@ -5,9 +5,9 @@
 pub mod carried;
 pub mod iperf3;
 
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Once;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -127,6 +127,18 @@ pub fn run(command: &mut Command) -> Ended {
         stdout: stdout.join().expect("the reader does not panic"),
         stderr: stderr.join().expect("the reader does not panic"),
     }
+}
+
+/// Start a program that is talked with: it, and the lines that it says.
+///
+/// # Panics
+/// It cannot be started.
+#[must_use]
+pub fn talk_with(command: &mut Command) -> (Child, BufReader<ChildStdout>) {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = piped.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let lines = BufReader::new(child.stdout.take().expect("piped"));
+    (child, lines)
 }
 
 /// The launcher with arguments.

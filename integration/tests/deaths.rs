@@ -1,11 +1,11 @@
 //! Processes killed anywhere, and what they leave.
 
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, built, compile, full, launcher, run};
+use integration::{Sandbox, built, compile, full, launcher, run, talk_with};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -148,12 +148,7 @@ fn an_upcall_that_was_jumped_out_of_is_ended_if_no_other_follows() {
     let (sandbox, program) = with_handlers("rests");
     let mut command = Command::new(built("sbx-launcher"));
     command.args(["run", "--sandbox", &sandbox.name, "--", program.text(), "rest"]);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the launcher is built");
-    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+    let (mut child, mut lines) = talk_with(&mut command);
     let mut line = String::new();
     lines.read_line(&mut line).expect("it writes");
     assert_eq!(line, "left\n");
@@ -170,10 +165,8 @@ fn a_child_of_vfork_may_be_killed_inside_an_upcall() {
     let (sandbox, program) = with_handlers("vforks");
     let mut command = Command::new(built("sbx-launcher"));
     command.args(["run", "--sandbox", &sandbox.name, "--", program.text(), "vfork"]);
-    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = piped.spawn().expect("the launcher is built");
+    let (mut child, mut lines) = talk_with(&mut command);
     let mut line = String::new();
-    let mut lines = BufReader::new(child.stdout.take().expect("piped"));
     lines.read_line(&mut line).expect("it writes");
     assert_eq!(line, "twenty\n");
     // Their parent is still there, and has its own thread's places only.

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Sandbox, built, compile, full, launcher};
+use integration::{Sandbox, built, compile, full, launcher, talk_with};
 
 /// Run a script in Python in the sandbox; `box` is that.
 fn python(sandbox: &Sandbox, script: &str) -> Command {
@@ -80,13 +80,7 @@ struct Caller(Child, BufReader<ChildStdout>);
 
 impl Caller {
     fn start(sandbox: &Sandbox, script: &str) -> (Self, u64) {
-        let mut command = python(sandbox, script);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the launcher is built");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        let (child, mut lines) = talk_with(&mut python(sandbox, script));
         let mut pid = String::new();
         lines.read_line(&mut pid).expect("it says its pid");
         (Self(child, lines), pid.trim().parse().expect("a pid"))

@@ -132,7 +132,8 @@ fn workshop() -> Scratch {
     }
     std::fs::copy(built("sbx-launcher"), to("sbx-launcher")).expect("a copy");
     let c = "musl-gcc -O1 -pthread -static work.c -o work-musl && \
-             gcc -O1 -fsanitize=address -pthread work.c -o work-asan && go build -o work-go . && javac Work.java && \
+             gcc -O1 -fsanitize=address -pthread work.c -o work-asan && go build -o work-go . && \
+             javac Work.java && \
              chmod -R a+rX .";
     let cache = std::env::temp_dir().join("sbx-go-cache");
     let made = run(Command::new("sh")
