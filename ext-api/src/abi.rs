@@ -14,7 +14,7 @@ use core::ffi::c_void;
 use crate::limits::{HANDLER_NAME_LEN_MAX, SIGNATURE_LEN_MAX};
 
 /// Raised whenever anything in this file changes meaning. Both sides must agree exactly.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// First eight bytes of every control zone.
 pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"SBXsuper");
@@ -749,6 +749,11 @@ pub struct Runtime {
     pub pool: extern "C" fn() -> u64,
     /// Address of the [`Superblock`]: what handlers call other extensions by.
     pub superblock: extern "C" fn() -> u64,
+    /// Address of the first upcall stack: that of context 0. Each is [`crate::limits::STACK_LEN`] long.
+    pub stacks: extern "C" fn() -> u64,
+    /// Address of the word of context 0 that names it and its life, the low half of an owner; that of
+    /// the next context is [`crate::limits::CONTEXT_LEN`] further on.
+    pub lives: extern "C" fn() -> u64,
 }
 
 const _: () = assert!(size_of::<Superblock>() <= 4096);

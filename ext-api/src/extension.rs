@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "the other side of the gate's raw pointers")]
 
 use std::fmt::Display;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -167,9 +168,9 @@ pub unsafe fn run(
     reply: *mut Reply,
     body: impl FnOnce(&mut Reply) -> Result<Status, Status>,
 ) -> u32 {
-    let mut none = Reply::empty();
+    let mut none = MaybeUninit::uninit();
     // SAFETY: by contract.
-    let reply = unsafe { reply.as_mut() }.unwrap_or(&mut none);
+    let reply = unsafe { reply.as_mut() }.unwrap_or_else(|| none.write(Reply::empty()));
     let status = match catch_unwind(AssertUnwindSafe(|| body(reply))) {
         Ok(Ok(status) | Err(status)) => status,
         Err(payload) => {
@@ -204,6 +205,10 @@ pub unsafe fn run_init<E: Display>(
     body: impl FnOnce(&Cx, Config) -> Result<(), E>,
 ) -> u32 {
     RUNTIME.store(table.cast_mut(), Ordering::Release);
+    #[cfg(not(loom))]
+    if let Some(runtime) = runtime() {
+        crate::runtime::Contexts::learn(runtime);
+    }
     let text: &[u8] = if config_len == 0 {
         &[]
     } else {

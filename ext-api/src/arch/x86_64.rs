@@ -1,4 +1,4 @@
-//! What has to be one instruction.
+//! What has to be said in instructions: one of them, or ones that a compiler would not choose.
 #![expect(unsafe_code, reason = "assembly")]
 
 use core::sync::atomic::AtomicU64;
@@ -18,52 +18,134 @@ pub(crate) fn add_own(word: &AtomicU64, n: u64) {
     word.fetch_add(n, core::sync::atomic::Ordering::Relaxed);
 }
 
-/// Copy words that others may change meanwhile: whatever is there is copied, in any order.
-/// Instructions of our own, because a compiler may take it that nobody writes what it reads.
+/// The stack pointer, about; 0 where that cannot be said.
+#[inline]
+pub(crate) fn stack_pointer() -> usize {
+    let at: usize;
+    #[cfg(not(miri))]
+    // SAFETY: copies a register.
+    unsafe {
+        core::arch::asm!("mov {}, rsp", out(reg) at, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(miri)]
+    let at = 0;
+    at
+}
+
+/// A bit for each of five words whose highest byte is `tag`, the first word's the lowest. Others may
+/// change the words meanwhile: each was as it is taken to be at some moment.
+#[inline]
+pub(crate) fn with_high_byte(words: &[AtomicU64; 5], tag: u8) -> u32 {
+    #[cfg(not(miri))]
+    // SAFETY: reads the five words, as atomics are read: a load of two aligned words does not tear
+    // either of them.
+    unsafe {
+        let (first_four, last): (u32, u32);
+        core::arch::asm!(
+            "movd {tag_x4}, {tag:e}",
+            "movdqu {low}, [{words}]",
+            "movdqu {high}, [{words} + 16]",
+            "pshufd {tag_x4}, {tag_x4}, 0",
+            "shufps {low}, {high}, 0xdd",
+            "psrld {low}, 24",
+            "pcmpeqd {low}, {tag_x4}",
+            "movmskps {bits:e}, {low}",
+            "xor {last:e}, {last:e}",
+            "cmp byte ptr [{words} + 39], {tag:l}",
+            "sete {last:l}",
+            words = in(reg) words, tag = in(reg) u32::from(tag),
+            tag_x4 = out(xmm_reg) _, low = out(xmm_reg) _, high = out(xmm_reg) _,
+            bits = out(reg) first_four, last = out(reg) last,
+            options(nostack, readonly),
+        );
+        first_four | last << 4
+    }
+    #[cfg(miri)]
+    words.iter().rev().fold(0, |bits, word| {
+        bits << 1 | u32::from(word.load(core::sync::atomic::Ordering::Acquire) >> 56 == tag.into())
+    })
+}
+
+/// Load eight bytes, aligned or not, that others may change meanwhile: whatever is there.
+///
+/// # Safety
+/// They can be read.
+#[inline]
+pub(crate) unsafe fn load_racing(from: *const u8) -> u64 {
+    #[cfg(not(miri))]
+    {
+        let bytes;
+        // SAFETY: by contract.
+        unsafe {
+            core::arch::asm!("mov {}, [{}]", out(reg) bytes, in(reg) from,
+                options(nostack, preserves_flags, readonly));
+        }
+        bytes
+    }
+    // SAFETY: by contract; nobody changes them in what miri runs.
+    #[cfg(miri)]
+    unsafe {
+        from.cast::<u64>().read_unaligned()
+    }
+}
+
+/// Copy words that others may change meanwhile: whatever is there is copied, in any order, some of it
+/// twice. Instructions of our own, because a compiler may take it that nobody writes what it reads.
 ///
 /// # Safety
 /// `words` of them can be read at `from` and written at `to`, where nobody else reads or writes.
 #[inline]
-pub(crate) unsafe fn copy_racing(mut from: *const AtomicU64, to: *mut u8, words: usize) {
-    let mut to = to.cast::<u64>();
+pub(crate) unsafe fn copy_racing(from: *const AtomicU64, to: *mut u8, words: usize) {
+    let to = to.cast::<u64>();
+    let mut at = 0;
     #[cfg(not(miri))]
-    for _ in 0..words / 8 {
-        // SAFETY: by contract there are eight words more.
-        unsafe {
-            core::arch::asm!(
-                "movdqu {0}, [{from}]",
-                "movdqu {1}, [{from} + 16]",
-                "movdqu {2}, [{from} + 32]",
-                "movdqu {3}, [{from} + 48]",
-                "movdqu [{to}], {0}",
-                "movdqu [{to} + 16], {1}",
-                "movdqu [{to} + 32], {2}",
-                "movdqu [{to} + 48], {3}",
-                out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _,
-                from = in(reg) from, to = in(reg) to,
-                options(nostack, preserves_flags),
-            );
-        }
-        (from, to) = (from.wrapping_add(8), to.wrapping_add(8));
+    while at + LINE < words {
+        // SAFETY: by contract there are more than eight words more.
+        unsafe { copy_line(from.wrapping_add(at), to.wrapping_add(at)) };
+        at += LINE;
     }
     #[cfg(not(miri))]
-    for _ in 0..words % 8 / 2 {
-        // SAFETY: by contract there are two words more.
-        unsafe {
-            core::arch::asm!(
-                "movdqu {0}, [{from}]",
-                "movdqu [{to}], {0}",
-                out(xmm_reg) _, from = in(reg) from, to = in(reg) to,
-                options(nostack, preserves_flags),
-            );
-        }
-        (from, to) = (from.wrapping_add(2), to.wrapping_add(2));
+    if words >= LINE {
+        // The last eight words, some of which may have been copied before.
+        at = words - LINE;
+        // SAFETY: by contract.
+        unsafe { copy_line(from.wrapping_add(at), to.wrapping_add(at)) };
+        return;
     }
-    for _ in 0..if cfg!(miri) { words } else { words % 2 } {
+    while at < words {
         // SAFETY: by contract there is one word more.
-        let word = unsafe { &*from }.load(core::sync::atomic::Ordering::Relaxed);
+        let word = unsafe { &*from.wrapping_add(at) }.load(core::sync::atomic::Ordering::Relaxed);
         // SAFETY: as above.
-        unsafe { to.write_unaligned(word) };
-        (from, to) = (from.wrapping_add(1), to.wrapping_add(1));
+        unsafe { to.wrapping_add(at).write_unaligned(word) };
+        at += 1;
+    }
+}
+
+/// Words that [`copy_line`] copies.
+#[cfg(not(miri))]
+const LINE: usize = 8;
+
+/// Copy eight words, as [`copy_racing`] does.
+///
+/// # Safety
+/// As there.
+#[cfg(not(miri))]
+#[inline]
+unsafe fn copy_line(from: *const AtomicU64, to: *mut u64) {
+    // SAFETY: by contract.
+    unsafe {
+        core::arch::asm!(
+            "movdqu {0}, [{from}]",
+            "movdqu {1}, [{from} + 16]",
+            "movdqu {2}, [{from} + 32]",
+            "movdqu {3}, [{from} + 48]",
+            "movdqu [{to}], {0}",
+            "movdqu [{to} + 16], {1}",
+            "movdqu [{to} + 32], {2}",
+            "movdqu [{to} + 48], {3}",
+            out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _,
+            from = in(reg) from, to = in(reg) to,
+            options(nostack, preserves_flags),
+        );
     }
 }

@@ -32,7 +32,7 @@ use foldhash::fast::FixedState;
 use super::counter::Counter;
 use super::lock::{Lock, WAIT_MAX_NS};
 use super::mutex::LockError;
-use crate::arch::copy_racing;
+use crate::arch::{copy_racing, load_racing, with_high_byte};
 use crate::extension::Out;
 use crate::runtime::{Here, World};
 use crate::sync::{AtomicU64, Ordering};
@@ -44,7 +44,7 @@ const AGE_SHIFT: u32 = 48;
 const TAG_SHIFT: u32 = 56;
 const TAG: u64 = 0xff << TAG_SHIFT;
 /// Set in every tag, so that a link that leads nowhere has none.
-const TAG_SET: u64 = 1 << 63;
+const TAG_SET: u8 = 1 << 7;
 /// Buckets per entry that is expected: three of five links in use at most.
 const ENTRIES_PER_BUCKET: usize = 3;
 /// Steps of age in which as many entries are made as are expected. Ages wrap after four times as
@@ -281,12 +281,11 @@ impl Map {
         if bucket.lock.holder() != 0 {
             return None;
         }
-        let words = bucket.links.each_ref().map(|link| link.load(Ordering::Acquire));
-        let matching = matching(&words, hash);
+        let matching = with_high_byte(&bucket.links, tag(hash));
         if matching == 0 {
             return (bucket.next.load(Ordering::Relaxed) == 0 && unchanged()).then_some(false);
         }
-        let link = &bucket.links[place_of(matching)];
+        let link = bucket.links.get(place_of(matching))?;
         let word = link.load(Ordering::Acquire);
         // SAFETY: null, or an entry, or what was one a moment ago: readable, and 8-aligned.
         let entry = unsafe { ((word & ADDRESS) as *const Entry).as_ref() }?;
@@ -564,8 +563,7 @@ impl<'a> Locked<'a> {
     /// The link that leads to `key`.
     fn find(&self, hash: u64, key: &[u8]) -> Option<&'a AtomicU64> {
         for bucket in self.chain() {
-            let words = bucket.links.each_ref().map(|link| link.load(Ordering::Relaxed));
-            let mut matching = matching(&words, hash);
+            let mut matching = with_high_byte(&bucket.links, tag(hash));
             while matching != 0 {
                 let link = &bucket.links[place_of(matching)];
                 matching &= matching - 1;
@@ -606,22 +604,15 @@ impl<'a> Locked<'a> {
     }
 }
 
-/// The tag of a key with this hash.
-const fn tag(hash: u64) -> u64 {
-    (hash | TAG_SET) & TAG
-}
-
-/// One bit for each link that may lead to a key with this hash, the first link's the highest.
-#[inline]
-fn matching(words: &[u64; LINKS], hash: u64) -> u32 {
-    let tag = tag(hash);
-    words.iter().fold(0, |bits, word| bits << 1 | u32::from((word ^ tag) < 1 << TAG_SHIFT))
+/// The tag of a key with this hash, never 0.
+const fn tag(hash: u64) -> u8 {
+    (hash >> TAG_SHIFT) as u8 | TAG_SET
 }
 
 /// Place of the link that the lowest bit of `matching` stands for.
 #[inline]
 const fn place_of(matching: u32) -> usize {
-    LINKS - 1 - matching.trailing_zeros() as usize
+    matching.trailing_zeros() as usize
 }
 
 const fn age_of(link: u64) -> u8 {
@@ -641,18 +632,18 @@ fn touch(link: &AtomicU64, word: u64, age: u8) {
 /// Does `key` lie at `words`, filled up by zeros?
 #[inline]
 fn is_same(key: &[u8], words: *const AtomicU64) -> bool {
-    let (chunks, rest) = key.as_chunks::<8>();
-    let word_at = |at: usize| {
-        // SAFETY: within the words of a key of this length, as the caller has checked.
-        unsafe { &*words.wrapping_add(at) }.load(Ordering::Relaxed)
+    let Some(last) = key.last_chunk::<8>() else {
+        let short = key.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        // SAFETY: a key that is not empty has a word.
+        return key.is_empty() || unsafe { &*words }.load(Ordering::Relaxed) == short;
     };
-    for (at, chunk) in chunks.iter().enumerate() {
-        if word_at(at) != u64::from_le_bytes(*chunk) {
-            return false;
-        }
-    }
-    let last = rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-    rest.is_empty() || word_at(chunks.len()) == last
+    // SAFETY: within the words of a key of this length, as the caller has checked.
+    let differs =
+        |at: usize, bytes| unsafe { load_racing(words.cast::<u8>().wrapping_add(at)) } != bytes;
+    // The last eight bytes, which may overlap the words before them, and those.
+    let (firsts, _) = key[..key.len() - 1].as_chunks::<8>();
+    !differs(key.len() - 8, u64::from_le_bytes(*last))
+        && firsts.iter().enumerate().all(|(at, word)| !differs(at * 8, u64::from_le_bytes(*word)))
 }
 
 impl Entry {
@@ -736,7 +727,7 @@ impl Owned {
 
     /// What a link to it says.
     fn link(&self, hash: u64, age: u8) -> u64 {
-        self.0.as_ptr() as u64 | u64::from(age) << AGE_SHIFT | tag(hash)
+        self.0.as_ptr() as u64 | u64::from(age) << AGE_SHIFT | u64::from(tag(hash)) << TAG_SHIFT
     }
 
     fn len(&self) -> usize {

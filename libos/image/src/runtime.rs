@@ -32,6 +32,8 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     own,
     pool,
     superblock,
+    stacks,
+    lives,
 };
 
 /// [`Runtime::own`].
@@ -49,6 +51,16 @@ extern "C" fn pool() -> u64 {
 /// [`Runtime::superblock`].
 extern "C" fn superblock() -> u64 {
     boot::place().base as u64
+}
+
+/// [`Runtime::stacks`].
+extern "C" fn stacks() -> u64 {
+    boot::place().stacks() as u64
+}
+
+/// [`Runtime::lives`].
+extern "C" fn lives() -> u64 {
+    core::ptr::from_ref(&context::common().context(0).life) as u64
 }
 
 /// Names the upcall that the calling thread is in; 0 outside of one.

@@ -69,7 +69,9 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
         "fill" => (0..count).try_for_each(|key| store(sandbox, put, key)).map(|()| count as f64),
         "get" => gets(sandbox, get, count, keys, 0).map(|ns| 1e9 / ns),
         "get2" => two(|seed| gets(sandbox, get, count, keys, seed)).map_err(|e| e.to_string())?,
-        "set" => sets(sandbox, put, count, keys).map(|ns| 1e9 / ns),
+        // Other keys than those asked for: a cache that was filled in the order in which it is asked
+        // answers faster than any.
+        "set" => sets(sandbox, put, count, keys, 3).map(|ns| 1e9 / ns),
         _ => Err("what is that?".into()),
     }
 }
@@ -109,8 +111,8 @@ fn gets(sandbox: &Sandbox, get: Handle, count: u64, keys: u64, seed: u64) -> Res
     }
 }
 
-fn sets(sandbox: &Sandbox, put: Handle, count: u64, keys: u64) -> Result<f64, String> {
-    let (numbers, texts) = random_keys(count, keys, 0);
+fn sets(sandbox: &Sandbox, put: Handle, count: u64, keys: u64, seed: u64) -> Result<f64, String> {
+    let (numbers, texts) = random_keys(count, keys, seed);
     let mut result = Ok(());
     let ns = time(count, || {
         for (key, text) in numbers.iter().zip(&texts) {
