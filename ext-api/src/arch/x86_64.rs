@@ -66,6 +66,19 @@ pub(crate) fn with_high_byte(words: &[AtomicU64; 5], tag: u8) -> u32 {
     })
 }
 
+/// Begin to fetch the two cache lines from `at` on, wherever that is.
+#[inline]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(not(miri))]
+    // SAFETY: a hint, which never faults.
+    unsafe {
+        core::arch::asm!("prefetcht0 [{at}]", "prefetcht0 [{at} + 64]", at = in(reg) at,
+            options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(miri)]
+    let _ = at;
+}
+
 /// Load eight bytes, aligned or not, that others may change meanwhile: whatever is there.
 ///
 /// # Safety
