@@ -1,5 +1,6 @@
 //! Builds the image of slot 0, places it, and builds the extension of `trace` and the library that is
-//! preloaded where tracing is refused, for the launcher to include: one file to install. Links the launcher statically where the C library can be.
+//! preloaded where tracing is refused, for the launcher to include: one file to install. Reads the built-in
+//! policies. Links the launcher statically where the C library can be.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,11 @@ use std::process::Command;
 use ext_api::limits::{BASE_MIN, HUGE_PAGE_LEN};
 use libos::image::{self, NoImports};
 use libos::layout::{LEN_MIN, Place};
+use text::{ConditionText, PolicyText, RuleText, ValueText};
+use toml::Spanned;
+
+#[path = "src/policy/text.rs"]
+mod text;
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("..");
@@ -27,6 +33,9 @@ fn main() {
         image
     });
     place_libos(&std::fs::read(libos).unwrap());
+    for name in ["base", "armed"] {
+        read_policy(name);
+    }
     link_statically();
 }
 
@@ -63,6 +72,48 @@ fn place_libos(file: &[u8]) {
         image.exports
     );
     std::fs::write(folder.join("slot_zero.rs"), text).unwrap();
+}
+
+/// Make the text of a built-in policy an expression: what it says, and where.
+fn read_policy(name: &str) {
+    let file = format!("policies/{name}.toml");
+    println!("cargo::rerun-if-changed={file}");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let parsed: PolicyText = toml::from_str(&text).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let rules = parsed.syscall.iter().map(|rule| at(rule, rule_text));
+    let version = at(&parsed.version, i64::to_string);
+    let text = format!("PolicyText {{ version: {version}, syscall: {} }}", list(rules));
+    let folder = PathBuf::from(env::var_os("OUT_DIR").unwrap());
+    std::fs::write(folder.join(format!("{name}.rs")), text).unwrap();
+}
+
+fn rule_text(rule: &RuleText) -> String {
+    let names = at(&rule.names, |names| list(names.iter().map(|name| at(name, owned))));
+    let (action, reason) = (at(&rule.action, owned), at(&rule.reason, owned));
+    let when = list(rule.when.iter().map(|condition| at(condition, condition_text)));
+    format!("RuleText {{ names: {names}, action: {action}, reason: {reason}, when: {when} }}")
+}
+
+fn condition_text(condition: &ConditionText) -> String {
+    let ConditionText { arg, op, value, bits } = condition;
+    let op = owned(op);
+    let value = match value {
+        ValueText::Number(number) => format!("Number({number})"),
+        ValueText::Name(name) => format!("Name({})", owned(name)),
+    };
+    format!("ConditionText {{ arg: {arg}, op: {op}, value: ValueText::{value}, bits: {bits:?} }}")
+}
+
+fn at<T>(it: &Spanned<T>, value: impl Fn(&T) -> String) -> String {
+    format!("Spanned::new({:?}, {})", it.span(), value(it.get_ref()))
+}
+
+fn owned(text: &String) -> String {
+    format!("{text:?}.to_owned()")
+}
+
+fn list(items: impl Iterator<Item = String>) -> String {
+    format!("vec![{}]", items.collect::<Vec<_>>().join(", "))
 }
 
 /// Have the launcher need no shared library: a quarter of a launch was the loading of three of them.

@@ -202,7 +202,11 @@ pub const fn code_file_offset(slot: usize) -> usize {
 /// Length of the code zone's file.
 pub const CODE_FILE_LEN: usize = code_file_offset(SLOTS_MAX);
 
-/// What a participant maps, in order: reservation, control, data, then each slot's code half.
+/// Mappings of a participant before those of slots.
+pub const MAPS_BEFORE_SLOTS: usize = 3;
+
+/// What a participant maps, in order: reservation, control, data, then each slot's code half. Of a sandbox
+/// that nothing can be loaded into, no slot but that of libos.
 pub fn maps(place: Place) -> impl Iterator<Item = MapRecord> {
     const READ: u32 = 1;
     const READ_WRITE: u32 = 3;
@@ -226,7 +230,7 @@ pub fn maps(place: Place) -> impl Iterator<Item = MapRecord> {
     }))
 }
 
-const _: () = assert!(3 + SLOTS_MAX <= MAPS_MAX);
+const _: () = assert!(MAPS_BEFORE_SLOTS + SLOTS_MAX <= MAPS_MAX);
 const _: () = assert!(SLOTS_END <= ARENAS_OFFSET);
 const _: () = assert!(LARGE_OFFSET.is_multiple_of(HUGE_PAGE_LEN));
 const _: () = assert!(LEN_MIN > ARENAS_OFFSET);

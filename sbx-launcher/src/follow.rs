@@ -241,11 +241,7 @@ impl Follower {
                 pass_with(Point::ExecSeized, tid, 0);
                 match [0, 1, 2].map(|which| self.hand_over(listener, request.id, which)) {
                     [Some(a), Some(b), Some(c)] => {
-                        let (fds, armed) = ([a, b, c], from.armed.at_join());
-                        self.hand().begin(tid, fds, armed);
-                        pass_with(Point::ExecNoted, tid, 0);
-                        let (since, is_found) = (Instant::now(), false);
-                        self.seized.insert(tid, Expected::Exec { fds, armed, since, is_found });
+                        self.begin_exec(tid, [a, b, c], from.armed);
                     }
                     _ => events.push(Followed::Note(format!(
                         "pid {process}: its descriptor table is full; it runs outside of the \
@@ -265,6 +261,25 @@ impl Follower {
         resume(listener, request.id);
         pass(if is_exec { Point::ExecAnswered } else { Point::ForkAnswered });
         events
+    }
+
+    /// A task that is about to execute a program has what it is let in with.
+    fn begin_exec(&mut self, tid: i32, fds: [i32; 3], armed: Armed) {
+        let armed = armed.at_join();
+        self.hand().begin(tid, fds, armed);
+        pass_with(Point::ExecNoted, tid, 0);
+        let (since, is_found) = (Instant::now(), false);
+        self.seized.insert(tid, Expected::Exec { fds, armed, since, is_found });
+    }
+
+    /// Trace a child of ours that waits to execute a program, with the zones' descriptors as we have them.
+    ///
+    /// # Errors
+    /// Another process traces it.
+    pub fn expect_exec(&mut self, pid: i32, armed: Armed) -> io::Result<()> {
+        tracee::seize(pid, EXEC_OPTIONS)?;
+        self.begin_exec(pid, self.injector.fds, armed);
+        Ok(())
     }
 
     /// Put a copy of the descriptor of a zone into the notifying task; its number there.

@@ -35,6 +35,7 @@ mod parse;
 mod rule;
 mod show;
 pub mod syscalls;
+mod text;
 
 pub use error::{PolicyError, Problem};
 pub use rule::{Action, Condition, Op, Rule, Width};
@@ -85,7 +86,7 @@ impl Policy {
     /// # Errors
     /// None in a launcher that passed its tests: the text is part of it.
     pub fn base() -> Result<Self, PolicyError> {
-        Self::parse(BASE, "base policy")
+        parse::base()
     }
 
     /// What a sandbox goes by: the base policy, with `file` merged in.
@@ -117,7 +118,7 @@ impl Policy {
     /// # Errors
     /// The built-in text is damaged.
     pub fn for_hooked(self) -> Result<Self, PolicyError> {
-        Ok(self.merge(Self::parse(ARMED, "armed.toml (built in)")?))
+        Ok(self.merge(parse::armed()?))
     }
 
     /// This policy with `later` looked at first.

@@ -75,7 +75,7 @@ pub fn in_own_sandbox(
         supervisor.answer_by(server);
         preload::start(start, &region, armed, command.policy, (&why, &library))?
     } else {
-        let (started, fd) = start_held(start, &region, armed, command.policy, |_| Ok(()))?;
+        let (started, fd) = start_own(&mut supervisor, start, &region, armed, command.policy)?;
         supervisor.add_listener(Listener::new(fd, armed)?);
         started
     };
@@ -131,8 +131,8 @@ pub fn in_named_sandbox(
         preload::start(start, &region, armed, policy, (&why, &library))?
     } else {
         // The supervisor's listener is the only one: it is to be closed when that dies.
-        let take = |fd| control::ask(name, &Request::Follow { armed }, &[fd]).map(|_| ());
-        start_held(start, &region, armed, policy, take)?.0
+        let take = |_, fd| control::ask(name, &Request::Follow { armed }, &[fd]).map(|_| ());
+        start_held(start, &region, armed, policy, &[], take)?.0
     };
     let pid = started.pid;
     for signal in [libc::SIGINT, libc::SIGQUIT] {
@@ -271,14 +271,38 @@ impl Started {
     }
 }
 
-/// Fork; in the child install the filter and execute. The child waits until `take` has seen to the
-/// filter's listener.
+/// As [`start_held`], for a command that this process supervises: it keeps the zones' descriptors, which
+/// saves giving it some, if nobody else traces what we fork.
+fn start_own(
+    supervisor: &mut Supervisor,
+    start: Start,
+    region: &std::ops::Range<usize>,
+    armed: Armed,
+    policy: Policy,
+) -> io::Result<(Started, OwnedFd)> {
+    let zones = supervisor.sandbox.zones.fds();
+    let (again, same_policy) = (start.clone(), policy.clone());
+    let take = |pid, _| supervisor.expect_command(pid, armed).map_err(|_| TRACED.into());
+    match start_held(start, region, armed, policy, &zones, take) {
+        Err(error) if error.kind() == TRACED => {
+            start_held(again, region, armed, same_policy, &[], |_, _| Ok(()))
+        }
+        result => result,
+    }
+}
+
+/// What [`start_own`] says to itself when it cannot trace its child.
+const TRACED: io::ErrorKind = io::ErrorKind::ResourceBusy;
+
+/// Fork; in the child install the filter and execute, with `keeps` left open. The child waits until
+/// `take` has seen to it and the filter's listener.
 fn start_held(
     mut start: Start,
     region: &std::ops::Range<usize>,
     armed: Armed,
     policy: Policy,
-    take: impl FnOnce(i32) -> io::Result<()>,
+    keeps: &[i32],
+    take: impl FnOnce(i32, i32) -> io::Result<()>,
 ) -> io::Result<(Started, OwnedFd)> {
     let is_hooked = armed.calls != [0; 8];
     let policy = if is_hooked { policy.for_hooked().map_err(io::Error::other)? } else { policy };
@@ -291,7 +315,7 @@ fn start_held(
     // SAFETY: one thread, so the child may do anything.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        become_command(&program, &start, words, launcher);
+        become_command(&program, &start, words, launcher, keeps);
     }
     if pid < 0 {
         return Err(io::Error::last_os_error());
@@ -304,7 +328,7 @@ fn start_held(
         error
     };
     let listener = listener_of(pid, words).map_err(refused)?;
-    take(listener.as_raw_fd()).map_err(refused)?;
+    take(pid, listener.as_raw_fd()).map_err(refused)?;
     Words::set(&words.go, 1);
     Ok((Started { pid, start, words }, listener))
 }
@@ -383,7 +407,7 @@ fn has_ended(pid: i32) -> bool {
 }
 
 /// What the child executes, made before it may not ask for memory any more.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Start {
     argv: Vec<CString>,
     /// Where the program may be.
@@ -485,8 +509,13 @@ fn become_command(
     start: &Start,
     words: &Words,
     launcher: u32,
+    keeps: &[i32],
 ) -> ! {
     reset_signals();
+    for &fd in keeps {
+        // SAFETY: takes numbers only.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    }
     let pointers = start.pointers();
     // Waits are to take as long as they say; it starts with the launcher's own slack.
     // SAFETY: takes numbers only.

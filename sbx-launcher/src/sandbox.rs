@@ -336,7 +336,9 @@ impl Sandbox {
         let empty = MapRecord { addr: 0, len: 0, prot: 0, zone: 0, offset: 0 };
         let mut maps = [empty; MAPS_MAX];
         let mut map_count = 0;
-        for (to, record) in maps.iter_mut().zip(layout::maps(place)) {
+        let slots = if self.zones.pages == Pages::Small { 1 } else { SLOTS_MAX };
+        let needed = layout::maps(place).take(layout::MAPS_BEFORE_SLOTS + slots);
+        for (to, record) in maps.iter_mut().zip(needed) {
             *to = record;
             map_count += 1;
         }

@@ -13,6 +13,7 @@ use libos::manifest::Hook;
 use serde_json::Value;
 
 use crate::control::{self, Answer, Server};
+use crate::filter::Armed;
 use crate::follow::{Followed, Follower, Listener, Started, pidfd, take_turns};
 use crate::hooks::{Happened, Hooks};
 use crate::keeper::{Keeper, Side};
@@ -124,6 +125,14 @@ impl Supervisor {
         self.sandbox.changed();
         take_turns(listener.fd.as_fd());
         self.listeners.push(listener);
+    }
+
+    /// A child of ours waits to execute the command, with the zones' descriptors as we have them.
+    ///
+    /// # Errors
+    /// Another process traces it.
+    pub fn expect_command(&mut self, pid: i32, armed: Armed) -> std::io::Result<()> {
+        self.follower.expect_exec(pid, armed)
     }
 
     /// Answer what comes by `server`, for as long as there is something to supervise.

@@ -92,12 +92,13 @@ impl Drop for Zone {
     }
 }
 
-/// The pages that a data zone is made of.
+/// The pages that a data zone is made of, by what it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
     /// Huge ones where the heaps are, if we may mount a file system for it.
     Huge,
-    /// Small ones, of a memfd: all that tables need. Without the mount a sandbox is made sooner.
+    /// Small ones, of a memfd: all that tables need. Without the mount a sandbox is made sooner. Nothing is
+    /// ever loaded into it.
     Small,
 }
 
@@ -114,6 +115,8 @@ pub struct Zones {
     pub data: Zone,
     /// How the data zone is backed, for people.
     pub backing: &'static str,
+    /// What they have room for.
+    pub pages: Pages,
 }
 
 impl Zones {
@@ -142,6 +145,7 @@ impl Zones {
             code: read_only_zone("sbx-code", CODE_FILE_LEN, SlotZero::code())?,
             data,
             backing,
+            pages,
         })
     }
 

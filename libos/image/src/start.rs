@@ -7,7 +7,7 @@
 use core::ffi::CStr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use ext_api::abi::{MapRecord, Status, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
+use ext_api::abi::{MapRecord, Status, Superblock, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
 use ext_api::limits::{PAGE_LEN, PROCESSES_MAX};
 use libos::data::{Joined, Process};
 use libos::layout::{self, PROCESS_OFFSET, Place, WIPED_LEN};
@@ -136,7 +136,10 @@ pub extern "C" fn sbx_hello(_: *const u64, _: *mut ext_api::abi::Reply) -> u32 {
 /// Map everything that a participant has, around the code half that the launcher mapped.
 fn map_zones(place: Place, fds: [i32; 3]) -> Result<(), Errno> {
     let hole = place.code_half(0);
-    for record in layout::maps(place) {
+    for (index, record) in layout::maps(place).enumerate() {
+        if index >= layout::MAPS_BEFORE_SLOTS && index >= map_count() {
+            break;
+        }
         let (start, end) = (record.addr as usize, (record.addr + record.len) as usize);
         if start == hole.start && record.zone == ZONE_CODE {
             continue;
@@ -149,6 +152,13 @@ fn map_zones(place: Place, fds: [i32; 3]) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Mappings of a participant in this sandbox, once the control zone is mapped.
+fn map_count() -> usize {
+    let superblock = boot::place().base as *const Superblock;
+    // SAFETY: the control zone begins with it.
+    unsafe { (*superblock).map_count as usize }
 }
 
 fn map_piece(record: &MapRecord, start: usize, end: usize, fds: [i32; 3]) -> Result<(), Errno> {

@@ -1,46 +1,12 @@
 //! From the text of a policy to rules.
 
 use ext_api::calls::name_of;
-use serde::Deserialize;
 use toml::Spanned;
 
 use super::error::{PolicyError, Problem};
 use super::rule::{Action, Condition, OPS, Rule, Width};
-use super::{CONDITIONS_MAX, Policy, names};
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PolicyText {
-    version: Spanned<i64>,
-    #[serde(default)]
-    syscall: Vec<Spanned<RuleText>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RuleText {
-    names: Spanned<Vec<Spanned<String>>>,
-    action: Spanned<String>,
-    reason: Spanned<String>,
-    #[serde(default)]
-    when: Vec<Spanned<ConditionText>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ConditionText {
-    arg: i64,
-    op: String,
-    value: ValueText,
-    bits: Option<i64>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "`value` is a number or the name of a constant")]
-enum ValueText {
-    Number(i64),
-    Name(String),
-}
+use super::text::{ConditionText, PolicyText, RuleText, ValueText};
+use super::{ARMED, BASE, CONDITIONS_MAX, Policy, names};
 
 /// A file while it is read: turns positions into lines.
 struct Source<'a> {
@@ -63,6 +29,10 @@ impl Source<'_> {
             let offset = error.span().map_or(0, |span| span.start);
             self.error(offset, Problem::Syntax(error.message().to_owned()))
         })?;
+        self.check(&parsed)
+    }
+
+    fn check(&self, parsed: &PolicyText) -> Result<Policy, PolicyError> {
         if *parsed.version.get_ref() != 1 {
             let problem = Problem::Version(*parsed.version.get_ref());
             return Err(self.error(parsed.version.span().start, problem));
@@ -189,4 +159,17 @@ fn number(value: &ValueText) -> Result<i64, Problem> {
 /// Rules of the policy `text`; `file` is what errors call it.
 pub(super) fn parse(text: &str, file: &str) -> Result<Policy, PolicyError> {
     Source { file, text }.policy()
+}
+
+/// The rules that every sandbox has. Their text was read when the launcher was built: that takes a
+/// twentieth of a launch.
+pub(super) fn base() -> Result<Policy, PolicyError> {
+    let parsed = include!(concat!(env!("OUT_DIR"), "/base.rs"));
+    Source { file: "base policy", text: BASE }.check(&parsed)
+}
+
+/// As [`base`], those that are added where system calls are hooked.
+pub(super) fn armed() -> Result<Policy, PolicyError> {
+    let parsed = include!(concat!(env!("OUT_DIR"), "/armed.rs"));
+    Source { file: "armed.toml (built in)", text: ARMED }.check(&parsed)
 }

@@ -118,3 +118,11 @@ fn the_table_names_every_rule_with_its_reason() {
         assert!(shown.lines().any(|line| line.ends_with(rule.reason)), "{}", rule.name);
     }
 }
+
+#[test]
+fn what_the_build_script_read_is_what_the_files_say() {
+    assert_eq!(Policy::base().unwrap(), Policy::parse(super::BASE, "base policy").unwrap());
+    let armed = Policy::parse(super::ARMED, "armed.toml (built in)").unwrap();
+    assert_eq!(Policy::default().for_hooked().unwrap(), armed);
+    assert!(!armed.rules().is_empty());
+}
