@@ -751,9 +751,6 @@ pub struct Runtime {
     pub superblock: extern "C" fn() -> u64,
     /// Address of the first upcall stack: that of context 0. Each is [`crate::limits::STACK_LEN`] long.
     pub stacks: extern "C" fn() -> u64,
-    /// Address of the word of context 0 that names it and its life, the low half of an owner; that of
-    /// the next context is [`crate::limits::CONTEXT_LEN`] further on.
-    pub lives: extern "C" fn() -> u64,
 }
 
 const _: () = assert!(size_of::<Superblock>() <= 4096);

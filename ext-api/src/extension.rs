@@ -207,7 +207,7 @@ pub unsafe fn run_init<E: Display>(
     RUNTIME.store(table.cast_mut(), Ordering::Release);
     #[cfg(not(loom))]
     if let Some(runtime) = runtime() {
-        crate::runtime::Contexts::learn(runtime);
+        crate::runtime::learn(runtime);
     }
     let text: &[u8] = if config_len == 0 {
         &[]

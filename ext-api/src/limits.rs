@@ -38,9 +38,6 @@ pub const PROCESSES_MAX: usize = 1024;
 /// Contexts (threads that have made an upcall) alive at one time, over all participants.
 pub const CONTEXTS_MAX: usize = 4096;
 
-/// Bytes of one context.
-pub const CONTEXT_LEN: usize = 1024;
-
 /// An upcall stack, guard page included. Power of two: the context is found by its address.
 pub const STACK_LEN: usize = 256 << 10;
 

@@ -8,7 +8,7 @@ use crate::abi::Runtime;
 #[cfg(not(loom))]
 use crate::arch::stack_pointer;
 #[cfg(not(loom))]
-use crate::limits::{CONTEXT_LEN, CONTEXTS_MAX, STACK_LEN};
+use crate::limits::{CONTEXTS_MAX, STACK_LEN};
 use crate::sync::AtomicU64;
 #[cfg(not(loom))]
 use crate::sync::Ordering;
@@ -16,9 +16,6 @@ use crate::sync::Ordering;
 /// Names the upcall that holds something: context, its generation and its sequence in one word.
 /// Never 0, and bit 63 is never set. An owner is alive until its upcall has ended.
 pub(crate) type Owner = u64;
-
-/// The part of an [`Owner`] that is the context's number.
-pub(crate) const CONTEXT_INDEX: u64 = (1 << 13) - 1;
 
 /// The world of a lock; loom's models have one of their own.
 pub(crate) trait World {
@@ -43,10 +40,13 @@ pub(crate) struct Here;
 
 #[cfg(not(loom))]
 impl Here {
-    /// The calling context and its life; None outside of a region.
+    /// Number of the calling context, by the upcall stack that this thread is on; None outside of a
+    /// region. A context has the number of a former one only when whoever had that can never run again.
     #[inline]
-    pub(crate) fn context(self) -> Option<u64> {
-        Contexts::of_region().current()
+    pub(crate) fn context(self) -> Option<usize> {
+        let stacks = STACKS.load(Ordering::Relaxed) as usize;
+        let number = stack_pointer().wrapping_sub(stacks) / STACK_LEN;
+        (number < CONTEXTS_MAX).then_some(number)
     }
 
     /// Does memory stay readable when it has been given back? In a region it does, until the
@@ -57,46 +57,14 @@ impl Here {
     }
 }
 
-/// Where contexts lie, and their upcall stacks. Both 0 outside of a region, where no stack is found.
+/// Address of the first upcall stack; 0 outside of a region, where no stack is found.
 #[cfg(not(loom))]
-#[derive(Debug)]
-pub(crate) struct Contexts {
-    stacks: AtomicU64,
-    lives: AtomicU64,
-}
+static STACKS: AtomicU64 = AtomicU64::new(0);
 
+/// Learn what never changes, before anything runs that asks.
 #[cfg(not(loom))]
-impl Contexts {
-    /// Those of the region that this code runs in.
-    #[inline]
-    fn of_region() -> &'static Self {
-        static OF_REGION: Contexts =
-            Contexts { stacks: AtomicU64::new(0), lives: AtomicU64::new(0) };
-        &OF_REGION
-    }
-
-    /// Learn them, before anything runs that asks.
-    pub(crate) fn learn(runtime: &Runtime) {
-        let known = Self::of_region();
-        known.lives.store((runtime.lives)(), Ordering::Relaxed);
-        known.stacks.store((runtime.stacks)(), Ordering::Relaxed);
-    }
-
-    /// The name and life of the context whose upcall stack this thread is on: what
-    /// [`Runtime::owner`] says of it, without a call.
-    #[inline]
-    #[expect(unsafe_code, reason = "reads libos's table of contexts")]
-    fn current(&self) -> Option<u64> {
-        let stacks = self.stacks.load(Ordering::Relaxed) as usize;
-        let index = stack_pointer().wrapping_sub(stacks) / STACK_LEN;
-        if index >= CONTEXTS_MAX {
-            return None;
-        }
-        let lives = self.lives.load(Ordering::Relaxed) as *const u8;
-        let life = lives.wrapping_add(index * CONTEXT_LEN).cast::<AtomicU64>();
-        // SAFETY: on an upcall stack, hence in a region, whose table has as many contexts for good.
-        Some(unsafe { &*life }.load(Ordering::Relaxed))
-    }
+pub(crate) fn learn(runtime: &Runtime) {
+    STACKS.store((runtime.stacks)(), Ordering::Relaxed);
 }
 
 #[cfg(not(loom))]

@@ -17,6 +17,7 @@
 mod counter;
 #[cfg(not(loom))]
 mod grant;
+mod guesses;
 mod lock;
 mod map;
 mod mutex;

@@ -20,7 +20,6 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-pub use ext_api::limits::CONTEXT_LEN;
 use ext_api::limits::{CONTEXTS_MAX, FAULT_TEXT_LEN_MAX, LOG_LEN, PROCESSES_MAX, SLOTS_MAX};
 
 use crate::bell::Bell;
@@ -248,6 +247,9 @@ struct Marks {
 
 /// What tells the supervisor to look at once. Ignored by whoever does not expect it.
 pub const DOORBELL: i32 = 23;
+
+/// Bytes of one context.
+pub const CONTEXT_LEN: usize = 1024;
 
 /// The log: extension output and faults, overwritten when full.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! What has to be said in instructions: one of them, or ones that a compiler would not choose.
 #![expect(unsafe_code, reason = "assembly")]
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Add to a word that only the calling thread adds to; wraps. One instruction, so that neither a
 /// signal handler that adds to the same word nor a kill comes in between, and without the bus
@@ -63,6 +63,34 @@ pub(crate) fn with_high_byte(words: &[AtomicU64; 5], tag: u8) -> u32 {
     #[cfg(miri)]
     words.iter().rev().fold(0, |bits, word| {
         bits << 1 | u32::from(word.load(core::sync::atomic::Ordering::Acquire) >> 56 == tag.into())
+    })
+}
+
+/// A bit for each of four words whose seven highest bits are `tag`, the first word's the lowest. Others may
+/// change the words meanwhile.
+#[inline]
+pub(crate) fn with_high_bits(words: &[AtomicU32; 4], tag: u32) -> u32 {
+    #[cfg(not(miri))]
+    // SAFETY: reads the four words, as atomics are read: a load of four aligned words does not tear any of
+    // them.
+    unsafe {
+        let bits: u32;
+        core::arch::asm!(
+            "movd {tag_x4}, {tag:e}",
+            "movdqu {all}, [{words}]",
+            "pshufd {tag_x4}, {tag_x4}, 0",
+            "psrld {all}, 25",
+            "pcmpeqd {all}, {tag_x4}",
+            "movmskps {bits:e}, {all}",
+            words = in(reg) words, tag = in(reg) tag,
+            tag_x4 = out(xmm_reg) _, all = out(xmm_reg) _, bits = lateout(reg) bits,
+            options(nostack, readonly, preserves_flags),
+        );
+        bits
+    }
+    #[cfg(miri)]
+    words.iter().rev().fold(0, |bits, word| {
+        bits << 1 | u32::from(word.load(core::sync::atomic::Ordering::Relaxed) >> 25 == tag)
     })
 }
 

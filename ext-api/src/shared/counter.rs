@@ -1,7 +1,7 @@
 //! A counter that many processes add to without meeting.
 
 use crate::arch::add_own;
-use crate::runtime::{CONTEXT_INDEX, Here, World};
+use crate::runtime::{Here, World};
 use crate::sync::{AtomicU64, Ordering};
 
 const STRIPES: usize = 32;
@@ -10,7 +10,7 @@ const STRIPES: usize = 32;
 #[derive(Debug)]
 #[repr(align(64))]
 struct Stripe {
-    /// The context that has `own`, or 0.
+    /// Number of the context that has `own`, plus one, or 0.
     claimed: AtomicU64,
     /// What that context has added, without a locked instruction.
     own: AtomicU64,
@@ -41,8 +41,9 @@ impl Counter {
     pub fn add(&self, n: u64) {
         match Here.context() {
             Some(context) => {
-                let stripe = &self.0[context as usize % STRIPES];
-                if stripe.claimed.load(Ordering::Relaxed) == context || stripe.claim(context) {
+                let stripe = &self.0[context % STRIPES];
+                let name = context as u64 + 1;
+                if stripe.claimed.load(Ordering::Relaxed) == name || stripe.claim(name) {
                     add_own(&stripe.own, n);
                 } else {
                     stripe.shared.fetch_add(n, Ordering::Relaxed);
@@ -72,16 +73,10 @@ impl Counter {
 }
 
 impl Stripe {
-    /// Make the stripe this context's if it is nobody's, or belonged to a former life of the same
-    /// context: a context lives again only when whoever had it can never run again.
+    /// Make the stripe this context's if it is nobody's.
     #[cold]
-    fn claim(&self, context: u64) -> bool {
-        let seen = self.claimed.load(Ordering::Relaxed);
-        let vacant = seen == 0 || (seen ^ context) & CONTEXT_INDEX == 0;
-        vacant
-            && self
-                .claimed
-                .compare_exchange(seen, context, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+    fn claim(&self, name: u64) -> bool {
+        let nobody = 0;
+        self.claimed.compare_exchange(nobody, name, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }

@@ -18,8 +18,7 @@
 //! that nothing was changed meanwhile (a sequence lock). An entry may be given back while it is
 //! read: in a region its memory stays readable, and what was read then is thrown away.
 //!
-//! Bucket and entry are two waits for memory, one after the other. So a small table says where the entry
-//! probably is, and both are fetched at once; a wrong guess costs a fetch and nothing else.
+//! While it waits for the bucket it fetches what is probably the entry already, by a guess.
 //!
 //! How long an entry was not used is known in steps, kept beside the link.
 #![expect(unsafe_code, reason = "entries are blocks of bytes with a header")]
@@ -33,12 +32,13 @@ use std::alloc::{Layout, alloc, dealloc};
 use foldhash::fast::FixedState;
 
 use super::counter::Counter;
+use super::guesses::Guesses;
 use super::lock::{Lock, WAIT_MAX_NS};
 use super::mutex::LockError;
 use crate::arch::{copy_racing, load_racing, prefetch, with_high_byte};
 use crate::extension::Out;
 use crate::runtime::{Here, World};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 const LINKS: usize = 5;
 /// Addresses have 47 bits; above them lie the age, and a tag of the hash.
@@ -185,7 +185,7 @@ impl Map {
             .filter(|&count| count <= 1 << 40)
             .ok_or(MapError::Full)?;
         let layout = Layout::array::<Bucket>(count).map_err(|_| MapError::Full)?;
-        let guesses = Guesses::new(expected)?;
+        let guesses = Guesses::new(expected).ok_or(MapError::Full)?;
         // SAFETY: at least one bucket long.
         let block = unsafe { std::alloc::alloc_zeroed(layout) };
         Ok(Self {
@@ -341,7 +341,7 @@ impl Map {
         // Counted first: a kill in between leaves too high a count, never one below what there is.
         self.count_in(&entry);
         let former = link.swap(entry.link(hash, self.age()), Ordering::Release);
-        self.guesses.note(hash, &entry);
+        self.guesses.note(hash, entry.0.as_ptr().cast());
         drop(bucket);
         if former == 0 {
             self.clock.0.fetch_add(1, Ordering::Relaxed);
@@ -506,44 +506,6 @@ impl Map {
                 Err(LockError::TimedOut { pid, tid })
             }
         }
-    }
-}
-
-/// For some keys, where their entries are likely to lie: what a look-up fetches while it waits for the
-/// bucket, which alone says where the entry is.
-#[derive(Debug)]
-struct Guesses(Box<[AtomicU32]>);
-
-impl Guesses {
-    /// An entry's address in half a word: its bits above these, as far as they go.
-    const SHIFT: u32 = 4;
-    /// Bits of the hash that buckets of a map that fits the processor's cache do not need.
-    const HASH_SHIFT: u32 = 24;
-
-    fn new(expected: usize) -> Result<Self, MapError> {
-        let count = expected.max(1).checked_next_power_of_two().ok_or(MapError::Full)?;
-        let mut all = Vec::new();
-        all.try_reserve_exact(count).map_err(|_| MapError::Full)?;
-        all.resize_with(count, || AtomicU32::new(0));
-        Ok(Self(all.into_boxed_slice()))
-    }
-
-    #[inline]
-    fn slot(&self, hash: u64) -> &AtomicU32 {
-        &self.0[(hash >> Self::HASH_SHIFT) as usize & (self.0.len() - 1)]
-    }
-
-    /// Perhaps the entry of a key with this hash.
-    #[inline]
-    fn of(&self, hash: u64) -> *const u8 {
-        let low = u64::from(self.slot(hash).load(Ordering::Relaxed)) << Self::SHIFT;
-        let high = self.0.as_ptr() as u64 & !0 << (u32::BITS + Self::SHIFT);
-        (high | low) as *const u8
-    }
-
-    fn note(&self, hash: u64, entry: &Owned) {
-        let address = entry.0.as_ptr() as u64;
-        self.slot(hash).store((address >> Self::SHIFT) as u32, Ordering::Relaxed);
     }
 }
 

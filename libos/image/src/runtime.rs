@@ -33,7 +33,6 @@ pub static SBX_RUNTIME: Runtime = Runtime {
     pool,
     superblock,
     stacks,
-    lives,
 };
 
 /// [`Runtime::own`].
@@ -56,11 +55,6 @@ extern "C" fn superblock() -> u64 {
 /// [`Runtime::stacks`].
 extern "C" fn stacks() -> u64 {
     boot::place().stacks() as u64
-}
-
-/// [`Runtime::lives`].
-extern "C" fn lives() -> u64 {
-    core::ptr::from_ref(&context::common().context(0).life) as u64
 }
 
 /// Names the upcall that the calling thread is in; 0 outside of one.
