@@ -140,12 +140,12 @@ impl Head {
 
     /// Where the words of the value begin, in words behind the front.
     const fn value_at(self) -> usize {
-        self.key_len().div_ceil(8)
+        words_of(self.key_len())
     }
 
     /// Where the value ends and the time to expire is, in words behind the front.
     const fn expiry_at(self) -> usize {
-        self.value_at() + self.value_len().div_ceil(8)
+        self.value_at() + words_of(self.value_len())
     }
 }
 
@@ -306,10 +306,10 @@ impl Map {
             return unchanged().then_some(false);
         }
         let value_len = head.value_len();
-        let len = value_len.div_ceil(8);
+        let len = words_of(value_len);
         let to = out.room_for(len * 8)?;
         // By the key that was asked for: its length need not be waited for.
-        let from = entry.words().wrapping_add(key.len().div_ceil(8));
+        let from = entry.words().wrapping_add(words_of(key.len()));
         // SAFETY: room for as many words, and `from` has them.
         unsafe { copy_racing(from, to, len) };
         if !unchanged() {
@@ -635,6 +635,12 @@ fn touch(link: &AtomicU64, word: u64, age: u8) {
         let fresh = word & !(0xff << AGE_SHIFT) | u64::from(age) << AGE_SHIFT;
         let _ = link.compare_exchange(word, fresh, Ordering::Relaxed, Ordering::Relaxed);
     }
+}
+
+/// Words that so many bytes take, which are less than 2^32.
+#[inline]
+const fn words_of(len: usize) -> usize {
+    (len + 7) >> 3
 }
 
 /// Does `key` lie at `words`, filled up by zeros?
