@@ -130,63 +130,53 @@ pub(crate) unsafe fn load_racing(from: *const u8) -> u64 {
     }
 }
 
-/// Copy words that others may change meanwhile: whatever is there is copied, in any order, some of it
-/// twice. Instructions of our own, because a compiler may take it that nobody writes what it reads.
+/// Copy words that others may change meanwhile: whatever is there is copied, in any order. Instructions of
+/// our own, because a compiler may take it that nobody writes what it reads. No word is written twice, so
+/// that whoever reads the copy at once gets it from the writes that are still under way.
 ///
 /// # Safety
 /// `words` of them can be read at `from` and written at `to`, where nobody else reads or writes.
 #[inline]
-pub(crate) unsafe fn copy_racing(from: *const AtomicU64, to: *mut u8, words: usize) {
-    let to = to.cast::<u64>();
-    let mut at = 0;
+pub(crate) unsafe fn copy_racing(mut from: *const AtomicU64, to: *mut u8, words: usize) {
+    let mut to = to.cast::<u64>();
     #[cfg(not(miri))]
-    while at + LINE < words {
-        // SAFETY: by contract there are more than eight words more.
-        unsafe { copy_line(from.wrapping_add(at), to.wrapping_add(at)) };
-        at += LINE;
+    for _ in 0..words / 8 {
+        // SAFETY: by contract there are eight words more.
+        unsafe {
+            core::arch::asm!(
+                "movdqu {0}, [{from}]",
+                "movdqu {1}, [{from} + 16]",
+                "movdqu {2}, [{from} + 32]",
+                "movdqu {3}, [{from} + 48]",
+                "movdqu [{to}], {0}",
+                "movdqu [{to} + 16], {1}",
+                "movdqu [{to} + 32], {2}",
+                "movdqu [{to} + 48], {3}",
+                out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _,
+                from = in(reg) from, to = in(reg) to,
+                options(nostack, preserves_flags),
+            );
+        }
+        (from, to) = (from.wrapping_add(8), to.wrapping_add(8));
     }
     #[cfg(not(miri))]
-    if words >= LINE {
-        // The last eight words, some of which may have been copied before.
-        at = words - LINE;
-        // SAFETY: by contract.
-        unsafe { copy_line(from.wrapping_add(at), to.wrapping_add(at)) };
-        return;
+    for _ in 0..words % 8 / 2 {
+        // SAFETY: by contract there are two words more.
+        unsafe {
+            core::arch::asm!(
+                "movdqu {0}, [{from}]",
+                "movdqu [{to}], {0}",
+                out(xmm_reg) _, from = in(reg) from, to = in(reg) to,
+                options(nostack, preserves_flags),
+            );
+        }
+        (from, to) = (from.wrapping_add(2), to.wrapping_add(2));
     }
-    while at < words {
+    for _ in 0..if cfg!(miri) { words } else { words % 2 } {
         // SAFETY: by contract there is one word more.
-        let word = unsafe { &*from.wrapping_add(at) }.load(core::sync::atomic::Ordering::Relaxed);
+        let word = unsafe { &*from }.load(core::sync::atomic::Ordering::Relaxed);
         // SAFETY: as above.
-        unsafe { to.wrapping_add(at).write_unaligned(word) };
-        at += 1;
-    }
-}
-
-/// Words that [`copy_line`] copies.
-#[cfg(not(miri))]
-const LINE: usize = 8;
-
-/// Copy eight words, as [`copy_racing`] does.
-///
-/// # Safety
-/// As there.
-#[cfg(not(miri))]
-#[inline]
-unsafe fn copy_line(from: *const AtomicU64, to: *mut u64) {
-    // SAFETY: by contract.
-    unsafe {
-        core::arch::asm!(
-            "movdqu {0}, [{from}]",
-            "movdqu {1}, [{from} + 16]",
-            "movdqu {2}, [{from} + 32]",
-            "movdqu {3}, [{from} + 48]",
-            "movdqu [{to}], {0}",
-            "movdqu [{to} + 16], {1}",
-            "movdqu [{to} + 32], {2}",
-            "movdqu [{to} + 48], {3}",
-            out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _,
-            from = in(reg) from, to = in(reg) to,
-            options(nostack, preserves_flags),
-        );
+        unsafe { to.write_unaligned(word) };
+        (from, to) = (from.wrapping_add(1), to.wrapping_add(1));
     }
 }
