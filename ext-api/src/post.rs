@@ -205,6 +205,7 @@ impl crate::client::Sandbox {
     /// As a futex: wait until `word` is no longer `expected`, at most for `timeout`. Meanwhile the
     /// thread runs the events of its process, and work for [any](To::any) process, one at a time.
     /// True if the word has changed. Works between processes that share the word's memory.
+    /// [`Duration::MAX`](std::time::Duration::MAX) waits for as long as it takes, without a timer.
     #[must_use = "false says that the word is what it was"]
     pub fn wait_on(
         &self,
@@ -231,7 +232,8 @@ impl crate::client::Sandbox {
     /// Wait until events have been delivered to this process, at most for `timeout`; how many. Those
     /// that wait already are delivered at once. What is delivered on the way out of an upcall is
     /// not counted: have the handler say that it ran. Work for [any](To::any) process is taken, too. May
-    /// come back early with 0.
+    /// come back early with 0. [`Duration::MAX`](std::time::Duration::MAX) waits for as long as it takes,
+    /// without a timer.
     #[must_use = "0 says that nothing came"]
     pub fn wait(&self, timeout: std::time::Duration) -> u64 {
         (self.wait_entry())(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).min(1 << 60))

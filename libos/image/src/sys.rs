@@ -466,9 +466,9 @@ pub(crate) unsafe fn mseal(addr: usize, len: usize) -> Result<usize, Errno> {
 /// # Safety
 /// `word` is readable.
 pub(crate) unsafe fn futex_wait(word: *const u32, expected: u32, timeout_ns: u64) -> Errno {
-    let timeout = [timeout_ns / 1_000_000_000, timeout_ns % 1_000_000_000];
+    let timeout = timespec(timeout_ns);
     const WAIT: usize = 0;
-    let args = [word as usize, WAIT, expected as usize, timeout.as_ptr() as usize];
+    let args = [word as usize, WAIT, expected as usize, address(&timeout)];
     // SAFETY: `word` by contract; the timeout is a timespec.
     unsafe { call(nr::FUTEX, args) }.err().map_or(0, |errno| -errno)
 }
@@ -482,10 +482,22 @@ pub(crate) unsafe fn futex_wait_any(words: [(*mut u32, u32); 2], until_ns: u64) 
     const SIZE_32: u64 = 2;
     const CLOCK_MONOTONIC: usize = 1;
     let waiters = words.map(|(word, expected)| [u64::from(expected), word as u64, SIZE_32]);
-    let until = [until_ns / 1_000_000_000, until_ns % 1_000_000_000];
-    let (at, until) = (waiters.as_ptr() as usize, until.as_ptr() as usize);
+    let until = timespec(until_ns);
+    let (at, until) = (waiters.as_ptr() as usize, address(&until));
     // SAFETY: two `struct futex_waitv` and a timespec; the words by contract.
     let _ = unsafe { call(nr::FUTEX_WAITV, [at, words.len(), 0, until, CLOCK_MONOTONIC]) };
+}
+
+/// As the kernel takes a time to wait; None for ever, and for longer than anything lives: the timer is a
+/// tenth of a sleep's cost.
+fn timespec(ns: u64) -> Option<[u64; 2]> {
+    const FOR_EVER: u64 = 1 << 59;
+    (ns < FOR_EVER).then_some([ns / 1_000_000_000, ns % 1_000_000_000])
+}
+
+/// Where a time lies, for the kernel; 0 for none.
+fn address(time: &Option<[u64; 2]>) -> usize {
+    time.as_ref().map_or(0, |words| words.as_ptr() as usize)
 }
 
 /// Wake sleepers of `word`; how many, or a negated error.

@@ -72,7 +72,8 @@ impl Drop for Child {
     }
 }
 
-const LONG: Duration = Duration::from_secs(10);
+/// As the bare futexes beside it wait.
+const FOR_EVER: Duration = Duration::MAX;
 
 /// The process in the sandbox, which runs on CPU 0: one figure.
 pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, String> {
@@ -103,7 +104,7 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
                 let [ping, pong] = [0, 16].map(|at| &shared()[at]);
                 let _child = child(0, 0, || {
                     for round in 0.. {
-                        while !sandbox.wait_on(ping, round, LONG) {}
+                        while !sandbox.wait_on(ping, round, FOR_EVER) {}
                         pong.store(round + 1, SeqCst);
                         sandbox.wake_on(pong, 1);
                     }
@@ -113,20 +114,20 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
                     for round in first..first + count as u32 {
                         ping.store(round + 1, SeqCst);
                         sandbox.wake_on(ping, 1);
-                        while !sandbox.wait_on(pong, round, LONG) {}
+                        while !sandbox.wait_on(pong, round, FOR_EVER) {}
                     }
                 }))
             }
             "event-alone" => work_off(sandbox, count),
             "event-shared" => {
                 let word = &shared()[0];
-                let _child = child(0, 1, || while !sandbox.wait_on(word, 0, LONG) {})?;
+                let _child = child(0, 1, || while !sandbox.wait_on(word, 0, FOR_EVER) {})?;
                 work_off(sandbox, count)
             }
             "event-rate" => {
                 let child = child(0, 1, || {
                     loop {
-                        let _ = sandbox.wait(LONG);
+                        let _ = sandbox.wait(FOR_EVER);
                     }
                 })?;
                 rate(sandbox, child.peer(sandbox), count)
@@ -135,7 +136,7 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
                 let cpu = usize::from(what == "event-cross");
                 let child = child(0, cpu, || {
                     loop {
-                        let _ = sandbox.wait(LONG);
+                        let _ = sandbox.wait(FOR_EVER);
                     }
                 })?;
                 round_trips(sandbox, own, To::peer(child.peer(sandbox)), count)
@@ -184,7 +185,7 @@ fn round_trips(sandbox: &Sandbox, own: Peer, to: To, count: u64) -> Result<f64, 
         sent += 1;
         // The answer may be there before we wait: it is delivered on the way out of the post.
         while result.is_ok() && got.load(SeqCst) < sent {
-            let _ = sandbox.wait(LONG);
+            let _ = sandbox.wait(FOR_EVER);
         }
     };
     (0..100).for_each(|_| once());
