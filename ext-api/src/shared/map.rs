@@ -154,7 +154,20 @@ const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Entry>() == 8);
 /// Counts entries made and evicted: the clock of ages.
 #[derive(Debug)]
 #[repr(align(64))]
-struct Clock(AtomicU64);
+struct Clock {
+    count: AtomicU64,
+    /// Counts of a step of age, as a power of two.
+    shift: u32,
+    /// How many steps there were. Behind by one at times.
+    age: AtomicU64,
+}
+
+impl Clock {
+    fn tick(&self) {
+        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        self.age.store(count >> self.shift, Ordering::Relaxed);
+    }
+}
 
 /// A map from byte strings to byte strings, shared by all processes.
 #[derive(Debug)]
@@ -163,7 +176,6 @@ pub struct Map {
     mask: u64,
     guesses: Guesses,
     hasher: FixedState,
-    age_shift: u32,
     clock: Clock,
     entries: Counter,
     bytes: Counter,
@@ -193,8 +205,11 @@ impl Map {
             guesses,
             mask: count as u64 - 1,
             hasher: FixedState::with_seed(Here.now_ns()),
-            age_shift: (expected / AGE_STEPS).max(1).ilog2(),
-            clock: Clock(AtomicU64::new(0)),
+            clock: Clock {
+                count: AtomicU64::new(0),
+                shift: (expected / AGE_STEPS).max(1).ilog2(),
+                age: AtomicU64::new(0),
+            },
             entries: Counter::new(),
             bytes: Counter::new(),
         })
@@ -216,7 +231,7 @@ impl Map {
     /// The clock of ages, now.
     #[inline]
     fn age(&self) -> u8 {
-        (self.clock.0.load(Ordering::Relaxed) >> self.age_shift) as u8
+        self.clock.age.load(Ordering::Relaxed) as u8
     }
 
     /// Look `key` up and hand its value to `read`, under the bucket's lock. `now` is asked only
@@ -344,7 +359,7 @@ impl Map {
         self.guesses.note(hash, entry.0.as_ptr().cast());
         drop(bucket);
         if former == 0 {
-            self.clock.0.fetch_add(1, Ordering::Relaxed);
+            self.clock.tick();
         }
         Ok(self.forget(former))
     }
@@ -380,7 +395,7 @@ impl Map {
                 let entry = Entry::make(key, &vec![0; N * 8], 0)?;
                 self.count_in(&entry);
                 link.store(entry.link(hash, self.age()), Ordering::Release);
-                self.clock.0.fetch_add(1, Ordering::Relaxed);
+                self.clock.tick();
                 link
             }
         };
@@ -433,7 +448,7 @@ impl Map {
             }
         });
         drop(bucket);
-        self.clock.0.fetch_add(1, Ordering::Relaxed);
+        self.clock.tick();
         let len = Owned::of(taken).map_or(0, |entry| entry.len() as u64);
         self.forget(taken);
         Ok(len)
@@ -646,18 +661,19 @@ const fn words_of(len: usize) -> usize {
 /// Does `key` lie at `words`, filled up by zeros?
 #[inline]
 fn is_same(key: &[u8], words: *const AtomicU64) -> bool {
-    let Some(last) = key.last_chunk::<8>() else {
-        let short = key.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        // SAFETY: a key that is not empty has a word.
-        return key.is_empty() || unsafe { &*words }.load(Ordering::Relaxed) == short;
-    };
     // SAFETY: within the words of a key of this length, as the caller has checked.
-    let differs =
-        |at: usize, bytes| unsafe { load_racing(words.cast::<u8>().wrapping_add(at)) } != bytes;
-    // The last eight bytes, which may overlap the words before them, and those.
-    let (firsts, _) = key[..key.len() - 1].as_chunks::<8>();
-    !differs(key.len() - 8, u64::from_le_bytes(*last))
-        && firsts.iter().enumerate().all(|(at, word)| !differs(at * 8, u64::from_le_bytes(*word)))
+    let load = |at: usize| unsafe { load_racing(words.cast::<u8>().wrapping_add(at)) };
+    let (Some(first), Some(last)) = (key.first_chunk::<8>(), key.last_chunk::<8>()) else {
+        let short = key.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        return key.is_empty() || load(0) == short;
+    };
+    // The ends, which meet or overlap if there are no more than 16 bytes.
+    if load(0) != u64::from_le_bytes(*first) || load(key.len() - 8) != u64::from_le_bytes(*last) {
+        return false;
+    }
+    let (inner, _) = key[8..].as_chunks::<8>();
+    let mut inner = (8..).step_by(8).zip(inner);
+    key.len() <= 16 || inner.all(|(at, word)| load(at) == u64::from_le_bytes(*word))
 }
 
 impl Entry {
