@@ -47,11 +47,17 @@ pub fn refused() -> Option<String> {
         }
     }
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    match scope.trim() {
-        "2" if !may_trace() => Some("kernel.yama.ptrace_scope is 2".to_owned()),
-        "3" => Some("kernel.yama.ptrace_scope is 3".to_owned()),
-        _ => None,
-    }
+    refused_by(scope.trim(), may_trace)
+}
+
+/// What Yama's scope forbids us. 1 leaves a launcher its own children, which is all that it traces.
+fn refused_by(scope: &str, may_trace: impl FnOnce() -> bool) -> Option<String> {
+    let refuses = match scope {
+        "2" => !may_trace(),
+        "3" => true,
+        _ => false,
+    };
+    refuses.then(|| format!("kernel.yama.ptrace_scope is {scope}"))
 }
 
 /// Have we CAP_SYS_PTRACE?
@@ -174,6 +180,17 @@ mod tests {
     use std::path::Path;
 
     use super::{LIBRARY, MARK, PATH_LEN, is_static, library_for, refused};
+
+    #[test]
+    fn each_scope_of_yama_has_its_answer() {
+        let answers = |may_trace: bool| {
+            ["", "0", "1", "2", "3"].map(|scope| super::refused_by(scope, || may_trace).is_some())
+        };
+        assert_eq!(answers(true), [false, false, false, false, true]);
+        assert_eq!(answers(false), [false, false, false, true, true]);
+        let why = super::refused_by("2", || false).unwrap();
+        assert!(why.contains("ptrace_scope is 2"), "{why}");
+    }
 
     #[test]
     fn the_library_has_one_place_for_the_path() {
