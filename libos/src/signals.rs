@@ -127,7 +127,15 @@ pub struct CallTable {
     pub after: [[AtomicU64; HOOKS_MAX]; CALLS],
     /// 1 if local sockets are carried: see [`crate::sockets`].
     pub sockets: AtomicU32,
+    /// By number: the handle of the only handler to be asked, before a call that libos does not look at
+    /// itself; else 0.
+    pub only: [AtomicU64; CALLS],
 }
+
+/// Calls that libos looks at itself, whoever is hooked to them: those that reach for memory, set or have
+/// signal masks, or look at the stack pointer. Beside them, where sockets are carried, [`crate::sockets::CALLS`].
+pub const LOOKED_AT: [usize; 17] =
+    [9, 10, 11, 13, 14, 15, 25, 28, 56, 57, 58, 130, 270, 271, 281, 435, 441];
 
 /// In a handle of [`CallTable::before`]: a policy asks. If the handler fails, so does the call.
 pub const MUST_DECIDE: u64 = 1 << 31;

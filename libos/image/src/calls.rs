@@ -259,13 +259,13 @@ fn scratch_in_use(context: &Context) -> usize {
 /// For the entry of patched calls: ask the hooks of a call that the program is about to make. [`PASS`],
 /// [`DONE`] or [`TRAP`].
 ///
-/// `fs` may be the thread's FS base. Of one whose stack is elsewhere now the entry has found the context.
+/// Of a thread whose stack is elsewhere now the entry has found the context.
 pub(crate) extern "C" fn sbx_patched(
     call: &mut PatchedCall,
     fs: u64,
     found: Option<&'static Context>,
 ) -> u32 {
-    let known = || found.or_else(|| context::known_by(fs)).or_else(context::known_here);
+    let known = || found.or_else(|| context::known_by(fs));
     let (number, table) = (call.rax as usize, call_table());
     let is_hooked = |row: &&Row| row[0].load(Relaxed) != 0;
     let before = table.before.get(number).filter(is_hooked);
@@ -339,6 +339,11 @@ pub(crate) extern "C" fn sbx_patched(
         call.rax = result as u64;
     }
     DONE
+}
+
+/// [`make`], for the entry.
+pub(crate) extern "C" fn sbx_make(block: &CallBlock) -> isize {
+    make(block)
 }
 
 /// Make a call with the arguments that hooks have left. What they point to in the scratch room goes to

@@ -42,6 +42,9 @@ pub(crate) struct Frame {
     code: u64,
 }
 
+/// Bytes between a context's outermost frame and the end of its room.
+pub(crate) const FRAME_LEN: usize = size_of::<Frame>().next_multiple_of(16);
+
 /// The slot whose code runs in the innermost upcall of `context`, which is that of `frame`. What
 /// libos runs itself (`init`), it runs for the slot of the handler's row.
 pub(crate) fn slot_of(context: &Context, frame: &Frame) -> usize {
@@ -280,7 +283,7 @@ fn make_stack(index: usize) -> Result<usize, sys::Errno> {
 /// Write the outermost frame of a stack, as far as it is the same for every upcall; its address.
 fn outermost_frame(index: usize) -> usize {
     let top = boot::place().stacks() + (index + 1) * STACK_LEN;
-    let at = top - size_of::<Frame>().next_multiple_of(16);
+    let at = top - FRAME_LEN;
     let frame = Frame {
         previous: core::ptr::null(),
         handler: core::ptr::null(),

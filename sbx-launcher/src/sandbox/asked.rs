@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use ext_api::calls::SET_WORDS;
 use libos::layout::{CALLS_OFFSET, HOOKS_OFFSET};
 use libos::manifest::Hook;
-use libos::signals::{CallTable, HookTable, MUST_DECIDE};
+use libos::signals::{CallTable, HookTable, LOOKED_AT, MUST_DECIDE};
 
 use super::{Sandbox, SandboxError};
 use crate::filter::Armed;
@@ -87,6 +87,8 @@ impl Sandbox {
         let at = self.zones.control.alias().wrapping_add(CALLS_OFFSET).cast::<CallTable>();
         // SAFETY: as above.
         let table = unsafe { &*at };
+        // Nobody takes the short way while the rows change.
+        table.only.iter().for_each(|only| only.store(0, Ordering::Release));
         let rows = [(false, &table.before), (true, &table.after)];
         let rows = rows.into_iter().flat_map(|(when, rows)| {
             rows.iter().enumerate().map(move |(number, row)| (when, number, row))
@@ -108,5 +110,19 @@ impl Sandbox {
             let handles = handles.into_iter().chain(std::iter::repeat(0));
             row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
         }
+        for (number, only) in table.only.iter().enumerate() {
+            only.store(self.only_asked(table, number).unwrap_or(0), Ordering::Release);
+        }
+    }
+
+    /// The one handler to be asked about call `number`, if nothing else is to be done with it.
+    fn only_asked(&self, table: &CallTable, number: usize) -> Option<u64> {
+        let [first, second, after] =
+            [&table.before[number][0], &table.before[number][1], &table.after[number][0]]
+                .map(|handle| handle.load(Ordering::Relaxed));
+        let carried = libos::sockets::CALLS[number / 64] >> (number % 64) & 1 == 1;
+        let is_only = second == 0 && after == 0 && first & MUST_DECIDE == 0;
+        let looked_at = LOOKED_AT.contains(&number) || self.carries_sockets && carried;
+        (first != 0 && is_only && !looked_at).then_some(first)
     }
 }

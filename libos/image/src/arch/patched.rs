@@ -2,21 +2,35 @@
 //!
 //! ```text
 //!  program             stub nearby                entry, in libos
-//!  mov $nr, %eax  ──►  mov $nr, %eax              keep what a call must not change
-//!  (now a jump)        leave the red zone         ask (Rust)
-//!  syscall             call entry            ──►  pass: everything as it was, syscall
-//!  ...            ◄──  back; lea behind, %rcx ◄── return
+//!  mov $nr, %eax  ──►  mov $nr, %eax              leave the red zone
+//!  (now a jump)        lea back, %rcx             keep what a call must not change
+//!  syscall             jmp entry             ──►  ask: the short way, or Rust
+//!  ...            ◄──  back: lea behind, %rcx ◄── pass: everything as it was, syscall
 //!                      syscall               ◄──  the program's own, for one that is to be trapped
 //! ```
+//!
+//! A stub jumps here and is jumped back to: a kernel may leave nothing of what the CPU remembers of calls
+//! by the time that one returns.
+//!
+//! The short way is for what is most frequent: one handler is asked, before the call, which libos does not
+//! look at itself ([`CallTable::only`] says so), and the gate's cache knows the thread. It builds the
+//! handler's block from registers and enters the gate; whatever is not as it expects goes on in Rust, where
+//! all of this is decided as well.
 
 use core::arch::naked_asm;
+use core::mem::offset_of;
 
+use ext_api::abi::{CALL_TAKEN, CallBlock, Reply};
 use ext_api::limits::STACK_LEN;
 use libos::data::Context;
-use libos::layout::{CALL_ROOM_LEN, CALL_ROOM_OFFSET};
+use libos::layout::{
+    CALL_ROOM_LEN, CALL_ROOM_OFFSET, CALLS_OFFSET, SCRATCH_LEN, SCRATCH_OFFSET, WINDOW_LEN,
+};
+use libos::signals::{CALLS, CallTable};
 
 use super::x86_64::{HASH, HASH_SHIFT};
-use crate::boot::SBX_BOOT;
+use crate::boot::{Boot, SBX_BOOT};
+use crate::context::FRAME_LEN;
 
 /// What the entry has kept of the program's registers.
 #[derive(Debug)]
@@ -31,8 +45,20 @@ pub(crate) struct PatchedCall {
     /// The call's number, then its result.
     pub(crate) rax: u64,
     flags: u64,
-    /// Where in the stub the entry returns to.
+    /// Where in the stub the entry goes on.
     back: u64,
+}
+
+/// The frame of the short way, from the stack pointer on.
+#[derive(Debug)]
+#[repr(C)]
+struct Short {
+    /// The handler's only argument: where the block is.
+    words: u64,
+    handle: u64,
+    reply: Reply,
+    block: CallBlock,
+    kept: PatchedCall,
 }
 
 /// The call is made with the registers as they were.
@@ -66,10 +92,10 @@ const CALL_LEN: usize = 2;
 /// Where in a stub the entry's address is.
 const ENTRY_AT: usize = STUB_LEN - 8;
 const FOLLOWER_LEN_MAX: usize = 6;
-/// Where the stub of a [`Form::Followed`] goes on behind the call.
-const STUB_BEHIND: usize = 24;
-/// From where the entry returns to where it does for a call that is to be trapped.
-const TO_TRAP: usize = 26;
+/// Where a stub goes on behind the call.
+const STUB_BEHIND: usize = 18;
+/// From there to where it goes on for a call that is to be trapped.
+const TO_TRAP: usize = 18;
 
 /// The form of the site whose call, which has just been trapped, is at `call`.
 pub(crate) fn form_of(call: usize, number: u32) -> Option<Form> {
@@ -136,9 +162,8 @@ impl Form {
 
 /// The stub at `at` for the site whose call is at `call`.
 pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
-    const LEAVE_RED_ZONE: [u8; 5] = [0x48, 0x8d, 0x64, 0x24, 0x80];
     const NOTHING: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
-    const BACK: [u8; 8] = [0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0];
+    const ENTER_LEN: usize = 6;
     let mut bytes = [0xcc; STUB_LEN];
     bytes[ENTRY_AT..].copy_from_slice(&(sbx_patched_entry as *const () as u64).to_le_bytes());
     let behind = call + CALL_LEN;
@@ -159,10 +184,10 @@ pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
             put(&NOTHING);
         }
     }
-    put(&LEAVE_RED_ZONE);
-    let here = put(&[0xff, 0x15]);
-    put(&distance(at + ENTRY_AT, here + 4));
-    let goes_on = put(&BACK);
+    put(&[0x48, 0x8d, 0x0d]);
+    put(&distance(ENTER_LEN, 0));
+    let here = put(&[0xff, 0x25]);
+    let goes_on = put(&distance(at + ENTRY_AT, here + 4));
     // rcx as the kernel leaves it.
     let here = put(&[0x48, 0x8d, 0x0d]);
     put(&distance(behind, here + 4));
@@ -179,7 +204,6 @@ pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
     if let Form::Numbered(_) = form {
         put(&[0xcc; FOLLOWER_LEN_MAX]);
     }
-    put(&BACK);
     let here = put(&[0x0f, 0x05]);
     put(&[0xeb, goes_on.wrapping_sub(here + 2) as u8]);
     bytes
@@ -196,7 +220,7 @@ pub(crate) fn jump(site: usize, to: usize) -> [u8; JUMP_LEN] {
 pub(crate) fn mend_entry(rip: &mut u64) -> bool {
     let is_that = *rip == &raw const sbx_patched_first as u64;
     if is_that {
-        *rip = &raw const sbx_patched_true_base as u64;
+        *rip = &raw const sbx_patched_long as u64;
     }
     is_that
 }
@@ -204,13 +228,17 @@ pub(crate) fn mend_entry(rip: &mut u64) -> bool {
 unsafe extern "C" {
     /// Labels within [`sbx_patched_entry`].
     static sbx_patched_first: u8;
-    static sbx_patched_true_base: u8;
+    static sbx_patched_long: u8;
 }
 
 /// Upper half of the addresses where Go has its heap, and goroutines have their stacks: small ones.
 const GOROUTINES: u32 = 0xc0;
 const CALL_ROOM_END: usize = CALL_ROOM_OFFSET + CALL_ROOM_LEN;
+/// From a context's outermost frame down to its scratch room.
+const TO_SCRATCH: isize = (SCRATCH_OFFSET + FRAME_LEN) as isize - STACK_LEN as isize;
 
+/// The direction flag, which compiled code finds clear.
+const DIRECTION: u32 = 0x400;
 /// Trap, direction, alignment check: `popfq` sets them, in several times the time.
 const UNUSUAL_FLAGS: u32 = 0x4_0500;
 
@@ -230,7 +258,29 @@ macro_rules! restore_flags {
     };
 }
 
-/// What stubs call, below the red zone.
+/// Pops what the entry has kept, but for the flags.
+macro_rules! pop_kept {
+    () => {
+        "pop r9
+        pop r8
+        pop r10
+        pop rdx
+        pop rsi
+        pop rdi
+        pop rax"
+    };
+}
+
+/// Leaves for the stub.
+macro_rules! go_back {
+    () => {
+        "pop rcx
+        lea rsp, [rsp + 128]
+        jmp rcx"
+    };
+}
+
+/// What stubs jump to, with where they go on in rcx.
 ///
 /// # Safety
 /// For stubs only.
@@ -239,6 +289,8 @@ unsafe extern "C" fn sbx_patched_entry() {
     naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined rip",
+        "lea rsp, [rsp - 128]",
+        "push rcx",
         "pushfq",
         "push rax",
         "push rdi",
@@ -247,22 +299,247 @@ unsafe extern "C" fn sbx_patched_entry() {
         "push r10",
         "push r8",
         "push r9",
-        "push rbx",
-        "push rbp",
-        "mov rbp, rsp",
+        // The short way, if there is one handler to ask.
+        "cmp rax, {calls}",
+        "jae 40f",
+        "mov rcx, [rip + {boot} + {base}]",
+        "mov rcx, [rcx + rax*8 + {only}]",
+        "test rcx, rcx",
+        "je 40f",
+        "test dword ptr [rsp + {flags}], {direction}",
+        "jne 40f",
         "mov rax, rsp",
         "shr rax, 32",
         "cmp eax, {goroutines}",
         "je 40f",
-        "xor ebx, ebx",
+        // The thread's context, as the gate finds it.
         ".hidden sbx_patched_first",
         ".globl sbx_patched_first",
         "sbx_patched_first:",
-        "mov rsi, fs:[0]",
-        "10:",
+        "mov rax, fs:[0]",
+        "movabs r11, {hash}",
+        "imul r11, rax",
+        "shr r11, {shift}",
+        "shl r11, 3",
+        "add r11, [rip + {boot}]",
+        "mov r11, [r11]",
+        "test r11, r11",
+        "je 40f",
+        "cmp [r11 + 8], rax",
+        "jne 40f",
+        "mov rax, rsp",
+        "sub rax, [r11 + 16]",
+        "cmp rax, {window}",
+        "jae 40f",
+        // In no upcall, and in no call that has paths in the scratch room.
+        "test byte ptr [r11], 1",
+        "jne 40f",
+        "cmp qword ptr [r11 + {call_stack}], 0",
+        "jne 40f",
+        "inc qword ptr [r11 + {calls_patched}]",
+        // The block, from its end; then the reply, which is empty.
+        "push 0",
+        "push {scratch_len}",
+        "mov rax, [r11 + 24]",
+        "add rax, {to_scratch}",
+        "push rax",
+        "push 0",
+        "push 0",
+        "push r9",
+        "push r8",
+        "push r10",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "push [rsp + {number_above}]",
+        "mov rax, rsp",
+        "push 0",
+        "push 0",
+        "push 0",
+        "push 0",
+        "push 0",
+        "mov rdx, rsp",
+        "push rcx",
+        "push rax",
+        "mov rsi, rsp",
+        "mov rdi, rcx",
+        "mov r9, r11",
+        "lea rax, [rip + sbx_gate_enters]",
+        "call {keeping_vectors}",
+        // A handler that has failed has not been asked.
+        "test eax, eax",
+        "jne 16f",
+        "cmp qword ptr [rsp + {word}], {taken}",
+        "je 13f",
+        "mov rdi, [rsp + {rdi}]",
+        "cmp rdi, [rsp + {args}]",
+        "jne 17f",
+        "mov rsi, [rsp + {rsi}]",
+        "cmp rsi, [rsp + {args} + 8]",
+        "jne 17f",
+        "mov rdx, [rsp + {rdx}]",
+        "cmp rdx, [rsp + {args} + 16]",
+        "jne 17f",
+        "mov r10, [rsp + {r10}]",
+        "cmp r10, [rsp + {args} + 24]",
+        "jne 17f",
+        "mov r8, [rsp + {r8}]",
+        "cmp r8, [rsp + {args} + 32]",
+        "jne 17f",
+        "mov r9, [rsp + {r9}]",
+        "cmp r9, [rsp + {args} + 40]",
+        "jne 17f",
+        "lea rsp, [rsp + {rax}]",
+        "pop rax",
+        "18:",
+        "test dword ptr [rsp], {unusual}",
+        "jne 60f",
+        restore_flags!(),
+        "syscall",
+        go_back!(),
+        // It has an answer.
+        "13:",
+        "mov rax, [rsp + {value}]",
+        "12:",
+        "mov [rsp + {rax}], rax",
+        "lea rsp, [rsp + {r9}]",
+        "14:",
+        pop_kept!(),
+        "test dword ptr [rsp], {unusual}",
+        "jne 61f",
+        restore_flags!(),
+        go_back!(),
+        "16:",
+        "lea rsp, [rsp + {r9}]",
+        "19:",
+        pop_kept!(),
+        "jmp 18b",
+        // It is to be another call than the program's.
+        "17:",
+        "lea rdi, [rsp + {block}]",
+        "lea rax, [rip + {make}]",
+        "call {keeping_vectors}",
+        "jmp 12b",
+        // Flags that are not restored by arithmetic.
+        "60:",
+        "popfq",
+        "syscall",
+        go_back!(),
+        "61:",
+        "mov r11, [rsp]",
+        "popfq",
+        go_back!(),
+        // The long way.
+        ".hidden sbx_patched_long",
+        ".globl sbx_patched_long",
+        "sbx_patched_long:",
+        "40:",
+        "push rbx",
+        "push rbp",
+        "mov rbp, rsp",
+        "rdfsbase rsi",
+        "xor ebx, ebx",
+        "mov rax, rsp",
+        "shr rax, 32",
+        "cmp eax, {goroutines}",
+        "je 50f",
+        "41:",
         "lea rdi, [rbp + 16]",
         "mov rdx, rbx",
-        // The vector registers as far as code without AVX can change them: the upper parts stay.
+        "cld",
+        "lea rax, [rip + {ask}]",
+        "call {keeping_vectors}",
+        "mov rsp, rbp",
+        "test rbx, rbx",
+        "je 42f",
+        "mov dword ptr [rbx + {call_room}], 0",
+        "42:",
+        "pop rbp",
+        "pop rbx",
+        "cmp eax, {done}",
+        "je 14b",
+        "jb 19b",
+        // To be trapped: elsewhere in the stub.
+        pop_kept!(),
+        "add qword ptr [rsp + 8], {to_trap}",
+        "popfq",
+        go_back!(),
+        // From a small stack: on the call room of the thread's context, if that is free.
+        "50:",
+        "movabs rdx, {hash}",
+        "imul rdx, rsi",
+        "shr rdx, {shift}",
+        "mov rax, [rip + {boot}]",
+        "mov rbx, [rax + rdx*8]",
+        "test rbx, rbx",
+        "je 51f",
+        "cmp [rbx + 8], rsi",
+        "jne 51f",
+        "mov eax, 1",
+        "xchg [rbx + {call_room}], eax",
+        "test eax, eax",
+        "jne 51f",
+        "mov rsp, [rbx + 24]",
+        "and rsp, {stack_mask}",
+        "add rsp, {room_end}",
+        "jmp 41b",
+        "51:",
+        "xor ebx, ebx",
+        "mov eax, {trap}",
+        "jmp 42b",
+        ".cfi_endproc",
+        ask = sym crate::calls::sbx_patched,
+        make = sym crate::calls::sbx_make,
+        keeping_vectors = sym sbx_keeping_vectors,
+        calls = const CALLS,
+        base = const offset_of!(Boot, base),
+        only = const CALLS_OFFSET + offset_of!(CallTable, only),
+        flags = const offset_of!(PatchedCall, flags),
+        direction = const DIRECTION,
+        window = const WINDOW_LEN,
+        call_stack = const offset_of!(Context, call_stack),
+        calls_patched = const offset_of!(Context, calls_patched),
+        scratch_len = const SCRATCH_LEN,
+        to_scratch = const TO_SCRATCH,
+        number_above = const offset_of!(Short, kept.rax) - offset_of!(Short, block.args),
+        word = const offset_of!(Short, reply.word),
+        taken = const CALL_TAKEN,
+        block = const offset_of!(Short, block),
+        args = const offset_of!(Short, block.args),
+        value = const offset_of!(Short, block.value),
+        rdi = const offset_of!(Short, kept.rdi),
+        rsi = const offset_of!(Short, kept.rsi),
+        rdx = const offset_of!(Short, kept.rdx),
+        r10 = const offset_of!(Short, kept.r10),
+        r8 = const offset_of!(Short, kept.r8),
+        r9 = const offset_of!(Short, kept.r9),
+        rax = const offset_of!(Short, kept.rax),
+        unusual = const UNUSUAL_FLAGS,
+        to_trap = const TO_TRAP,
+        done = const DONE,
+        trap = const TRAP,
+        goroutines = const GOROUTINES,
+        call_room = const offset_of!(Context, call_room),
+        hash = const HASH,
+        shift = const HASH_SHIFT,
+        boot = sym SBX_BOOT,
+        stack_mask = const -(STACK_LEN as isize),
+        room_end = const CALL_ROOM_END,
+    )
+}
+
+/// Calls what is in rax, and has the vector registers afterwards as before, as far as code without AVX can
+/// change them: the upper parts stay.
+///
+/// # Safety
+/// As what is called, whose arguments are in registers.
+#[unsafe(naked)]
+unsafe extern "C" fn sbx_keeping_vectors() {
+    naked_asm!(
+        ".cfi_startproc",
+        ".cfi_undefined rip",
+        "push rbp",
+        "mov rbp, rsp",
         "sub rsp, 272",
         "and rsp, -16",
         "stmxcsr [rsp + 256]",
@@ -282,8 +559,7 @@ unsafe extern "C" fn sbx_patched_entry() {
         "movaps [rsp + 208], xmm13",
         "movaps [rsp + 224], xmm14",
         "movaps [rsp + 240], xmm15",
-        "cld",
-        "call {ask}",
+        "call rax",
         "movaps xmm0, [rsp + 0]",
         "movaps xmm1, [rsp + 16]",
         "movaps xmm2, [rsp + 32]",
@@ -303,95 +579,14 @@ unsafe extern "C" fn sbx_patched_entry() {
         "stmxcsr [rsp + 260]",
         "mov ecx, [rsp + 260]",
         "cmp ecx, [rsp + 256]",
-        "jne 50f",
-        "12:",
+        "jne 10f",
+        "11:",
         "mov rsp, rbp",
-        "test rbx, rbx",
-        "je 15f",
-        "mov dword ptr [rbx + {call_room}], 0",
-        "15:",
         "pop rbp",
-        "pop rbx",
-        "mov r11d, eax",
-        "pop r9",
-        "pop r8",
-        "pop r10",
-        "pop rdx",
-        "pop rsi",
-        "pop rdi",
-        "pop rax",
-        "test dword ptr [rsp], {unusual}",
-        "jne 60f",
-        "cmp r11d, {done}",
-        "ja 30f",
-        "je 20f",
-        restore_flags!(),
-        "syscall",
         "ret",
-        "20:",
-        restore_flags!(),
-        "ret",
-        "50:",
+        "10:",
         "ldmxcsr [rsp + 256]",
-        "jmp 12b",
-        // Flags that are not restored by arithmetic.
-        "60:",
-        "cmp r11d, {done}",
-        "ja 30f",
-        "je 61f",
-        "popfq",
-        "syscall",
-        "ret",
-        "61:",
-        "mov r11, [rsp]",
-        "popfq",
-        "ret",
-        // To be trapped: elsewhere in the stub.
-        "30:",
-        "add qword ptr [rsp + 8], {to_trap}",
-        "popfq",
-        "ret",
-        ".hidden sbx_patched_true_base",
-        ".globl sbx_patched_true_base",
-        "sbx_patched_true_base:",
-        "rdfsbase rsi",
-        "jmp 10b",
-        // From a small stack: on the call room of the thread's context, if that is free.
-        "40:",
-        "rdfsbase rsi",
-        "movabs rdx, {hash}",
-        "imul rdx, rsi",
-        "shr rdx, {shift}",
-        "mov rax, [rip + {boot}]",
-        "mov rbx, [rax + rdx*8]",
-        "test rbx, rbx",
-        "je 45f",
-        "cmp [rbx + 8], rsi",
-        "jne 45f",
-        "mov eax, 1",
-        "xchg [rbx + {call_room}], eax",
-        "test eax, eax",
-        "jne 45f",
-        "mov rsp, [rbx + 24]",
-        "and rsp, {stack_mask}",
-        "add rsp, {room_end}",
-        "jmp 10b",
-        "45:",
-        "xor ebx, ebx",
-        "mov eax, {trap}",
-        "jmp 15b",
+        "jmp 11b",
         ".cfi_endproc",
-        ask = sym crate::calls::sbx_patched,
-        unusual = const UNUSUAL_FLAGS,
-        to_trap = const TO_TRAP,
-        done = const DONE,
-        trap = const TRAP,
-        goroutines = const GOROUTINES,
-        call_room = const core::mem::offset_of!(Context, call_room),
-        hash = const HASH,
-        shift = const HASH_SHIFT,
-        boot = sym SBX_BOOT,
-        stack_mask = const -(STACK_LEN as isize),
-        room_end = const CALL_ROOM_END,
     )
 }
