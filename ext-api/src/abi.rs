@@ -368,7 +368,10 @@ pub struct HandlerEntry {
     pub signature: [u8; SIGNATURE_LEN_MAX],
     /// Argument words, if they are numbers only and an event can carry them; else [`NO_EVENT`].
     pub event_words: u32,
-    reserved: [u8; 44],
+    /// As `code`, if that is known to leave the vector registers alone; else 0. Cleared before `code`
+    /// changes.
+    pub bare: core::sync::atomic::AtomicU64,
+    reserved: [u8; 32],
 }
 
 /// One row of the extension table, indexed by slot. Written by the supervisor alone.

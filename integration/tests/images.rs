@@ -40,6 +40,21 @@ fn the_real_image_loads() {
 }
 
 #[test]
+fn a_handler_that_only_counts_is_bare_and_one_that_reads_a_path_is_not() {
+    let file = std::fs::read(built("libthrough.so")).expect("it is built");
+    let place = Place::new(ext_base(), LEN_DEFAULT).expect("a legal place");
+    let image = image::place(&file, 1, place, &Anything).expect("it is an image");
+    let extension = manifest::read(&image).expect("it is an extension");
+    let is_bare = |name: &str| {
+        let handler = extension.handlers.iter().find(|handler| handler.name == name);
+        let sealed = |at: u64| image.bytes_at(at, usize::try_from(image.boundary - at).ok()?);
+        libos::bare::is_bare(handler.expect("it is there").code, sealed)
+    };
+    assert!(is_bare("through.seen"));
+    assert!(!is_bare("through.judge") && !is_bare("through.own_calls"));
+}
+
+#[test]
 fn truncated_images_are_refused() {
     let file = hello();
     for len in (0..file.len()).step_by(997) {

@@ -9,6 +9,8 @@
 #![cfg_attr(not(feature = "loader"), no_std)]
 
 pub mod arena;
+#[cfg(feature = "loader")]
+pub mod bare;
 pub mod bell;
 pub mod claim;
 pub mod data;

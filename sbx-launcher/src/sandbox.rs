@@ -18,6 +18,7 @@ use ext_api::limits::{
     SLOTS_MAX, TIMERS_MAX,
 };
 use libos::arena::Arena;
+use libos::bare::is_bare;
 use libos::data::{Common, Joined};
 use libos::image::{Image, ImageError, Imports};
 use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
@@ -484,7 +485,8 @@ impl Sandbox {
         // SAFETY: only the supervisor writes the row, which is not live.
         let row = unsafe { &mut *self.handler_row(index) };
         row.slot = slot as u32;
-        row.code.store(code, Ordering::Relaxed);
+        row.bare.store(0, Ordering::Relaxed);
+        row.code.store(code, Ordering::Release);
         row.name_len = name.len() as u32;
         row.name[..name.len()].copy_from_slice(name.as_bytes());
         row.event_words = event_words(sig);
@@ -554,7 +556,28 @@ impl Sandbox {
         // SAFETY: only the supervisor writes the row; nobody else holds a reference to `slot`.
         let row = unsafe { &mut *self.handler_row(row) };
         row.slot = slot as u32;
+        row.bare.store(0, Ordering::Relaxed);
         row.code.store(code, Ordering::Release);
+    }
+
+    /// Say of the handler in `row` whether its code is known to leave the vector registers alone.
+    fn publish_bare(&self, row: usize) {
+        // SAFETY: only the supervisor writes the row.
+        let row = unsafe { &*self.handler_row(row) };
+        let code = row.code.load(Ordering::Relaxed);
+        if row.bare.load(Ordering::Relaxed) != code && is_bare(code, |at| self.sealed_at(at)) {
+            row.bare.store(code, Ordering::Release);
+        }
+    }
+
+    /// The bytes of a slot's sealed half, from an address on.
+    fn sealed_at(&self, address: u64) -> Option<&[u8]> {
+        let address = usize::try_from(address).ok()?;
+        let slot = self.zones.place.slot_of(address)?;
+        let half = self.zones.place.code_half(slot);
+        let offset = layout::code_file_offset(slot) + address.checked_sub(half.start)?;
+        let left = half.end.checked_sub(address)?;
+        Some(self.zones.code.bytes(offset, left))
     }
 
     /// CPU time that an upcall of the handler in `row` may take, in nanoseconds.

@@ -53,6 +53,18 @@ impl Zone {
         unsafe { &*at }
     }
 
+    /// `len` bytes at `offset`, as they are now.
+    ///
+    /// # Panics
+    /// There are not so many.
+    #[must_use]
+    pub fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: within the alias (asserted), which this value keeps mapped. Callers see to it
+        // that nobody changes the bytes meanwhile.
+        unsafe { std::slice::from_raw_parts(self.alias.wrapping_add(offset), len) }
+    }
+
     /// Length of the alias.
     #[must_use]
     pub const fn len(&self) -> usize {

@@ -113,6 +113,8 @@ impl Sandbox {
         for (number, only) in table.only.iter().enumerate() {
             only.store(self.only_asked(table, number).unwrap_or(0), Ordering::Release);
         }
+        self.hooked(|hook| matches!(hook, Hook::Calls { after: false, .. }))
+            .for_each(|(_, handler)| self.publish_bare(handler.row));
     }
 
     /// The one handler to be asked about call `number`, if nothing else is to be done with it.

@@ -14,13 +14,14 @@
 //!
 //! The short way is for what is most frequent: one handler is asked, before the call, which libos does not
 //! look at itself ([`CallTable::only`] says so), and the gate's cache knows the thread. It builds the
-//! handler's block from registers and enters the gate; whatever is not as it expects goes on in Rust, where
+//! handler's block from registers and enters the gate, and saves the vector registers only if the handler's
+//! code may change them ([`HandlerEntry::bare`]); whatever is not as it expects goes on in Rust, where
 //! all of this is decided as well.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use ext_api::abi::{CALL_TAKEN, CallBlock, Reply};
+use ext_api::abi::{CALL_TAKEN, CallBlock, HandlerEntry, Reply};
 use ext_api::limits::STACK_LEN;
 use libos::data::Context;
 use libos::layout::{
@@ -28,7 +29,7 @@ use libos::layout::{
 };
 use libos::signals::{CALLS, CallTable};
 
-use super::x86_64::{HASH, HASH_SHIFT};
+use super::x86_64::{HASH, HASH_SHIFT, NOT_BARE};
 use crate::boot::{Boot, SBX_BOOT};
 use crate::context::FRAME_LEN;
 
@@ -239,10 +240,8 @@ const TO_SCRATCH: isize = (SCRATCH_OFFSET + FRAME_LEN) as isize - STACK_LEN as i
 
 /// The direction flag, which compiled code finds clear.
 const DIRECTION: u32 = 0x400;
-/// Trap, direction, alignment check: `popfq` sets them, in several times the time.
-const UNUSUAL_FLAGS: u32 = 0x4_0500;
-
-/// Pops the other flags, and r11 with all of them. Uses rcx.
+/// Pops the flags that compiled code changes, and r11 with all of them. Uses rcx. `popfq` takes several
+/// times the time.
 macro_rules! restore_flags {
     () => {
         "mov r11, [rsp]
@@ -331,9 +330,7 @@ unsafe extern "C" fn sbx_patched_entry() {
         "sub rax, [r11 + 16]",
         "cmp rax, {window}",
         "jae 40f",
-        // In no upcall, and in no call that has paths in the scratch room.
-        "test byte ptr [r11], 1",
-        "jne 40f",
+        // In no call that has paths in the scratch room.
         "cmp qword ptr [r11 + {call_stack}], 0",
         "jne 40f",
         "inc qword ptr [r11 + {calls_patched}]",
@@ -364,9 +361,17 @@ unsafe extern "C" fn sbx_patched_entry() {
         "mov rsi, rsp",
         "mov rdi, rcx",
         "mov r9, r11",
-        "lea rax, [rip + sbx_gate_enters]",
-        "call {keeping_vectors}",
-        // A handler that has failed has not been asked.
+        "mov ecx, ecx",
+        "shl rcx, {row_shift}",
+        "add rcx, [rip + {boot} + {handlers}]",
+        "mov rax, [rcx + {code}]",
+        "cmp rax, [rcx + {bare}]",
+        "jne 11f",
+        "call sbx_gate_bare",
+        "cmp eax, {not_bare}",
+        "je 11f",
+        "10:",
+        // A handler that has failed has not been asked, nor one of a thread that is in an upcall.
         "test eax, eax",
         "jne 16f",
         "cmp qword ptr [rsp + {word}], {taken}",
@@ -391,9 +396,9 @@ unsafe extern "C" fn sbx_patched_entry() {
         "jne 17f",
         "lea rsp, [rsp + {rax}]",
         "pop rax",
+        // One line of the cache, in which the kernel comes back.
+        ".p2align 6",
         "18:",
-        "test dword ptr [rsp], {unusual}",
-        "jne 60f",
         restore_flags!(),
         "syscall",
         go_back!(),
@@ -405,8 +410,6 @@ unsafe extern "C" fn sbx_patched_entry() {
         "lea rsp, [rsp + {r9}]",
         "14:",
         pop_kept!(),
-        "test dword ptr [rsp], {unusual}",
-        "jne 61f",
         restore_flags!(),
         go_back!(),
         "16:",
@@ -414,21 +417,18 @@ unsafe extern "C" fn sbx_patched_entry() {
         "19:",
         pop_kept!(),
         "jmp 18b",
+        // Its code may change vector registers, or it is other code since.
+        "11:",
+        "mov rdi, [rsp + {handle}]",
+        "lea rax, [rip + sbx_gate_enters]",
+        "call {keeping_vectors}",
+        "jmp 10b",
         // It is to be another call than the program's.
         "17:",
         "lea rdi, [rsp + {block}]",
         "lea rax, [rip + {make}]",
         "call {keeping_vectors}",
         "jmp 12b",
-        // Flags that are not restored by arithmetic.
-        "60:",
-        "popfq",
-        "syscall",
-        go_back!(),
-        "61:",
-        "mov r11, [rsp]",
-        "popfq",
-        go_back!(),
         // The long way.
         ".hidden sbx_patched_long",
         ".globl sbx_patched_long",
@@ -456,12 +456,29 @@ unsafe extern "C" fn sbx_patched_entry() {
         "42:",
         "pop rbp",
         "pop rbx",
+        "test dword ptr [rsp + {flags}], {direction}",
+        "jne 60f",
         "cmp eax, {done}",
         "je 14b",
         "jb 19b",
         // To be trapped: elsewhere in the stub.
+        "43:",
         pop_kept!(),
         "add qword ptr [rsp + 8], {to_trap}",
+        "popfq",
+        go_back!(),
+        // With the direction flag, which `sahf` does not set.
+        "60:",
+        "cmp eax, {done}",
+        "je 61f",
+        "ja 43b",
+        pop_kept!(),
+        "popfq",
+        "syscall",
+        go_back!(),
+        "61:",
+        pop_kept!(),
+        "mov r11, [rsp]",
         "popfq",
         go_back!(),
         // From a small stack: on the call room of the thread's context, if that is free.
@@ -493,6 +510,12 @@ unsafe extern "C" fn sbx_patched_entry() {
         keeping_vectors = sym sbx_keeping_vectors,
         calls = const CALLS,
         base = const offset_of!(Boot, base),
+        handlers = const offset_of!(Boot, handlers),
+        row_shift = const size_of::<HandlerEntry>().trailing_zeros(),
+        code = const offset_of!(HandlerEntry, code),
+        bare = const offset_of!(HandlerEntry, bare),
+        not_bare = const NOT_BARE,
+        handle = const offset_of!(Short, handle),
         only = const CALLS_OFFSET + offset_of!(CallTable, only),
         flags = const offset_of!(PatchedCall, flags),
         direction = const DIRECTION,
@@ -514,7 +537,6 @@ unsafe extern "C" fn sbx_patched_entry() {
         r8 = const offset_of!(Short, kept.r8),
         r9 = const offset_of!(Short, kept.r9),
         rax = const offset_of!(Short, kept.rax),
-        unusual = const UNUSUAL_FLAGS,
         to_trap = const TO_TRAP,
         done = const DONE,
         trap = const TRAP,
@@ -534,7 +556,7 @@ unsafe extern "C" fn sbx_patched_entry() {
 /// # Safety
 /// As what is called, whose arguments are in registers.
 #[unsafe(naked)]
-unsafe extern "C" fn sbx_keeping_vectors() {
+pub(super) unsafe extern "C" fn sbx_keeping_vectors() {
     naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined rip",

@@ -17,11 +17,14 @@
 //! stack has to agree too. The path then makes the sequence odd, looks the handler up (index and generation), and calls. There is no
 //! atomic operation: before anyone trusts an even sequence it issues a global membarrier.
 //!
+//! A caller that has not saved its vector registers enters at `sbx_gate_bare`, which takes code only that
+//! is known to leave them alone.
+//!
 //! A fault leaves by [`leave_upcall`], which drops everything above the innermost frame.
 
 use core::arch::{asm, naked_asm};
 
-use ext_api::abi::{Handle, Reply, Status};
+use ext_api::abi::{Handle, HandlerEntry, Reply, Status};
 use ext_api::limits::{HANDLERS_MAX, STACK_LEN};
 use libos::data::Context;
 use libos::layout::{CACHE_ENTRIES, GUARD_OFFSET, WINDOW_LEN};
@@ -41,11 +44,15 @@ const _: () = {
     assert!(core::mem::offset_of!(Context, frame) == 32);
     assert!(core::mem::offset_of!(Context, pending) == 40);
     assert!(core::mem::offset_of!(Context, code) == 48);
+    assert!(core::mem::offset_of!(HandlerEntry, code) == 8);
     assert!(core::mem::offset_of!(Boot, cache) == 0);
     assert!(core::mem::offset_of!(Boot, handlers) == 8);
     assert!(core::mem::offset_of!(Boot, stacks) == 16);
     assert!(core::mem::offset_of!(Boot, stacks_len) == 24);
 };
+
+/// What `sbx_gate_bare` returns if the handler's code may change vector registers: it has not run.
+pub(super) const NOT_BARE: i32 = -1;
 
 /// Index of `fs` in the context cache: what the gate computes.
 pub(crate) const fn cache_index(fs: u64) -> usize {
@@ -102,6 +109,8 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "shr rdi, 32",
         "cmp [rcx], edi",
         "jne 60f",
+        "mov rax, [rcx + 8]",
+        "40:",
         ".cfi_remember_state",
         "push rbp",
         "push rbx",
@@ -116,7 +125,6 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "lea r12, [r8 + 1]",
         // The outermost frame lies at one place for good; its other fields were set with it.
         "mov rsp, [r9 + 24]",
-        "mov rax, [rcx + 8]",
         "mov [r9 + 48], rax",
         "mov [rsp + 8], rcx",
         "mov [rsp + 16], rbp",
@@ -143,8 +151,30 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "mov rbp, [rbp + 40]",
         "add rsp, 48",
         "ret",
-        // Slow: an upcall within an upcall, or a thread that the cache does not know.
         ".cfi_restore_state",
+        // As from 30 on, for a handler in rdi, its row in rcx and a context in r9, if the code is known.
+        ".hidden sbx_gate_bare",
+        ".globl sbx_gate_bare",
+        "sbx_gate_bare:",
+        "mov r8, [r9]",
+        "test r8b, 1",
+        "jne 46f",
+        "inc r8",
+        "mov [r9], r8",
+        "shr rdi, 32",
+        "cmp [rcx], edi",
+        "jne 60f",
+        "mov rax, [rcx + 8]",
+        "cmp rax, [rcx + {bare}]",
+        "je 40b",
+        "inc qword ptr [r9]",
+        "46:",
+        "mov eax, {not_bare}",
+        "ret",
+        ".hidden sbx_gate_bare_end",
+        ".globl sbx_gate_bare_end",
+        "sbx_gate_bare_end:",
+        // Slow: an upcall within an upcall, or a thread that the cache does not know.
         "20:",
         "mov r8, rsp",
         "sub r8, [rip + {boot} + 16]",
@@ -195,8 +225,8 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "70:",
         "mov r12d, eax",
         "mov rdi, rbx",
-        "sub rsp, 8",
-        "call {deliver}",
+        "lea rax, [rip + {deliver}]",
+        "call {keeping_vectors}",
         "mov rsp, rbp",
         "mov eax, r12d",
         "jmp sbx_gate_delivered",
@@ -213,6 +243,9 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         handlers_max = const HANDLERS_MAX,
         slow = sym crate::context::sbx_context_slow,
         deliver = sym crate::events::sbx_deliver,
+        keeping_vectors = sym super::patched::sbx_keeping_vectors,
+        bare = const core::mem::offset_of!(HandlerEntry, bare),
+        not_bare = const NOT_BARE,
         nested = sym nested_call,
         reentered = sym crate::left::sbx_reentered,
         stale = const Status::Stale as u32,
@@ -467,6 +500,8 @@ unsafe extern "C" {
     static sbx_gate_true_base: u8;
     static sbx_gate_looks: u8;
     static sbx_gate_delivered: u8;
+    static sbx_gate_bare: u8;
+    static sbx_gate_bare_end: u8;
     static sbx_gate_end: u8;
     static sbx_nested_end: u8;
     static sbx_leave_end: u8;
@@ -506,7 +541,8 @@ pub(crate) fn is_between_upcalls(regs: &mut Registers) -> bool {
     if (looks..=last).contains(&regs.rip) {
         regs.rip = looks;
     }
-    (sbx_call as *const () as u64..last).contains(&regs.rip)
+    let bare = &raw const sbx_gate_bare as u64..&raw const sbx_gate_bare_end as u64;
+    (sbx_call as *const () as u64..last).contains(&regs.rip) || bare.contains(&regs.rip)
 }
 
 /// A call that a signal interrupted and that would go on begins anew: have it fail with EINTR
