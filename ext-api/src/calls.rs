@@ -282,8 +282,17 @@ impl Arg {
 }
 
 fn known(number: u64) -> Option<&'static (&'static str, u64, &'static str)> {
-    let at = HOOKABLE_CALLS.binary_search_by_key(&number, |(_, number, _)| *number);
-    at.ok().map(|at| &HOOKABLE_CALLS[at])
+    /// By number: where in the list it is; what is not there has a place behind its end.
+    static PLACES: [u8; SET_WORDS * 64] = {
+        assert!(HOOKABLE_CALLS.len() < u8::MAX as usize);
+        let (mut places, mut at) = ([u8::MAX; SET_WORDS * 64], 0);
+        while at < HOOKABLE_CALLS.len() {
+            places[HOOKABLE_CALLS[at].1 as usize] = at as u8;
+            at += 1;
+        }
+        places
+    };
+    HOOKABLE_CALLS.get(usize::from(*PLACES.get(number as usize)?))
 }
 
 /// The name of a call that can be hooked.

@@ -148,6 +148,12 @@ pub struct Context {
     pub calls_trapped: AtomicU64,
     /// Those that came from patched sites.
     pub calls_patched: AtomicU64,
+    /// Pid of the process whose call an upcall is about, once it has been asked for; 0 otherwise.
+    pub caller: AtomicU32,
+    /// That of the last call that was timed, if it was asked for.
+    pub last_caller: AtomicU32,
+    /// When the kernel was through with that call.
+    pub last_call_ns: AtomicU64,
     /// Stack pointer of the signal handler that makes upcalls on this thread; 0 if none does.
     pub room: AtomicU64,
     /// 1 if events or timers have come to it meanwhile.

@@ -137,6 +137,20 @@ pub struct CallTable {
 pub const LOOKED_AT: [usize; 17] =
     [9, 10, 11, 13, 14, 15, 25, 28, 56, 57, 58, 130, 270, 271, 281, 435, 441];
 
+/// Is `number` one of [`LOOKED_AT`]?
+#[must_use]
+pub const fn is_looked_at(number: usize) -> bool {
+    const SET: [u64; CALLS / 64] = {
+        let (mut set, mut at) = ([0; CALLS / 64], 0);
+        while at < LOOKED_AT.len() {
+            set[LOOKED_AT[at] / 64] |= 1 << (LOOKED_AT[at] % 64);
+            at += 1;
+        }
+        set
+    };
+    number < CALLS && SET[number / 64] >> (number % 64) & 1 == 1
+}
+
 /// In a handle of [`CallTable::before`]: a policy asks. If the handler fails, so does the call.
 pub const MUST_DECIDE: u64 = 1 << 31;
 

@@ -19,7 +19,7 @@ use ext_api::limits::STACK_LEN;
 use libos::data::Context;
 use libos::layout::{CALLS_OFFSET, SCRATCH_LEN, SCRATCH_OFFSET};
 use libos::signals::{
-    Action, CallTable, HOOKS_MAX, MUST_DECIDE, OURS, SIGNALS, SIGSYS, UNBLOCKABLE,
+    Action, CallTable, HOOKS_MAX, MUST_DECIDE, OURS, SIGNALS, SIGSYS, UNBLOCKABLE, is_looked_at,
 };
 
 use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
@@ -65,9 +65,9 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
 /// as well: on the program's own stack, where a signal handler of the program's that interrupts it has
 /// room, and from where a child that this forks may never come back.
 fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
-    start::this_process().filter(|own| own.pid == sys::getpid())?;
+    let own = start::this_process().filter(|own| own.pid == sys::getpid())?;
     let is_new = context::of_fs(fs_base()).is_none();
-    let (context, is_known) = context::settle_here(user.regs.rsp as usize)?;
+    let (context, is_known) = context::settle_here(&own, user.regs.rsp as usize)?;
     if is_new {
         // Making a context unblocks what faults need.
         sys::set_mask(!0);
@@ -265,47 +265,25 @@ pub(crate) extern "C" fn sbx_patched(
     fs: u64,
     found: Option<&'static Context>,
 ) -> u32 {
-    let known = || found.or_else(|| context::known_by(fs));
-    let (number, table) = (call.rax as usize, call_table());
+    let number = call.rax as usize;
+    if is_looked_at(number)
+        && let Some(outcome) = look_at(number, call)
+    {
+        return outcome;
+    }
+    let table = call_table();
     let is_hooked = |row: &&Row| row[0].load(Relaxed) != 0;
     let before = table.before.get(number).filter(is_hooked);
     let after = table.after.get(number).filter(is_hooked);
-    let words = [call.rdi, call.rsi, call.rdx, call.r10, call.r8, call.r9];
-    let args = words.map(|arg| arg as usize);
-    if number <= nr::MADVISE && reaches_region(number, args) {
-        call.rax = -i64::from(EPERM) as u64;
-        return DONE;
-    }
-    if matches!(number, nr::RT_SIGRETURN | nr::CLONE | nr::FORK | nr::VFORK | nr::CLONE3) {
-        // They look at the stack pointer, or come back with another: from the stub, as from the site.
-        return TRAP;
-    }
-    if matches!(number, nr::RT_SIGACTION | nr::RT_SIGPROCMASK) {
-        // What it would unblock or block is looked at there.
-        return TRAP;
-    }
-    if has_mask(number, args) {
-        let make = |args| make_for_program(number, args);
-        call.rax = with_own_mask(number, args, make) as u64;
-        return DONE;
-    }
-    let carries = sockets::may_carry(number);
-    let mut pass = || {
-        if !carries {
-            return PASS;
-        }
-        call.rax = sockets::call(number, args) as u64;
-        DONE
-    };
     if before.is_none() && after.is_none() {
-        return pass();
+        return pass(number, call);
     }
-    let Some(context) = known() else { return TRAP };
+    let Some(context) = found.or_else(|| context::known_by(fs)) else { return TRAP };
     if !context.sequence.load(Relaxed).is_multiple_of(2)
         && !left::end_if_left(context, stack_pointer())
     {
         // A signal handler of the program on top of an upcall: nobody can be asked.
-        return pass();
+        return pass(number, call);
     }
     if context.call_stack.load(Relaxed) != 0 {
         // A signal handler within a call that may have paths in the scratch room.
@@ -313,32 +291,91 @@ pub(crate) extern "C" fn sbx_patched(
     }
     let made = &context.calls_patched;
     made.store(made.load(Relaxed) + 1, Relaxed);
-    let mut block = CallBlock {
-        number: number as u64,
-        args: words,
-        value: 0,
-        took_ns: 0,
-        scratch: core::ptr::null_mut(),
-        scratch_len: 0,
-        scratch_used: 0,
-    };
+    let mut block = call.block();
     if before.is_some_and(|row| ask(context, row, &mut block)) {
         call.rax = block.value;
         return DONE;
     }
-    if after.is_none() && block.args == words {
-        return pass();
-    }
-    let began = time::now_ns();
-    let result = make(&block);
-    if let Some(row) = after {
-        (block.value, block.took_ns) = (result as u64, time::now_ns() - began);
-        ask(context, row, &mut block);
-        call.rax = block.value;
-    } else {
-        call.rax = result as u64;
+    match after {
+        None if call.is_that(&block) => return pass(number, call),
+        None => call.rax = make(&block) as u64,
+        Some(row) => {
+            make_and_tell(context, row, &mut block);
+            call.rax = block.value;
+        }
     }
     DONE
+}
+
+/// What libos does about a call of [`libos::signals::LOOKED_AT`], if it is to be made in another way than by
+/// itself.
+fn look_at(number: usize, call: &mut PatchedCall) -> Option<u32> {
+    let args = call.args();
+    let mut result = |result: isize| {
+        call.rax = result as u64;
+        Some(DONE)
+    };
+    match number {
+        // They look at the stack pointer, or come back with another: from the stub, as from the site.
+        nr::RT_SIGRETURN | nr::CLONE | nr::FORK | nr::VFORK | nr::CLONE3 => Some(TRAP),
+        // What it would unblock or block is looked at there.
+        nr::RT_SIGACTION | nr::RT_SIGPROCMASK => Some(TRAP),
+        _ if reaches_region(number, args) => result(-(EPERM as isize)),
+        _ if has_mask(number, args) => {
+            result(with_own_mask(number, args, |args| make_for_program(number, args)))
+        }
+        _ => None,
+    }
+}
+
+/// Nobody is asked.
+fn pass(number: usize, call: &mut PatchedCall) -> u32 {
+    if !sockets::may_carry(number) {
+        return PASS;
+    }
+    call.rax = sockets::call(number, call.args()) as u64;
+    DONE
+}
+
+/// Make a call, and tell the hooks of `row` what became of it.
+fn make_and_tell(context: &Context, row: &Row, block: &mut CallBlock) {
+    let began = time::now_ns();
+    let caller = last_caller(context, began);
+    let result = make(block);
+    let ended = time::now_ns();
+    (block.value, block.took_ns) = (result as u64, ended - began);
+    context.caller.store(caller, Relaxed);
+    ask(context, row, block);
+    context.last_caller.store(context.caller.load(Relaxed), Relaxed);
+    context.caller.store(0, Relaxed);
+    context.last_call_ns.store(ended, Relaxed);
+}
+
+/// In [`Context::caller`]: nobody has asked yet.
+const UNASKED: u32 = u32::MAX;
+
+/// Who makes a call that has begun at `began`, as far as is known. A context is that of one thread, and of its
+/// children of vfork one after the other. To make or to end such a child takes much longer than what is
+/// taken for the same one's next call here.
+fn last_caller(context: &Context, began: u64) -> u32 {
+    const MOMENT_NS: u64 = 1000;
+    let last = context.last_caller.load(Relaxed);
+    let is_next = began.wrapping_sub(context.last_call_ns.load(Relaxed)) < MOMENT_NS;
+    if is_next && last != 0 { last } else { UNASKED }
+}
+
+/// Pid of the process that an upcall on this context runs in. The kernel says that, since a child of vfork has
+/// its parent's memory.
+pub(crate) fn caller(context: &Context) -> u32 {
+    match context.caller.load(Relaxed) {
+        0 => sys::getpid(),
+        UNASKED => {
+            let pid = sys::getpid();
+            context.caller.store(pid, Relaxed);
+            pid
+        }
+        known => known,
+    }
 }
 
 /// [`make`], for the entry.

@@ -119,35 +119,51 @@ fn find(fs: u64, stack: usize) -> usize {
     let lender = if is_child { calls::lender(&own) } else { None };
     let tid = lender.unwrap_or_else(sys::gettid);
     let entry = cache_entry(fs);
+    // What nobody lends it ends with it.
+    let to = Some(entry).filter(|_| !is_child || lender.is_some());
+    find_of(&own, tid, (fs, entry), to, stack)
+}
+
+/// The context of thread `tid`, or a status below 64. It is noted in `to`, if `entry` has no other's.
+fn find_of(
+    own: &start::ThisProcess,
+    tid: u32,
+    (fs, entry): (u64, &AtomicU64),
+    to: Option<&AtomicU64>,
+    stack: usize,
+) -> usize {
     let known = cached(entry).filter(|context| context.fs_base.load(Relaxed) == fs);
     let context = match known {
         Some(context) if context.tid.load(Relaxed) == tid => Some(context),
         Some(context) if take_over(context, own.pid, tid) => Some(context),
         Some(_) => {
             return of_tid(own.pid, tid)
-                .or_else(|| new(&own, tid))
+                .or_else(|| new(own, tid))
                 .map_or(Status::NoContext as usize, |context| settle(context, fs, stack));
         }
-        None => of_tid(own.pid, tid).or_else(|| new(&own, tid)),
+        None => of_tid(own.pid, tid).or_else(|| new(own, tid)),
     };
     let Some(context) = context else {
         return Status::NoContext as usize;
     };
     let address = settle(context, fs, stack);
-    // What nobody lends it ends with it.
-    if !is_child || lender.is_some() {
+    if let Some(entry) = to {
         entry.store(address as u64, Release);
     }
     address
 }
 
-/// The calling thread's context, which it has or gets now; it goes on at `stack`. And whether it can be
-/// told by the FS base alone from now on, from this stack.
-pub(crate) fn settle_here(stack: usize) -> Option<(&'static Context, bool)> {
+/// The context of the calling thread, which is one of `own`, and has it or gets it now; it goes on at `stack`.
+/// And whether it can be told by the FS base alone from now on, from this stack.
+pub(crate) fn settle_here(
+    own: &start::ThisProcess,
+    stack: usize,
+) -> Option<(&'static Context, bool)> {
     let fs = crate::arch::fs_base();
-    let address = find(fs, stack);
+    let entry = cache_entry(fs);
+    let address = find_of(own, sys::gettid(), (fs, entry), Some(entry), stack);
     let index = address.checked_sub(boot::place().base + CONTEXTS_OFFSET)? / CONTEXT_LEN;
-    let is_known = cached(cache_entry(fs)).is_some_and(|known| index_of(known) == index);
+    let is_known = cached(entry).is_some_and(|known| index_of(known) == index);
     Some((common().context(index), is_known))
 }
 
@@ -205,6 +221,8 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
             context.kept_blocked.store(0, Relaxed);
             context.call_stack.store(0, Relaxed);
             context.call_room.store(0, Relaxed);
+            context.caller.store(0, Relaxed);
+            context.last_caller.store(0, Relaxed);
             signals::prepare_thread(index_of(context));
             true
         }
@@ -256,6 +274,8 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.room.store(0, Relaxed);
         context.kept_blocked.store(0, Relaxed);
         context.call_room.store(0, Relaxed);
+        context.caller.store(0, Relaxed);
+        context.last_caller.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
         context.tid.store(tid, Release);
         signals::prepare_thread(index);

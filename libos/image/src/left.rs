@@ -75,6 +75,7 @@ fn end(context: &Context) {
     context.frame.store(context.stack_top.load(Relaxed), Relaxed);
     context.starved.store(0, Relaxed);
     context.call_stack.store(0, Relaxed);
+    context.caller.store(0, Relaxed);
     context.scratch_used.store(0, Relaxed);
     // From here on nobody takes it for alive, and its locks are a dead upcall's.
     context.sequence.fetch_add(1, Release);

@@ -7,7 +7,7 @@ use ext_api::abi::{Handle, HandlerFn, Reply, Runtime, Superblock, UpgradeFn};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX};
 use libos::data::Context;
 
-use crate::{boot, context, events, fault, heap, start, sys, time, timers};
+use crate::{boot, calls, context, events, fault, heap, start, sys, time, timers};
 
 /// Handed to every extension's `init`.
 #[unsafe(no_mangle)]
@@ -105,7 +105,7 @@ unsafe extern "C" fn sys_futex_wake(word: *const u32, count: u32) -> i32 {
 }
 
 extern "C" fn sys_pid() -> u32 {
-    sys::getpid()
+    context::current().map_or_else(sys::getpid, calls::caller)
 }
 
 unsafe extern "C" fn alloc(len: usize) -> *mut c_void {

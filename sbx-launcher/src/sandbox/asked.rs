@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use ext_api::calls::SET_WORDS;
 use libos::layout::{CALLS_OFFSET, HOOKS_OFFSET};
 use libos::manifest::Hook;
-use libos::signals::{CallTable, HookTable, LOOKED_AT, MUST_DECIDE};
+use libos::signals::{CallTable, HookTable, MUST_DECIDE, is_looked_at};
 
 use super::{Sandbox, SandboxError};
 use crate::filter::Armed;
@@ -124,7 +124,7 @@ impl Sandbox {
                 .map(|handle| handle.load(Ordering::Relaxed));
         let carried = libos::sockets::CALLS[number / 64] >> (number % 64) & 1 == 1;
         let is_only = second == 0 && after == 0 && first & MUST_DECIDE == 0;
-        let looked_at = LOOKED_AT.contains(&number) || self.carries_sockets && carried;
+        let looked_at = is_looked_at(number) || self.carries_sockets && carried;
         (first != 0 && is_only && !looked_at).then_some(first)
     }
 }

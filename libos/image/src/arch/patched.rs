@@ -50,6 +50,36 @@ pub(crate) struct PatchedCall {
     back: u64,
 }
 
+impl PatchedCall {
+    pub(crate) fn args(&self) -> [usize; 6] {
+        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9].map(|arg| arg as usize)
+    }
+
+    /// The call as handlers see it.
+    pub(crate) const fn block(&self) -> CallBlock {
+        CallBlock {
+            number: self.rax,
+            args: [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9],
+            value: 0,
+            took_ns: 0,
+            scratch: core::ptr::null_mut(),
+            scratch_len: 0,
+            scratch_used: 0,
+        }
+    }
+
+    /// Has nobody changed what is to be called?
+    pub(crate) const fn is_that(&self, block: &CallBlock) -> bool {
+        let [rdi, rsi, rdx, r10, r8, r9] = block.args;
+        self.rdi == rdi
+            && self.rsi == rsi
+            && self.rdx == rdx
+            && self.r10 == r10
+            && self.r8 == r8
+            && self.r9 == r9
+    }
+}
+
 /// The frame of the short way, from the stack pointer on.
 #[derive(Debug)]
 #[repr(C)]
