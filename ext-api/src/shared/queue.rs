@@ -79,6 +79,22 @@ impl<T: Copy> Queue<T> {
         Ok(Ok(()))
     }
 
+    /// As [`Queue::push`], of an item that is large, which is copied once. False if the queue is full.
+    ///
+    /// # Errors
+    /// The lock's.
+    pub fn push_copy(&self, item: &T) -> Result<bool, LockError> {
+        let _turn = self.turn()?;
+        let (head, tail) = self.ends();
+        let has_room = tail - head != self.cells.len() as u64;
+        if has_room {
+            // SAFETY: under the lock, and outside of head..tail, so that nobody reads it.
+            unsafe { self.cell(tail).cast::<T>().copy_from_nonoverlapping(item, 1) };
+            self.tail.store(tail + 1, Ordering::Release);
+        }
+        Ok(has_room)
+    }
+
     /// Take the item at the front.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ pub mod trace {
     use ext_api::prelude::*;
     use ext_api::shared::{Counter, Queue};
 
-    use super::decode;
+    use super::decode::{self, Shown};
 
     const CALLS: usize = SET_WORDS * 64;
     /// Times are counted by the power of two of their nanoseconds.
@@ -38,10 +38,15 @@ pub mod trace {
     /// What is known of one call.
     #[derive(Debug)]
     struct Figures {
-        count: AtomicU64,
         failed: AtomicU64,
         ns: AtomicU64,
         by_time: [AtomicU64; BUCKETS],
+    }
+
+    impl Figures {
+        fn count(&self) -> u64 {
+            self.by_time.iter().map(|bucket| bucket.load(Relaxed)).sum()
+        }
     }
 
     /// A call that has been made, or (with `END` and so on for a number) what became of a process.
@@ -84,12 +89,8 @@ pub mod trace {
         let text = |error: ConfigError| error.to_string();
         let print: String = config.get("print", String::new()).map_err(text)?;
         let zero = || AtomicU64::new(0);
-        let figures = |_| Figures {
-            count: zero(),
-            failed: zero(),
-            ns: zero(),
-            by_time: std::array::from_fn(|_| zero()),
-        };
+        let figures =
+            |_| Figures { failed: zero(), ns: zero(), by_time: std::array::from_fn(|_| zero()) };
         let print = find(&print.replace(':', " "));
         Ok(State {
             calls: (0..CALLS).map(figures).collect(),
@@ -108,12 +109,13 @@ pub mod trace {
         let number = call.number() as usize;
         let Some(figures) = state.calls.get(number) else { return Verdict::Pass };
         let (result, ns) = (call.result(), call.took_ns());
-        figures.count.fetch_add(1, Relaxed);
-        figures.failed.fetch_add(u64::from((-4095..0).contains(&result)), Relaxed);
+        if (-4095..0).contains(&result) {
+            figures.failed.fetch_add(1, Relaxed);
+        }
         figures.ns.fetch_add(ns, Relaxed);
         figures.by_time[(ns.max(1).ilog2() as usize).min(BUCKETS - 1)].fetch_add(1, Relaxed);
         if state.print[number / 64] >> (number % 64) & 1 == 1 {
-            put(state, record(call));
+            put(state, &record(call));
         }
         Verdict::Pass
     }
@@ -123,11 +125,12 @@ pub mod trace {
     fn executes(state: &State, call: &mut Call) -> Verdict {
         let number = call.number() as usize;
         if state.print[number / 64] >> (number % 64) & 1 == 1 {
-            put(state, Record { result: UNKNOWN, ..record(call) });
+            put(state, &Record { result: UNKNOWN, ..record(call) });
         }
         Verdict::Pass
     }
 
+    #[inline]
     fn record(call: &mut Call) -> Record {
         const EFAULT: i64 = -14;
         let (result, ns) = (call.result(), call.took_ns());
@@ -168,9 +171,9 @@ pub mod trace {
     }
 
     /// Wait for room, but not for long.
-    fn put(state: &State, record: Record) {
+    fn put(state: &State, record: &Record) {
         for turn in 0..=PATIENCE_MS * 4 {
-            if let Ok(Ok(())) = state.queue.push(record) {
+            if let Ok(true) = state.queue.push_copy(record) {
                 return;
             }
             if turn != PATIENCE_MS * 4 {
@@ -206,46 +209,48 @@ pub mod trace {
         let result = value as i64;
         put(
             state,
-            Record { pid, number, result, ns: 0, args: [0; 6], text, lens: [0; 2], more: 0 },
+            &Record { pid, number, result, ns: 0, args: [0; 6], text, lens: [0; 2], more: 0 },
         );
     }
 
     /// Write what waits.
     #[on(timer = "2ms")]
     fn write(state: &State) {
-        drain(state);
+        // Those who go on making calls meanwhile are for the next time.
+        drain(state, QUEUE / BATCH);
     }
 
     /// Write what waits, to the end; how many calls were not written since there was no room.
     #[handler]
     fn flush(state: &State) -> u64 {
-        drain(state);
+        drain(state, usize::MAX);
         state.lost.sum()
     }
 
-    fn drain(state: &State) {
+    fn drain(state: &State, batches: usize) {
         if state.queue.is_empty() {
             return;
         }
-        let (mut text, mut line) = (String::with_capacity(WHOLE), String::new());
+        let mut text = String::with_capacity(WHOLE);
         let file = std::fs::OpenOptions::new().append(true).open(&state.out);
         let mut records = Vec::with_capacity(BATCH);
-        while state
-            .queue
-            .pop_many(BATCH, |record| records.push(record))
-            .is_ok_and(|count| count != 0)
-        {
+        for _ in 0..batches {
+            let taken = state.queue.pop_many(BATCH, |record| records.push(record));
+            if !taken.is_ok_and(|count| count != 0) {
+                break;
+            }
             for record in records.drain(..) {
+                let before = text.len();
                 if state.json {
-                    as_json(&mut line, &record);
+                    as_json(&mut text, &record);
                 } else {
-                    as_line(&mut line, &record);
+                    as_line(&mut text, &record);
                 }
-                if text.len() + line.len() > WHOLE {
+                if text.len() > WHOLE && before != 0 {
+                    let line = text.split_off(before);
                     give(file.as_ref().ok(), &mut text);
+                    text.push_str(&line);
                 }
-                text.push_str(&line);
-                line.clear();
             }
         }
         give(file.as_ref().ok(), &mut text);
@@ -265,25 +270,37 @@ pub mod trace {
     }
 
     fn as_line(line: &mut String, record: &Record) {
+        line.push('[');
+        decode::decimal(line, u64::from(record.pid));
+        line.push_str("] ");
         let _ = match record.number {
-            FORKED => writeln!(line, "[{}] +++ forked by {} +++", record.pid, record.result),
-            EXECUTED => writeln!(line, "[{}] +++ executes a program +++", record.pid),
-            ENDED => writeln!(line, "[{}] +++ {} +++", record.pid, end(record.result)),
+            FORKED => writeln!(line, "+++ forked by {} +++", record.result),
+            EXECUTED => writeln!(line, "+++ executes a program +++"),
+            ENDED => writeln!(line, "+++ {} +++", end(record.result)),
             _ => {
-                let name = name_of(record);
-                let _ = write!(line, "[{}] {name}(", record.pid);
-                each_arg(record, name, |at, arg| {
-                    line.push_str(if at == 0 { "" } else { ", " });
-                    line.push_str(arg);
-                });
-                line.push_str(") = ");
-                if record.result == UNKNOWN {
-                    return line.push_str("?\n");
-                }
-                decode::result(line, record.result);
-                writeln!(line, " <{}.{:03} us>", record.ns / 1000, record.ns % 1000)
+                call_as_line(line, record);
+                Ok(())
             }
         };
+    }
+
+    fn call_as_line(line: &mut String, record: &Record) {
+        let name = name_of(record);
+        line.push_str(name);
+        let mut before = "(";
+        each_arg(record, name, |arg| {
+            line.push_str(before);
+            arg.write(line);
+            before = ", ";
+        });
+        line.push_str(if before == "(" { "() = " } else { ") = " });
+        if record.result == UNKNOWN {
+            return line.push_str("?\n");
+        }
+        decode::result(line, record.result);
+        line.push_str(" <");
+        decode::thousandths(line, record.ns);
+        line.push_str(" us>\n");
     }
 
     fn as_json(line: &mut String, record: &Record) {
@@ -295,13 +312,16 @@ pub mod trace {
             _ => {
                 let name = name_of(record);
                 let _ = write!(line, "{{\"pid\":{pid},\"call\":\"{name}\",\"args\":[");
-                each_arg(record, name, |at, arg| {
-                    line.push_str(if at == 0 { "\"" } else { ",\"" });
-                    for letter in arg.chars() {
+                let (mut before, mut text) = ("\"", String::new());
+                each_arg(record, name, |arg| {
+                    line.push_str(before);
+                    arg.write(&mut text);
+                    for letter in text.drain(..) {
                         let escape = matches!(letter, '"' | '\\');
                         line.extend(escape.then_some('\\').into_iter().chain([letter]));
                     }
                     line.push('"');
+                    before = ",\"";
                 });
                 let (result, ns) = (record.result, record.ns);
                 writeln!(line, "],\"result\":{result},\"ns\":{ns}}}")
@@ -309,29 +329,31 @@ pub mod trace {
         };
     }
 
-    /// Each argument as text.
-    fn each_arg(record: &Record, name: &str, mut then: impl FnMut(usize, &str)) {
-        let (mut used, mut texts, mut line) = (0, 0, String::new());
+    /// Each argument that is shown.
+    fn each_arg(record: &Record, name: &str, mut then: impl FnMut(Shown<'_>)) {
+        let (mut used, mut texts) = (0, 0);
         for (at, kind) in args_of(u64::from(record.number)).enumerate() {
+            let value = record.args[at];
             if kind == Arg::Mode && at != 0 && !decode::has_mode(name, record.args[at - 1]) {
                 continue;
             }
-            let len = record.lens.get(texts).copied().map_or(0, usize::from);
+            if !decode::points(kind) {
+                then(Shown::Number(kind, value));
+                continue;
+            }
+            if texts == 2 {
+                then(Shown::Number(Arg::Word, value));
+                continue;
+            }
+            let len = usize::from(record.lens[texts]);
             let text = &record.text[used..used + len];
-            if !decode::points(kind) || texts == 2 || len == 0 && record.args[at] == 0 {
-                let kind = if decode::points(kind) { Arg::Word } else { kind };
-                decode::number(&mut line, kind, record.args[at]);
-            } else if kind == Arg::Address && len > 2 {
-                decode::address(&mut line, text);
-            } else {
-                decode::quoted(&mut line, text, record.more >> texts & 1 == 1);
-            }
-            if decode::points(kind) && texts < 2 {
-                used += len;
-                texts += 1;
-            }
-            then(at, &line);
-            line.clear();
+            then(match kind {
+                _ if len == 0 && value == 0 => Shown::Number(Arg::Word, value),
+                Arg::Address if len > 2 => Shown::Address(text),
+                _ => Shown::Text(text, record.more >> texts & 1 == 1),
+            });
+            used += len;
+            texts += 1;
         }
     }
 
@@ -348,14 +370,14 @@ pub mod trace {
         let mut rows: Vec<_> = HOOKABLE_CALLS
             .iter()
             .map(|(name, number, _)| (*name, &state.calls[*number as usize]))
-            .filter(|(_, figures)| figures.count.load(Relaxed) != 0)
+            .filter(|(_, figures)| figures.count() != 0)
             .collect();
         rows.sort_by_key(|(_, figures)| std::cmp::Reverse(figures.ns.load(Relaxed)));
         let head = "    total us      calls   failed    mean ns  half ns <   99% ns < call\n";
         let mut text = if state.json { String::from("[") } else { String::from(head) };
         for (at, (name, figures)) in rows.into_iter().enumerate() {
-            let [count, failed, ns] =
-                [&figures.count, &figures.failed, &figures.ns].map(|word| word.load(Relaxed));
+            let count = figures.count();
+            let [failed, ns] = [&figures.failed, &figures.ns].map(|word| word.load(Relaxed));
             let below = |percent: u64| {
                 let mut seen = 0;
                 let bucket = figures.by_time.iter().position(|bucket| {
@@ -390,7 +412,7 @@ pub mod trace {
     #[handler]
     fn forget(state: &State) {
         for figures in &state.calls {
-            let words = [&figures.count, &figures.failed, &figures.ns];
+            let words = [&figures.failed, &figures.ns];
             words.into_iter().chain(&figures.by_time).for_each(|word| word.store(0, Relaxed));
         }
     }
