@@ -65,10 +65,15 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
 /// as well: on the program's own stack, where a signal handler of the program's that interrupts it has
 /// room, and from where a child that this forks may never come back.
 fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
-    let own = start::this_process().filter(|own| own.pid == sys::getpid())?;
-    let is_new = context::of_fs(fs_base()).is_none();
-    let (context, is_known) = context::settle_here(&own, user.regs.rsp as usize)?;
-    if is_new {
+    let (own, tid) = (start::this_process()?, sys::gettid());
+    let former = context::of_fs(fs_base());
+    // A child of vfork has no context that the cache knows.
+    let has_one = former.is_some_and(|context| context.tid.load(Relaxed) == tid);
+    if !has_one && own.pid != sys::getpid() {
+        return None;
+    }
+    let (context, is_known) = context::settle_here(&own, tid, user.regs.rsp as usize)?;
+    if former.is_none() {
         // Making a context unblocks what faults need.
         sys::set_mask(!0);
     }

@@ -153,15 +153,16 @@ fn find_of(
     address
 }
 
-/// The context of the calling thread, which is one of `own`, and has it or gets it now; it goes on at `stack`.
+/// The context of the calling thread `tid`, one of `own`, which has it or gets it now; it goes on at `stack`.
 /// And whether it can be told by the FS base alone from now on, from this stack.
 pub(crate) fn settle_here(
     own: &start::ThisProcess,
+    tid: u32,
     stack: usize,
 ) -> Option<(&'static Context, bool)> {
     let fs = crate::arch::fs_base();
     let entry = cache_entry(fs);
-    let address = find_of(own, sys::gettid(), (fs, entry), Some(entry), stack);
+    let address = find_of(own, tid, (fs, entry), Some(entry), stack);
     let index = address.checked_sub(boot::place().base + CONTEXTS_OFFSET)? / CONTEXT_LEN;
     let is_known = cached(entry).is_some_and(|known| index_of(known) == index);
     Some((common().context(index), is_known))

@@ -234,11 +234,14 @@ const fn is_near(at: usize, start: usize) -> bool {
 
 fn take_stub(area: &StubArea, start: usize, form: Form) -> Option<usize> {
     let first = area.at.load(Relaxed) as usize;
-    let is_used = |index: usize| area.used[index / 64].load(Relaxed) >> (index % 64) & 1 == 1;
-    let index = (0..STUBS_PER_AREA).find(|&index| {
-        let at = first + index * STUB_LEN;
-        !is_used(index) && form.can_jump(jump(start, at))
-    })?;
+    let words = area.used.iter().enumerate().map(|(at, word)| (at * 64, word.load(Relaxed)));
+    // Most are full, or free: a word of them at a time.
+    let with_room = words.filter(|(_, used)| *used != !0);
+    let mut free = with_room.flat_map(|(from, used)| {
+        (used.trailing_ones() as usize..64)
+            .filter_map(move |bit| (used >> bit & 1 == 0).then_some(from + bit))
+    });
+    let index = free.find(|index| form.can_jump(jump(start, first + index * STUB_LEN)))?;
     area.used[index / 64].fetch_or(1 << (index % 64), Relaxed);
     Some(first + index * STUB_LEN)
 }
