@@ -82,6 +82,27 @@ proptest! {
 }
 
 #[test]
+fn what_belongs_together_is_queued_whole_and_taken_as_far_as_is_wanted() {
+    let queue = Queue::new(5);
+    assert!(queue.push_all(&[1, 2, 3]).unwrap());
+    assert!(!queue.push_all(&[4, 5, 6]).unwrap());
+    assert!(queue.push_all(&[4, 5]).unwrap());
+    let mut taken = Vec::new();
+    let mut until = |last| {
+        queue.pop_while(|item| {
+            taken.push(item);
+            item != last
+        })
+    };
+    assert_eq!((until(2).unwrap(), until(9).unwrap(), until(9).unwrap()), (2, 3, 0));
+    assert_eq!(taken, [1, 2, 3, 4, 5]);
+    assert!(queue.push_all(&[6, 7, 8, 9, 10]).unwrap());
+    assert_eq!(queue.pop_many(0, |_| ()).unwrap(), 0);
+    assert_eq!(queue.pop_many(2, |_| ()).unwrap(), 2);
+    assert_eq!((queue.len(), queue.pop().unwrap()), (3, Some(8)));
+}
+
+#[test]
 fn an_entry_expires_and_the_oldest_is_evicted() {
     let map = Map::new(100).unwrap();
     map.insert(b"short", b"1", 10).unwrap();

@@ -341,6 +341,12 @@ fn trace_prints_what_strace_prints() {
     }
     assert!(ours.contains("openat(AT_FDCWD, \"/nope\", O_RDONLY) = -1 ENOENT <"), "{ours}");
     assert!(ours.contains("+++ ended with status 3 +++"), "{ours}");
+    // A path that takes several pieces of the queue.
+    let long = format!("/no{}", "/such-folder".repeat(15));
+    let trace = ["trace", "-e", "openat", "-o", file.text(), "--", "/bin/cat", &long];
+    assert_eq!(launcher(&trace).status, 1);
+    let text = std::fs::read_to_string(&file.0).expect("trace wrote it");
+    assert!(text.contains(&format!("\"{long}\", O_RDONLY) = -1 ENOENT <")), "{text}");
     // Into a file: on standard error the program's own text comes between.
     let trace = ["trace", "-e", "openat", "--json", "-o", file.text(), "--", "/bin/cat", "/nope"];
     assert_eq!(launcher(&trace).status, 1);

@@ -79,20 +79,23 @@ impl<T: Copy> Queue<T> {
         Ok(Ok(()))
     }
 
-    /// As [`Queue::push`], of an item that is large, which is copied once. False if the queue is full.
+    /// Put items at the end that belong together: all of them are there, or none. False if there is no room
+    /// for them.
     ///
     /// # Errors
     /// The lock's.
-    pub fn push_copy(&self, item: &T) -> Result<bool, LockError> {
+    pub fn push_all(&self, items: &[T]) -> Result<bool, LockError> {
         let _turn = self.turn()?;
         let (head, tail) = self.ends();
-        let has_room = tail - head != self.cells.len() as u64;
-        if has_room {
-            // SAFETY: under the lock, and outside of head..tail, so that nobody reads it.
-            unsafe { self.cell(tail).cast::<T>().copy_from_nonoverlapping(item, 1) };
-            self.tail.store(tail + 1, Ordering::Release);
+        if tail - head + items.len() as u64 > self.cells.len() as u64 {
+            return Ok(false);
         }
-        Ok(has_room)
+        for (position, item) in (tail..).zip(items) {
+            // SAFETY: under the lock, and outside of head..tail, so that nobody reads it.
+            unsafe { self.cell(position).cast::<T>().write(*item) };
+        }
+        self.tail.store(tail + items.len() as u64, Ordering::Release);
+        Ok(true)
     }
 
     /// Take the item at the front.
@@ -116,16 +119,36 @@ impl<T: Copy> Queue<T> {
     /// # Errors
     /// The lock's.
     pub fn pop_many(&self, count: usize, mut then: impl FnMut(T)) -> Result<usize, LockError> {
+        if count == 0 {
+            return Ok(0);
+        }
+        let mut left = count;
+        self.pop_while(|item| {
+            left -= 1;
+            then(item);
+            left != 0
+        })
+    }
+
+    /// Take items from the front, under one lock, as long as `then` wants more after each; how many there
+    /// were.
+    ///
+    /// # Errors
+    /// The lock's.
+    pub fn pop_while(&self, mut then: impl FnMut(T) -> bool) -> Result<usize, LockError> {
         let _turn = self.turn()?;
         let (head, tail) = self.ends();
-        let end = tail.min(head + count as u64);
-        for position in head..end {
+        let mut position = head;
+        while position != tail {
             // SAFETY: within head..tail, so that it was written whole; under the lock.
             let item = unsafe { self.cell(position).cast::<T>().read() };
-            self.head.store(position + 1, Ordering::Release);
-            then(item);
+            position += 1;
+            self.head.store(position, Ordering::Release);
+            if !then(item) {
+                break;
+            }
         }
-        Ok((end - head) as usize)
+        Ok((position - head) as usize)
     }
 
     fn ends(&self) -> (u64, u64) {

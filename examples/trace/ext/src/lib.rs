@@ -24,8 +24,8 @@ pub mod trace {
     const BUCKETS: usize = 40;
     /// Calls that wait to be written.
     const QUEUE: usize = 16 << 10;
-    /// Calls that are taken from there at a time.
-    const BATCH: usize = 64;
+    /// Pieces of them that are taken from there at a time: programs wait meanwhile.
+    const BATCH: usize = 16;
     /// What a pipe takes in one piece: nobody else's text comes between.
     const WHOLE: usize = 4096;
     /// How long a program waits while there is no room for what it does.
@@ -64,6 +64,49 @@ pub mod trace {
         more: u8,
     }
 
+    /// A record as it is queued, in pieces of two cache lines: most fit into one.
+    #[derive(Debug, Clone, Copy)]
+    #[repr(C)]
+    struct Piece {
+        /// [`MORE`] of what belongs to the piece before.
+        pid: u32,
+        number: u16,
+        lens: [u8; 2],
+        more: u8,
+        text: [u8; PIECE_TEXT],
+        result: i64,
+        ns: u64,
+        args: [u64; 6],
+    }
+
+    const PIECE_TEXT: usize = 55;
+    const PIECES_MAX: usize = TEXT.div_ceil(PIECE_TEXT);
+    const MORE: u32 = u32::MAX;
+    const _: () = assert!(size_of::<Piece>() == 128);
+
+    impl Record {
+        fn piece(&self, pid: u32, from: usize) -> Piece {
+            let mut text = [0; PIECE_TEXT];
+            let rest = &self.text[from.min(TEXT)..];
+            let len = rest.len().min(PIECE_TEXT);
+            text[..len].copy_from_slice(&rest[..len]);
+            let Self { number, result, ns, args, lens, more, .. } = *self;
+            Piece { pid, number: number as u16, lens, more, text, result, ns, args }
+        }
+
+        fn text_len(&self) -> usize {
+            self.lens.iter().map(|len| usize::from(*len)).sum()
+        }
+
+        /// Begin one with its first piece.
+        fn begun(first: &Piece) -> Self {
+            let mut text = [0; TEXT];
+            text[..PIECE_TEXT].copy_from_slice(&first.text);
+            let Piece { pid, number, lens, more, result, ns, args, .. } = *first;
+            Self { pid, number: number.into(), result, ns, args, text, lens, more }
+        }
+    }
+
     /// The result of a call that is yet to be made.
     const UNKNOWN: i64 = i64::MIN;
     const FORKED: u32 = CALLS as u32;
@@ -78,7 +121,7 @@ pub mod trace {
         print: [u64; SET_WORDS],
         out: String,
         json: bool,
-        queue: Queue<Record>,
+        queue: Queue<Piece>,
         lost: Counter,
     }
 
@@ -172,8 +215,21 @@ pub mod trace {
 
     /// Wait for room, but not for long.
     fn put(state: &State, record: &Record) {
+        let first = record.piece(record.pid, 0);
+        if record.text_len() <= PIECE_TEXT {
+            return put_pieces(state, &[first]);
+        }
+        let mut pieces = [first; PIECES_MAX];
+        let count = record.text_len().div_ceil(PIECE_TEXT).min(PIECES_MAX);
+        for (at, piece) in pieces[..count].iter_mut().enumerate().skip(1) {
+            *piece = record.piece(MORE, at * PIECE_TEXT);
+        }
+        put_pieces(state, &pieces[..count]);
+    }
+
+    fn put_pieces(state: &State, pieces: &[Piece]) {
         for turn in 0..=PATIENCE_MS * 4 {
-            if let Ok(true) = state.queue.push_copy(record) {
+            if let Ok(true) = state.queue.push_all(pieces) {
                 return;
             }
             if turn != PATIENCE_MS * 4 {
@@ -235,8 +291,7 @@ pub mod trace {
         let file = std::fs::OpenOptions::new().append(true).open(&state.out);
         let mut records = Vec::with_capacity(BATCH);
         for _ in 0..batches {
-            let taken = state.queue.pop_many(BATCH, |record| records.push(record));
-            if !taken.is_ok_and(|count| count != 0) {
+            if !take(state, &mut records) {
                 break;
             }
             for record in records.drain(..) {
@@ -254,6 +309,27 @@ pub mod trace {
             }
         }
         give(file.as_ref().ok(), &mut text);
+    }
+
+    /// Take some records, whole ones. False if there are none.
+    fn take(state: &State, records: &mut Vec<Record>) -> bool {
+        let (mut taken, mut missing) = (0, 0);
+        let any = state.queue.pop_while(|piece| {
+            taken += 1;
+            if piece.pid != MORE {
+                let record = Record::begun(&piece);
+                missing = record.text_len().saturating_sub(PIECE_TEXT);
+                records.push(record);
+            } else if let Some(record) = records.last_mut().filter(|_| missing != 0) {
+                let from = record.text_len() - missing;
+                let len = missing.min(PIECE_TEXT);
+                record.text[from..from + len].copy_from_slice(&piece.text[..len]);
+                missing -= len;
+            }
+            // What is left of one whose taker was killed belongs to nobody.
+            taken < BATCH || missing != 0
+        });
+        any.is_ok_and(|count| count != 0)
     }
 
     fn give(file: Option<&std::fs::File>, text: &mut String) {
