@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "makes system calls")]
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -46,37 +47,79 @@ fn outside(by: &str, count: u64, preload: Option<&Path>) -> io::Result<f64> {
 #[derive(Debug, Clone)]
 enum Under {
     Nothing,
+    /// strace, which counts.
     Strace,
+    /// strace, which prints every call.
+    StracePrinting,
     Extension(PathBuf),
     /// `sbx-launcher trace`, which prints every call.
     Trace,
 }
 
-/// A program that makes many calls and computes little; milliseconds.
-fn program(under: &Under) -> io::Result<f64> {
-    const ARGS: [&str; 5] = ["/usr/share", "/usr/include", "-xdev", "-size", "-0"];
+/// Two that make many calls and compute little.
+const FIND_ARGS: [&str; 6] = ["find", "/usr/share", "/usr/include", "-xdev", "-size", "-0"];
+const STATUS_ARGS: [&str; 3] = ["git", "status", "--porcelain"];
+
+/// A command in `folder` under something; milliseconds.
+fn program(under: &Under, argv: &[&str], folder: &Path) -> io::Result<f64> {
     let mut command = match under {
-        Under::Nothing => Command::new("find"),
-        Under::Strace => {
-            let mut strace = Command::new("strace");
-            strace.args(["-f", "-c", "-o", "/dev/null", "--", "find"]);
-            strace
-        }
+        Under::Nothing => Command::new(argv[0]),
+        Under::Strace => with_args("strace", &["-f", "-c", "-o", "/dev/null", "--", argv[0]]),
+        Under::StracePrinting => with_args("strace", &["-f", "-o", "/dev/null", "--", argv[0]]),
         Under::Trace => {
-            let mut launcher = Command::new(std::env::current_exe()?);
-            launcher.args(["trace", "--out", "/dev/null", "--", "find"]);
-            launcher
+            let launcher = std::env::current_exe()?;
+            with_args(launcher, &["trace", "--out", "/dev/null", "--", argv[0]])
         }
         Under::Extension(image) => {
-            let mut launcher = Command::new(std::env::current_exe()?);
-            launcher.args(["run", "--ext"]).arg(image).args(["--", "find"]);
+            let mut launcher = with_args(std::env::current_exe()?, &["run", "--ext"]);
+            launcher.arg(image).args(["--", argv[0]]);
             launcher
         }
     };
+    command.args(&argv[1..]).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null());
     let began = Instant::now();
-    let status = command.args(ARGS).stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+    let status = command.status()?;
     let ms = began.elapsed().as_secs_f64() * 1e3;
-    if status.success() { Ok(ms) } else { Err(io::Error::other(format!("find: {status}"))) }
+    if status.success() { Ok(ms) } else { Err(io::Error::other(format!("{}: {status}", argv[0]))) }
+}
+
+fn with_args(program: impl AsRef<OsStr>, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(args);
+    command
+}
+
+/// A folder of many files under git, which is removed with this value.
+#[derive(Debug)]
+struct Tree(PathBuf);
+
+impl Tree {
+    fn new(folders: usize) -> io::Result<Self> {
+        const FILES: usize = 100;
+        let tree = Self(std::env::temp_dir().join(format!("sbx-tree-{}", std::process::id())));
+        for folder in 0..folders {
+            let folder = tree.0.join(format!("folder-{folder}"));
+            std::fs::create_dir_all(&folder)?;
+            for file in 0..FILES {
+                std::fs::write(folder.join(format!("file-{file}")), b"x")?;
+            }
+        }
+        let as_somebody = ["-c", "user.name=bench", "-c", "user.email=bench@localhost"];
+        for args in [&["init", "-q"][..], &["add", "."], &["commit", "-q", "-m", "all"]] {
+            let mut git = with_args("git", &as_somebody);
+            let status = git.args(args).current_dir(&tree.0).stdout(Stdio::null()).status()?;
+            if !status.success() {
+                return Err(io::Error::other(format!("git {}: {status}", args[0])));
+            }
+        }
+        Ok(tree)
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 const NATIVE: &str = "getppid, no sandbox";
@@ -95,6 +138,9 @@ const FIND: &str = "find, nobody looks";
 const FIND_TRACE: &str = "find, every call counted by trace";
 const FIND_PRINT: &str = "find, every call printed by trace";
 const FIND_STRACE: &str = "find, under strace -c";
+const STATUS: &str = "git status, nobody looks";
+const STATUS_PRINT: &str = "git status, every call printed by trace";
+const STATUS_STRACE: &str = "git status, every call printed by strace";
 const REDIS: &str = "redis GET c50, nobody looks";
 const REDIS_PASSED: &str = "redis GET c50, every call passed";
 const REDIS_TRACE: &str = "redis GET c50, every call counted by trace";
@@ -125,18 +171,24 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let beside = |name: &str, by: &'static str, count: u64| -> Measure<'_> {
         (name.into(), "ns", Box::new(move || outside(by, count, None).map_err(doing)))
     };
-    let program = |name: &str, under: Under| -> Measure<'_> {
+    let of = |argv: &'static [&'static str], folder: &Path, name: &str, under: Under| {
+        let folder = folder.to_path_buf();
         let measure = move || {
             // Whoever looks may have a CPU of its own; strace is several times slower with one.
-            if !matches!(under, Under::Strace) {
+            if !matches!(under, Under::Strace | Under::StracePrinting) {
                 unpin();
             }
-            let ms = program(&under).map_err(doing);
+            let ms = program(&under, argv, &folder).map_err(doing);
             pin(0, 1);
             ms
         };
-        (name.into(), "ms", Box::new(measure))
+        let measure: Measure<'_> = (name.into(), "ms", Box::new(measure));
+        measure
     };
+    let find = |name: &str, under: Under| of(&FIND_ARGS, Path::new("/"), name, under);
+    let has = |program: &str| Command::new(program).arg("--version").output().is_ok();
+    let tree = has("git").then(|| Tree::new(if options.quick { 50 } else { 800 })).transpose();
+    let tree = tree.map_err(|error| BenchError::Io("making a tree for git", error))?;
     let redis = |name: &str, under: Vec<&'_ Path>| -> Measure<'_> {
         let under: Vec<PathBuf> = under.into_iter().map(Path::to_path_buf).collect();
         let measure = move || {
@@ -156,18 +208,24 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         beside(TRAP, "trap", 200_000 / scale),
         beside(DISPATCH, "dispatch", 200_000 / scale),
         beside(NOTIFY, "notify", 50_000 / scale),
-        program(FIND, Under::Nothing),
-        program(FIND_TRACE, Under::Extension(trace.clone())),
-        program(FIND_PRINT, Under::Trace),
+        find(FIND, Under::Nothing),
+        find(FIND_TRACE, Under::Extension(trace.clone())),
+        find(FIND_PRINT, Under::Trace),
     ];
+    if let Some(Tree(folder)) = &tree {
+        rows.push(of(&STATUS_ARGS, folder, STATUS, Under::Nothing));
+        rows.push(of(&STATUS_ARGS, folder, STATUS_PRINT, Under::Trace));
+        if has("strace") {
+            rows.push(of(&STATUS_ARGS, folder, STATUS_STRACE, Under::StracePrinting));
+        }
+    }
     if let Some(library) = library {
         let calls = move || outside("nothing", 1_000_000 / scale, Some(library)).map_err(doing);
         rows.push((PRELOAD.into(), "ns", Box::new(calls)));
     }
-    let has = |program: &str| Command::new(program).arg("--version").output().is_ok();
     if has("strace") {
         rows.push(beside(STRACE, "strace", 20_000 / scale));
-        rows.push(program(FIND_STRACE, Under::Strace));
+        rows.push(find(FIND_STRACE, Under::Strace));
     }
     let has_redis = has("redis-server") && has("redis-benchmark");
     if has_redis {
@@ -194,6 +252,13 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     report.goal("find counted / find", [FIND_TRACE, FIND], ratio, ("<=", 1.3));
     report.goal("find printed / find", [FIND_PRINT, FIND], ratio, ("<=", 1.3));
     report.goal("find under strace / find", [FIND_STRACE, FIND], ratio, (">=", 1.3));
+    report.goal("git status printed / git status", [STATUS_PRINT, STATUS], ratio, ("<=", 1.3));
+    report.goal(
+        "git status under strace / git status",
+        [STATUS_STRACE, STATUS],
+        ratio,
+        (">=", 1.3),
+    );
     report.goal("redis with every call passed / redis", [REDIS_PASSED, REDIS], ratio, (">=", 0.85));
     let inverse = |[looked, native]: [f64; 2]| native / looked;
     report.goal("redis / redis counted", [REDIS_TRACE, REDIS], inverse, ("<=", 1.3));
@@ -203,6 +268,10 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     if !has("strace") {
         report.explain(STRACE, "strace is not installed (package strace)");
         report.explain(FIND_STRACE, "strace is not installed (package strace)");
+        report.explain(STATUS_STRACE, "strace is not installed (package strace)");
+    }
+    if tree.is_none() {
+        report.explain(STATUS, "git is not installed (package git)");
     }
     if !has_redis {
         for row in [REDIS, REDIS_PASSED, REDIS_TRACE] {
