@@ -14,6 +14,7 @@ pub mod trace {
     use std::time::Duration;
 
     use ext_api::calls::{Arg, HOOKABLE_CALLS, SET_WORDS, args_of, find, name_of as known};
+    use ext_api::limits::STACK_LEN;
     use ext_api::prelude::*;
     use ext_api::shared::{Counter, Queue};
 
@@ -35,8 +36,13 @@ pub mod trace {
     /// Bytes of data that are shown.
     const DATA: usize = 32;
 
+    /// Each call is counted in several places, by the stack that the upcall runs on: threads on different cores
+    /// seldom meet at one.
+    const STRIPES: usize = 4;
+
     /// What is known of one call.
     #[derive(Debug)]
+    #[repr(align(64))]
     struct Figures {
         failed: AtomicU64,
         ns: AtomicU64,
@@ -44,9 +50,33 @@ pub mod trace {
     }
 
     impl Figures {
-        fn count(&self) -> u64 {
-            self.by_time.iter().map(|bucket| bucket.load(Relaxed)).sum()
+        fn zero() -> Self {
+            let zero = || AtomicU64::new(0);
+            Self { failed: zero(), ns: zero(), by_time: std::array::from_fn(|_| zero()) }
         }
+
+        fn words(&self) -> impl Iterator<Item = &AtomicU64> {
+            [&self.failed, &self.ns].into_iter().chain(&self.by_time)
+        }
+    }
+
+    /// The figures of the calling thread.
+    fn figures_here(state: &State, number: usize) -> Option<&Figures> {
+        let here = 0u8;
+        let stripe = (&raw const here).addr() / STACK_LEN % STRIPES;
+        state.calls.get(number).map(|stripes| &stripes[stripe])
+    }
+
+    /// Those of all threads; how many calls.
+    fn total(stripes: &[Figures; STRIPES]) -> (Figures, u64) {
+        let total = Figures::zero();
+        for stripe in stripes {
+            total.words().zip(stripe.words()).for_each(|(to, from)| {
+                to.fetch_add(from.load(Relaxed), Relaxed);
+            });
+        }
+        let count = total.by_time.iter().map(|bucket| bucket.load(Relaxed)).sum();
+        (total, count)
     }
 
     /// A call that has been made, or (with `END` and so on for a number) what became of a process.
@@ -116,7 +146,7 @@ pub mod trace {
     /// What all processes share.
     #[derive(Debug)]
     pub struct State {
-        calls: Vec<Figures>,
+        calls: Vec<[Figures; STRIPES]>,
         /// Bit per call: it is written.
         print: [u64; SET_WORDS],
         out: String,
@@ -131,12 +161,9 @@ pub mod trace {
     fn init(_cx: &Cx, config: Config) -> Result<State, String> {
         let text = |error: ConfigError| error.to_string();
         let print: String = config.get("print", String::new()).map_err(text)?;
-        let zero = || AtomicU64::new(0);
-        let figures =
-            |_| Figures { failed: zero(), ns: zero(), by_time: std::array::from_fn(|_| zero()) };
         let print = find(&print.replace(':', " "));
         Ok(State {
-            calls: (0..CALLS).map(figures).collect(),
+            calls: (0..CALLS).map(|_| std::array::from_fn(|_| Figures::zero())).collect(),
             print: print
                 .map_err(|at| format!("print: no call can be hooked by the name at {at}"))?,
             out: config.get("out", String::new()).map_err(text)?,
@@ -150,7 +177,7 @@ pub mod trace {
     #[on(syscall_exit = "all")]
     fn done(state: &State, call: &mut Call) -> Verdict {
         let number = call.number() as usize;
-        let Some(figures) = state.calls.get(number) else { return Verdict::Pass };
+        let Some(figures) = figures_here(state, number) else { return Verdict::Pass };
         let (result, ns) = (call.result(), call.took_ns());
         if (-4095..0).contains(&result) {
             figures.failed.fetch_add(1, Relaxed);
@@ -445,14 +472,13 @@ pub mod trace {
     fn summary(state: &State) -> String {
         let mut rows: Vec<_> = HOOKABLE_CALLS
             .iter()
-            .map(|(name, number, _)| (*name, &state.calls[*number as usize]))
-            .filter(|(_, figures)| figures.count() != 0)
+            .map(|(name, number, _)| (*name, total(&state.calls[*number as usize])))
+            .filter(|(_, (_, count))| *count != 0)
             .collect();
-        rows.sort_by_key(|(_, figures)| std::cmp::Reverse(figures.ns.load(Relaxed)));
+        rows.sort_by_key(|(_, (figures, _))| std::cmp::Reverse(figures.ns.load(Relaxed)));
         let head = "    total us      calls   failed    mean ns  half ns <   99% ns < call\n";
         let mut text = if state.json { String::from("[") } else { String::from(head) };
-        for (at, (name, figures)) in rows.into_iter().enumerate() {
-            let count = figures.count();
+        for (at, (name, (figures, count))) in rows.into_iter().enumerate() {
             let [failed, ns] = [&figures.failed, &figures.ns].map(|word| word.load(Relaxed));
             let below = |percent: u64| {
                 let mut seen = 0;
@@ -487,9 +513,7 @@ pub mod trace {
     /// Begin anew.
     #[handler]
     fn forget(state: &State) {
-        for figures in &state.calls {
-            let words = [&figures.failed, &figures.ns];
-            words.into_iter().chain(&figures.by_time).for_each(|word| word.store(0, Relaxed));
-        }
+        let all = state.calls.iter().flatten().flat_map(Figures::words);
+        all.for_each(|word| word.store(0, Relaxed));
     }
 }
