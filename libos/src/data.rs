@@ -116,6 +116,11 @@ pub struct Context {
     pub code: AtomicU64,
     /// What names the context and its life in an owner word.
     pub life: AtomicU64,
+    /// Stack pointer where a call of the program's is being made for it; 0 if none is. Signal handlers
+    /// of the program that come meanwhile run below it.
+    pub call_stack: AtomicU64,
+    /// System calls of the program's that came from patched sites.
+    pub calls_patched: AtomicU64,
     /// Thread that holds the context.
     pub tid: AtomicU32,
     /// Row of the process table.
@@ -135,9 +140,6 @@ pub struct Context {
     /// Bit per signal: what came during an upcall and is blocked until it ends. Meanwhile `pending`
     /// is this word's address.
     pub deferred: AtomicU32,
-    /// Stack pointer where a call of the program's is being made for it; 0 if none is. Signal handlers
-    /// of the program that come meanwhile run below it.
-    pub call_stack: AtomicU64,
     /// Bytes of the scratch room that it uses.
     pub scratch_used: AtomicU32,
     /// What the program thinks it has blocked of the signals that it cannot block.
@@ -146,8 +148,6 @@ pub struct Context {
     pub call_room: AtomicU32,
     /// System calls of the program's that came by a trap.
     pub calls_trapped: AtomicU64,
-    /// Those that came from patched sites.
-    pub calls_patched: AtomicU64,
     /// Pid of the process whose call an upcall is about, once it has been asked for; 0 otherwise.
     pub caller: AtomicU32,
     /// That of the last call that was timed, if it was asked for.

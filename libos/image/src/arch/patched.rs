@@ -118,6 +118,8 @@ pub(crate) enum Form {
     Followed(usize),
 }
 
+/// Bytes of a line of the cache.
+const LINE_LEN: usize = 64;
 const MOV_LEN: usize = 5;
 const CALL_LEN: usize = 2;
 /// Where in a stub the entry's address is.
@@ -196,7 +198,8 @@ pub(crate) fn stub(form: Form, at: usize, call: usize) -> [u8; STUB_LEN] {
     const NOTHING: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
     const ENTER_LEN: usize = 6;
     let mut bytes = [0xcc; STUB_LEN];
-    bytes[ENTRY_AT..].copy_from_slice(&(sbx_patched_entry as *const () as u64).to_le_bytes());
+    let entry = (sbx_patched_entry as *const () as usize).next_multiple_of(LINE_LEN);
+    bytes[ENTRY_AT..].copy_from_slice(&entry.to_le_bytes());
     let behind = call + CALL_LEN;
     let mut len = 0;
     let mut put = |piece: &[u8]| {
@@ -309,7 +312,7 @@ macro_rules! go_back {
     };
 }
 
-/// What stubs jump to, with where they go on in rcx.
+/// What stubs jump to, at the first line of the cache that begins in it, with where they go on in rcx.
 ///
 /// # Safety
 /// For stubs only.
@@ -318,6 +321,7 @@ unsafe extern "C" fn sbx_patched_entry() {
     naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined rip",
+        ".p2align {line}",
         "lea rsp, [rsp - 128]",
         "push rcx",
         "pushfq",
@@ -426,12 +430,7 @@ unsafe extern "C" fn sbx_patched_entry() {
         "jne 17f",
         "lea rsp, [rsp + {rax}]",
         "pop rax",
-        // One line of the cache, in which the kernel comes back.
-        ".p2align 6",
-        "18:",
-        restore_flags!(),
-        "syscall",
-        go_back!(),
+        "jmp 18f",
         // It has an answer.
         "13:",
         "mov rax, [rsp + {value}]",
@@ -446,7 +445,13 @@ unsafe extern "C" fn sbx_patched_entry() {
         "lea rsp, [rsp + {r9}]",
         "19:",
         pop_kept!(),
-        "jmp 18b",
+        "jmp 18f",
+        // One line of the cache, so that the kernel comes back to one that is there.
+        ".p2align {line}",
+        "18:",
+        restore_flags!(),
+        "syscall",
+        go_back!(),
         // Its code may change vector registers, or it is other code since.
         "11:",
         "mov rdi, [rsp + {handle}]",
@@ -539,6 +544,7 @@ unsafe extern "C" fn sbx_patched_entry() {
         make = sym crate::calls::sbx_make,
         keeping_vectors = sym sbx_keeping_vectors,
         calls = const CALLS,
+        line = const LINE_LEN.trailing_zeros(),
         base = const offset_of!(Boot, base),
         handlers = const offset_of!(Boot, handlers),
         row_shift = const size_of::<HandlerEntry>().trailing_zeros(),

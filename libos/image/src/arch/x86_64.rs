@@ -153,6 +153,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "ret",
         ".cfi_restore_state",
         // As from 30 on, for a handler in rdi, its row in rcx and a context in r9, if the code is known.
+        ".p2align 6",
         ".hidden sbx_gate_bare",
         ".globl sbx_gate_bare",
         "sbx_gate_bare:",
