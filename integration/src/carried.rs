@@ -45,6 +45,15 @@ pub fn carried(sandbox: &Sandbox) -> (f64, u64) {
     (carried as f64 / (carried + awake).max(1) as f64, carried)
 }
 
+/// At least 95 in a hundred of the bytes that could be carried were, and these were more than `fewest`.
+///
+/// # Panics
+/// They were not.
+pub fn mostly_carried(sandbox: &Sandbox, fewest: u64) {
+    let (share, bytes) = carried(sandbox);
+    assert!(share > 0.95 && bytes > fewest, "{share} of {bytes}");
+}
+
 /// No connection is left, a little after all processes have let go of theirs.
 ///
 /// # Panics
