@@ -294,6 +294,31 @@ one, _ = server.accept()
 }
 
 #[test]
+fn handlers_on_a_small_stack_of_their_own_may_send() {
+    let sandbox = carrying("handlers");
+    // Both at once, one on top of the other, on the stack that faulthandler has allocated.
+    let script = "
+import signal, socket
+both = signal.SIGUSR1, signal.SIGUSR2
+one, two = socket.socketpair()
+two.setblocking(False)
+signal.set_wakeup_fd(two.fileno())
+for each in both:
+    signal.signal(each, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, both)
+for each in both:
+    signal.raise_signal(each)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+print(sorted(one.recv(3)))
+";
+    for _ in 0..3 {
+        let python = ["/usr/bin/python3", "-X", "faulthandler", "-I", "-c", script];
+        let ended = sandbox.run(&python);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "[10, 12]\n"), "{ended:?}");
+    }
+}
+
+#[test]
 fn an_idle_pair_costs_nothing() {
     let sandbox = carrying("idle");
     let script = "

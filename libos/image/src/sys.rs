@@ -190,20 +190,30 @@ pub(crate) fn task_exists(tid: u32) -> bool {
     harmless!(nr::TKILL, tid as usize, 0) != Err(ESRCH)
 }
 
+/// Is there such a thread, and has it not ended? One that has stays until its parent has asked how.
+pub(crate) fn task_lives(tid: u32) -> bool {
+    task_exists(tid) && !matches!(state_of(tid, tid), Some(b'Z' | b'X'))
+}
+
 /// Does thread `tid` of process `pid` sleep in a way that no signal ends, as one that has called vfork?
 pub(crate) fn waits_for_vfork(pid: u32, tid: u32) -> bool {
+    state_of(pid, tid) == Some(b'D')
+}
+
+/// What thread `tid` of process `pid` is doing, by the kernel's letter.
+fn state_of(pid: u32, tid: u32) -> Option<u8> {
     let mut path = Line::<64>::new();
     path.push(b"/proc/");
     path.push_decimal(pid);
     path.push(b"/task/");
     path.push_decimal(tid);
     path.push(b"/stat\0");
-    let Ok(path) = core::ffi::CStr::from_bytes_until_nul(path.bytes()) else { return false };
+    let path = core::ffi::CStr::from_bytes_until_nul(path.bytes()).ok()?;
     let mut stat = [0; 64];
     let len = read_file(path, &mut stat).unwrap_or(0);
     // The name, in parentheses, may have any bytes in it.
     let name_end = stat[..len].iter().rposition(|byte| *byte == b')');
-    name_end.and_then(|at| stat.get(at + 2)) == Some(&b'D')
+    name_end.and_then(|at| stat.get(at + 2)).copied()
 }
 
 pub(crate) fn sched_yield() {

@@ -507,6 +507,7 @@ pub(super) fn reconnected(end: &End) {
 }
 
 /// `splice` from or to a socket with records.
+#[inline(never)]
 pub(super) fn splice(end: &End, args: [usize; 6]) -> isize {
     let [from, _, to, _, len, _] = args;
     if to == end.fd {

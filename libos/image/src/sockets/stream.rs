@@ -91,7 +91,7 @@ impl<'a> Turn<'a> {
                 Err(holder) if holder == tid => return Self { word, former: 0 },
                 Err(holder) => {
                     looks += 1;
-                    if looks.is_multiple_of(1024) && !sys::task_exists(holder) {
+                    if looks.is_multiple_of(1024) && !sys::task_lives(holder) {
                         let _ = word.compare_exchange(holder, 0, AcqRel, Relaxed);
                     }
                     if looks > 64 {

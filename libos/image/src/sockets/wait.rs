@@ -173,6 +173,7 @@ impl Waiting {
 }
 
 /// `poll` and `ppoll`.
+#[inline(never)]
 pub(super) fn poll(number: usize, args: [usize; 6]) -> isize {
     let [at, count, timeout, ..] = args;
     let (mut waiting, mut any_bytes) = (Waiting::new(), false);
@@ -279,7 +280,9 @@ fn merge_poll(at: usize, count: usize) -> isize {
 const SELECT_MAX: usize = 4096;
 type Bits = [u64; SELECT_MAX / 64];
 
-/// `select` and `pselect6`.
+/// `select` and `pselect6`. What they need of the stack other calls have to do without: these may come from a signal
+/// handler, on a stack of a few KiB.
+#[inline(never)]
 pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
     let [count, sets @ .., timeout, mask] = args;
     let [reads, ..] = sets;
