@@ -25,6 +25,8 @@
 #include <unistd.h>
 
 enum { PAIRS = 4, COPIES = 3, UNDER_WAY = 40000, LEN = 12000, MESSAGES = 3, RECORD = 600, PIECES = 10 };
+// A pipe, whose side 0 writes; and how many pages it has.
+enum { PIPE = 9, PAGES = 16 };
 
 struct side {
     int fds[COPIES];
@@ -35,7 +37,7 @@ struct side {
 };
 struct pair {
     // 0 none, 4, 6, 1 for AF_UNIX, 2 for a pair that was made as one; 5 seqpacket, 7 and 8 pairs of seqpacket
-    // and of datagrams
+    // and of datagrams; PIPE
     int kind;
     struct side sides[2];
     // Bytes that a side has sent and the other has not received; a record counts for more than its bytes.
@@ -47,7 +49,7 @@ struct pair {
 static struct pair pairs[PAIRS];
 static uint64_t state;
 static unsigned char out[LEN + 64], in[2 * LEN];
-static int epoll, file, listeners[4], passing[2], strangers[2];
+static int epoll, file, moved, listeners[4], passing[2], strangers[2];
 static unsigned long serial;
 static int named; // length of the address that was received from last
 
@@ -74,7 +76,7 @@ static void die(const char *what) {
 }
 
 static int is_tcp(int kind) { return kind == 4 || kind == 6; }
-static int has_records(int kind) { return kind == 5 || kind > 6; }
+static int has_records(int kind) { return kind == 5 || kind == 7 || kind == 8; }
 
 static void begin(struct pair *pair, int kind, int a, int a_flags, int b, int b_flags) {
     memset(pair, 0, sizeof *pair);
@@ -91,8 +93,14 @@ static void widen(int fd) {
 }
 
 static void open_pair(struct pair *pair) {
-    int kinds[] = {4, 6, 1, 5, 2, 7, 8}, families[] = {AF_INET, AF_INET6, AF_UNIX, AF_UNIX};
-    int which = draw(7), kind = kinds[which], type = kind == 8 ? SOCK_DGRAM : has_records(kind) ? SOCK_SEQPACKET : SOCK_STREAM;
+    int kinds[] = {4, 6, 1, 5, 2, 7, 8, PIPE, PIPE}, families[] = {AF_INET, AF_INET6, AF_UNIX, AF_UNIX};
+    int which = draw(9), kind = kinds[which], type = kind == 8 ? SOCK_DGRAM : has_records(kind) ? SOCK_SEQPACKET : SOCK_STREAM;
+    if (kind == PIPE) {
+        int made[2], flags = draw(2) ? O_NONBLOCK : 0;
+        if (flags == 0 && draw(2) ? pipe(made) : pipe2(made, flags | O_CLOEXEC)) die("pipe");
+        begin(pair, kind, made[1], flags, made[0], flags);
+        return;
+    }
     if (which > 3) {
         int made[2], flags = draw(2) ? SOCK_NONBLOCK : 0;
         if (socketpair(AF_UNIX, type | flags, 0, made)) die("socketpair");
@@ -351,7 +359,7 @@ static int readiness(short events, short wanted) { return events & (wanted | POL
 
 // How much an AF_UNIX socket has room for depends on how its bytes came.
 static void look(int fd, int kind) {
-    short wanted = (draw(2) ? POLLIN : 0) | (draw(2) && is_tcp(kind) ? POLLOUT : 0) | (draw(4) ? 0 : POLLRDHUP);
+    short wanted = (draw(2) ? POLLIN : 0) | (draw(2) && (is_tcp(kind) || kind == PIPE) ? POLLOUT : 0) | (draw(4) ? 0 : POLLRDHUP);
     struct pollfd one = {.fd = fd, .events = wanted};
     if (draw(2)) {
         int ready = poll(&one, 1, 0);
@@ -373,6 +381,13 @@ static int by_data(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
+// What has ended of a socket of TCP an edge tells again when the other side has received: an edge for writing.
+static int is_writers_edge(struct epoll_event *event) {
+    unsigned which = (unsigned)event->data.u64;
+    struct pair *pair = &pairs[which / 2 % PAIRS];
+    return !(event->events & ~(EPOLLHUP | EPOLLRDHUP)) && is_tcp(pair->kind) && pair->sides[which % 2].events & EPOLLET;
+}
+
 static void wait_epoll(void) {
     struct epoll_event events[16];
     int count = epoll_wait(epoll, events, 8, 0);
@@ -386,6 +401,10 @@ static void wait_epoll(void) {
         if (same == count) events[count++] = later[i];
         else events[same].events |= later[i].events;
     }
+    int told = 0;
+    for (int i = 0; i < count; i++)
+        if (!is_writers_edge(&events[i])) events[told++] = events[i];
+    count = told;
     if (count > 1) qsort(events, count, sizeof *events, by_data);
     printf("wait: %d", count);
     for (int i = 0; i < count; i++) {
@@ -405,7 +424,7 @@ static void change_epoll(int p, int s) {
     struct epoll_event event = {.data.u64 = (uint64_t)(p * 2 + s) + 0x100000000};
     // A socket of AF_UNIX tells an edge for writing when the other side reads; that is left out.
     if (draw(4)) event.events |= EPOLLIN;
-    if (draw(3) == 0 && is_tcp(pairs[p].kind)) event.events |= EPOLLOUT;
+    if (draw(3) == 0 && (is_tcp(pairs[p].kind) || pairs[p].kind == PIPE)) event.events |= EPOLLOUT;
     if (draw(4) == 0) event.events |= EPOLLRDHUP;
     if (draw(4) == 0) event.events |= EPOLLET;
     // When a socket has an edge for writing is for the kernel to know.
@@ -486,6 +505,8 @@ static int through_message(int fd) {
     return got;
 }
 
+#include "steps_pipes.h"
+
 static void step(int p) {
     struct pair *pair = &pairs[p];
     if (!pair->kind) {
@@ -501,7 +522,9 @@ static void step(int p) {
         other = swap;
     }
     int fd = one(side), what = draw(104);
-    if (has_records(pair->kind) && what < 30) {
+    if (pair->kind == PIPE && (what < 60 || (what > 95 && what < 98) || what > 101)) {
+        step_pipe(pair, s, fd, what);
+    } else if (has_records(pair->kind) && what < 30) {
         send_records(pair, s, fd);
     } else if (has_records(pair->kind) && what < 60) {
         receive_records(pair, s, fd);
@@ -543,6 +566,8 @@ static void step(int p) {
     } else if (what < 90) {
         if (side->count < COPIES) {
             int how = draw(4), copy;
+            // What is in a ring goes to the kernel then, which is an edge.
+            if (how == 3 && pair->kind == PIPE && pair->sides[1].registered) how = 0;
             if (how == 0) copy = dup(fd);
             else if (how == 1) copy = fcntl(fd, F_DUPFD_CLOEXEC, 100);
             else if (how == 2) copy = dup3(fd, 200 + p * 2 + s, O_CLOEXEC);
@@ -611,6 +636,7 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     file = memfd_create("steps", MFD_CLOEXEC);
+    moved = memfd_create("moved", MFD_CLOEXEC);
     if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, passing)) die("socketpair");
     struct sockaddr_un names[2] = {};
     for (int i = 0; i < 2; i++) {

@@ -23,6 +23,7 @@
 
 mod direction;
 mod linger;
+pub mod pipes;
 pub mod records;
 
 pub use direction::{Direction, Piece, Reading, Waiting, Writing};
@@ -61,13 +62,15 @@ pub const JOINED: u32 = 4;
 
 /// Numbers of the calls that are looked at, as bits.
 pub const CALLS: [u64; 8] = {
-    // read, write, close, poll, ioctl, readv, writev, select, dup, dup2, sendfile, connect, accept, sendto,
-    // recvfrom, sendmsg, recvmsg, shutdown, socketpair, setsockopt, getsockopt, fcntl, epoll_create, epoll_wait,
-    // epoll_ctl, pselect6, ppoll, splice, epoll_pwait, accept4, epoll_create1, dup3, recvmmsg, sendmmsg,
-    // preadv2, pwritev2, close_range, epoll_pwait2
-    const NUMBERS: [usize; 38] = [
-        0, 1, 3, 7, 16, 19, 20, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 53, 54, 55, 72, 213,
-        232, 233, 270, 271, 275, 281, 288, 291, 292, 299, 307, 327, 328, 436, 441,
+    // read, write, open, close, poll, ioctl, readv, writev, pipe, select, dup, dup2, sendfile, connect, accept,
+    // sendto, recvfrom, sendmsg, recvmsg, shutdown, socketpair, setsockopt, getsockopt, fcntl, creat,
+    // epoll_create, epoll_wait, epoll_ctl, openat, pselect6, ppoll, splice, tee, vmsplice, epoll_pwait,
+    // accept4, epoll_create1, dup3, pipe2, recvmmsg, sendmmsg, preadv2, pwritev2, close_range, openat2,
+    // epoll_pwait2
+    const NUMBERS: [usize; 46] = [
+        0, 1, 2, 3, 7, 16, 19, 20, 22, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 53, 54, 55, 72,
+        85, 213, 232, 233, 257, 270, 271, 275, 276, 278, 281, 288, 291, 292, 293, 299, 307, 327,
+        328, 436, 437, 441,
     ];
     let mut bits = [0; 8];
     let mut index = 0;
@@ -113,6 +116,8 @@ pub struct Sockets {
     pub live: [AtomicU64; CONNECTIONS_MAX / 64],
     /// Connections that both sides knew of.
     pub carried: AtomicU64,
+    /// Pipes among them.
+    pub pipes: AtomicU64,
     /// Bytes that ended connections had carried.
     pub carried_bytes: AtomicU64,
     /// Bytes of theirs that went by the kernel.
@@ -157,7 +162,7 @@ pub struct Watcher {
 pub struct Line<T>(pub T);
 
 /// One connection.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Connection {
     /// [`FREE`] and the others.
@@ -166,9 +171,9 @@ pub struct Connection {
     pub generation: AtomicU32,
     /// What names it.
     pub name: [AtomicU64; 5],
-    /// Type of its sockets, and [`PAIR`].
+    /// Type of its sockets, and [`PAIR`]; or [`pipes::PIPE`].
     pub kind: AtomicU32,
-    /// Bytes of the longest record that goes by a ring.
+    /// Bytes of the longest record that goes by a ring; of a pipe, how many may be under way by it.
     pub record_max: AtomicU32,
     /// When the last process that is known to have an end let go of it.
     pub ended_ns: AtomicU64,
@@ -179,10 +184,10 @@ pub struct Connection {
 }
 
 /// One end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(32))]
 pub struct Side {
-    /// The kernel's number of the socket, which no other ever has (`SO_COOKIE`).
+    /// The kernel's number of the socket, which no other ever has (`SO_COOKIE`), or of an end of a pipe.
     pub cookie: AtomicU64,
     /// Processes that have it, by pid; 0 for none.
     pub holders: [AtomicU32; HOLDERS_MAX],

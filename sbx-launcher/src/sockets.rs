@@ -19,6 +19,7 @@ pub fn table(sockets: &Sockets) -> Value {
     json!({
         "connections": rows.iter().map(|one| connection(one)).collect::<Vec<_>>(),
         "carried": sockets.carried.load(Relaxed),
+        "pipes": sockets.pipes.load(Relaxed),
         "carried_bytes": sockets.carried_bytes.load(Relaxed) + sum(Connection::carried),
         "kernel_bytes": sockets.kernel_bytes.load(Relaxed) + sum(Connection::by_kernel),
         "asleep_bytes": sockets.asleep_bytes.load(Relaxed)
@@ -65,6 +66,9 @@ fn holders(side: &Side) -> Vec<u32> {
 fn name(one: &Connection) -> String {
     let [first, from @ .., _, _] = one.name.each_ref().map(|word| word.load(Relaxed));
     let to = [one.name[3].load(Relaxed), one.name[4].load(Relaxed)];
+    if one.is_pipe() {
+        return format!("pipe {}", first & u64::from(u32::MAX));
+    }
     if one.is_unix() {
         let made = if one.kind.load(Relaxed) & PAIR != 0 { "pair " } else { "" };
         let kind = match one.socket_type() {

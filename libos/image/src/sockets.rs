@@ -6,7 +6,7 @@
 //!                             ▼
 //!              stream: bytes in and out     meet: connections begin
 //!              records: the same, whole     batches: several at a time
-//!              pair: or are made whole
+//!              pair, pipes: or are made whole
 //!              wait: poll, select, epoll    fds: what descriptors stand for
 //! ```
 //!
@@ -24,8 +24,10 @@ mod messages;
 mod open;
 mod options;
 mod pair;
+mod pipes;
 mod records;
 mod stream;
+mod turns;
 mod user;
 mod wait;
 
@@ -102,6 +104,8 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         nr::POLL | nr::PPOLL => wait::poll(number, args),
         nr::SELECT | nr::PSELECT6 => wait::select(number, args),
         nr::SOCKETPAIR => pair::socketpair(args),
+        nr::PIPE | nr::PIPE2 => pipes::pipe(number, args),
+        nr::OPEN | nr::CREAT | nr::OPENAT | nr::OPENAT2 => pipes::opened(native(number, args)),
         nr::CONNECT => meet::connect(args),
         nr::ACCEPT | nr::ACCEPT4 => meet::accept(number, args),
         nr::CLOSE => fds::close(first),
@@ -117,7 +121,9 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         nr::SETSOCKOPT if second == options::SOCKET => options::set_of_socket(args),
         nr::SETSOCKOPT if second == options::TCP => options::set(first, third, fourth, args),
         nr::GETSOCKOPT if second == options::TCP => options::get(first, third, args),
-        nr::SPLICE => stream::splice(args),
+        nr::SPLICE => pipes::splice(args),
+        nr::TEE => pipes::tee(args),
+        nr::VMSPLICE => pipes::vmsplice(args),
         _ => native(number, args),
     }
 }

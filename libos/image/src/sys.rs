@@ -16,6 +16,7 @@ pub(crate) const ESRCH: Errno = 3;
 pub(crate) const EINTR: Errno = 4;
 pub(crate) const EBADF: Errno = 9;
 pub(crate) const EAGAIN: Errno = 11;
+pub(crate) const EBUSY: Errno = 16;
 pub(crate) const ENOMEM: Errno = 12;
 pub(crate) const EFAULT: Errno = 14;
 pub(crate) const EEXIST: Errno = 17;
@@ -43,6 +44,8 @@ pub(crate) const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 /// Numbers of the calls that the region libc forwards or treats by name.
 pub(crate) mod nr {
     pub(crate) const READ: usize = 0;
+    pub(crate) const OPEN: usize = 2;
+    pub(crate) const PIPE: usize = 22;
     pub(crate) const SELECT: usize = 23;
     pub(crate) const DUP: usize = 32;
     pub(crate) const DUP2: usize = 33;
@@ -67,14 +70,18 @@ pub(crate) mod nr {
     pub(crate) const EPOLL_WAIT: usize = 232;
     pub(crate) const EPOLL_CTL: usize = 233;
     pub(crate) const SPLICE: usize = 275;
+    pub(crate) const TEE: usize = 276;
+    pub(crate) const VMSPLICE: usize = 278;
     pub(crate) const ACCEPT4: usize = 288;
     pub(crate) const EVENTFD2: usize = 290;
     pub(crate) const DUP3: usize = 292;
+    pub(crate) const PIPE2: usize = 293;
     pub(crate) const RECVMMSG: usize = 299;
     pub(crate) const SENDMMSG: usize = 307;
     pub(crate) const PREADV2: usize = 327;
     pub(crate) const PWRITEV2: usize = 328;
     pub(crate) const CLOSE_RANGE: usize = 436;
+    pub(crate) const OPENAT2: usize = 437;
     pub(crate) const WRITE: usize = 1;
     pub(crate) const CLOSE: usize = 3;
     pub(crate) const FSTAT: usize = 5;
@@ -107,6 +114,7 @@ pub(crate) mod nr {
     pub(crate) const FTRUNCATE: usize = 77;
     pub(crate) const GETCWD: usize = 79;
     pub(crate) const RENAME: usize = 82;
+    pub(crate) const CREAT: usize = 85;
     pub(crate) const MKDIR: usize = 83;
     pub(crate) const RMDIR: usize = 84;
     pub(crate) const UNLINK: usize = 87;

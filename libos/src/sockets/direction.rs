@@ -48,6 +48,8 @@ pub struct Writing {
     pub writer: AtomicU32,
     /// The core of whoever wrote last.
     pub core: AtomicU32,
+    /// Of a pipe, where on its stack the thread that has the turn is.
+    pub frame: AtomicU64,
     /// What the head was when a writer last had to look: so much has been taken out at least.
     pub seen_head: AtomicU64,
     /// Bytes given to the kernel that were for a reader that slept, was busy or had not accepted yet, or came
@@ -212,7 +214,7 @@ impl Direction {
     pub(super) fn reset(&self) {
         let (writing, reading, waiting) = (&self.writing, &self.reading, &self.waiting);
         let ours = [&self.tail, &self.kernel_sent, &self.large_from];
-        let writers = [&writing.asleep, &writing.seen_head];
+        let writers = [&writing.asleep, &writing.seen_head, &writing.frame];
         writers.into_iter().for_each(zero64);
         ours.into_iter().chain([&reading.head, &waiting.kernel_read]).for_each(zero64);
         [&reading.record_bytes, &waiting.kernel_bytes].into_iter().for_each(zero64);
@@ -243,6 +245,34 @@ mod models {
             let sleeps = direction.park();
             let told = writer.join().expect("no panic");
             assert!(!sleeps || told);
+        });
+    }
+
+    #[test]
+    fn loom_what_was_put_in_for_a_reader_that_sleeps_is_taken_out_again() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            let other = direction.clone();
+            // As the writer of a pipe, to whom nobody rings.
+            let writer = loom::thread::spawn(move || {
+                let asleep = other.publish(1, || other.waiting.parked.load(Relaxed) != 0);
+                let (head, len) = other.filled();
+                if asleep && len == 1 {
+                    other.kernel_sent.fetch_add(1, AcqRel);
+                    return other.take(head, len);
+                }
+                false
+            });
+            let sleeps = direction.park();
+            let taken = !sleeps && {
+                let (head, len) = direction.filled();
+                len == 1 && direction.take(head, len)
+            };
+            let is_handed_over = writer.join().expect("no panic");
+            // In a ring that nobody sleeps for, or to the kernel, or read: one of them.
+            assert!(!sleeps || is_handed_over);
+            assert!(!(taken && is_handed_over));
+            assert_eq!(direction.has_bytes(), !taken && !is_handed_over);
         });
     }
 

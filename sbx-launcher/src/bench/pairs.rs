@@ -1,35 +1,46 @@
-//! Round trips between two processes that have a pair of something: sockets, pipes, counters.
+//! Round trips between two processes that have a pair of something: sockets, pipes, counters; and what goes
+//! through a pipe.
 //!
 //! The one that asks is on one core. It starts itself again on the other, with the pair's other end for input
-//! and output, to send back whatever comes.
+//! and output, to send back whatever comes, or to say when all has come.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use nix::fcntl::OFlag;
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::unistd::{pipe, read, write};
+use nix::unistd::{pipe2, read, write};
 
 use super::pin::{pin, time};
 use super::{BenchError, Measure};
 
-/// Kinds of pairs, of which the region carries the first three.
+/// Kinds of pairs, of which the region carries all but the last.
 pub(super) const KINDS: [&str; 5] = ["stream", "seqpacket", "datagram", "pipe", "eventfd"];
-const CARRIED: usize = 3;
+const CARRIED: usize = 4;
+const SOCKETS: usize = 3;
 const ASKING_CPU: usize = 0;
 const ANSWERING_CPU: usize = 1;
 /// Bytes that are sent at a time, but of a counter, which has eight.
 const LEN: usize = 64;
+/// Bytes of a write, where it is how many go through that counts.
+const PIECE_LEN: usize = 16 << 10;
 
 /// What runs for [`rows`]: the one that asks by a kind of pair, and says round trips per second, or the one
 /// that answers. None if `by` is neither.
 pub(super) fn by(by: &str, count: u64) -> Option<io::Result<f64>> {
-    if by == "echo" {
+    if let Some(answer) = [("echo", answer as fn() -> io::Result<()>), ("sink", take_all)]
+        .into_iter()
+        .find_map(|(name, answer)| (name == by).then_some(answer))
+    {
         // It has nothing to say.
         let status = answer().map_or(1, |()| 0);
         std::process::exit(status);
+    }
+    if by == "pair-through" {
+        return Some(through(count));
     }
     let kind = by.strip_prefix("pair-")?;
     KINDS.contains(&kind).then(|| ask(kind, count))
@@ -49,7 +60,8 @@ fn pair(kind: &str) -> io::Result<Pair> {
     };
     Ok(match kind {
         "pipe" => {
-            let ((from, back), (to, into)) = (pipe()?, pipe()?);
+            let ends = || pipe2(OFlag::O_CLOEXEC);
+            let ((from, back), (to, into)) = (ends()?, ends()?);
             Pair { own: [from, into], other: [to, back] }
         }
         "eventfd" => {
@@ -76,12 +88,41 @@ impl Drop for Answering {
     }
 }
 
-fn ask(kind: &str, count: u64) -> io::Result<f64> {
-    let Pair { own: [from, into], other: [to, back] } = pair(kind)?;
+/// Start the other side.
+fn start(by: &str, [to, back]: [OwnedFd; 2]) -> io::Result<Answering> {
     let mut answering = Command::new(std::env::current_exe()?);
-    answering.args(["bench-inside", "0", "--by", "echo"]);
-    let _answering = Answering(answering.stdin(Stdio::from(to)).stdout(Stdio::from(back)).spawn()?);
+    answering.args(["bench-inside", "0", "--by", by]);
+    let answering = answering.stdin(Stdio::from(to)).stdout(Stdio::from(back)).spawn()?;
     pin(0, ASKING_CPU);
+    Ok(Answering(answering))
+}
+
+/// Bytes per second through a pipe, in so many writes.
+fn through(count: u64) -> io::Result<f64> {
+    let Pair { own: [from, into], other } = pair("pipe")?;
+    let _taking = start("sink", other)?;
+    let piece = [1u8; PIECE_LEN];
+    let put = |count: u64| (0..count).try_for_each(|_| write(into.as_fd(), &piece).map(|_| ()));
+    put(count / 10)?;
+    let mut result = Ok(());
+    let ns = time(1, || result = put(count));
+    result?;
+    drop(into);
+    read(from.as_fd(), &mut [0; 1])?;
+    Ok((count * PIECE_LEN as u64) as f64 * 1e9 / ns)
+}
+
+fn take_all() -> io::Result<()> {
+    pin(0, ANSWERING_CPU);
+    let mut bytes = vec![0u8; PIECE_LEN];
+    while read(io::stdin().as_fd(), &mut bytes)? != 0 {}
+    write(io::stdout().as_fd(), b"x")?;
+    Ok(())
+}
+
+fn ask(kind: &str, count: u64) -> io::Result<f64> {
+    let Pair { own: [from, into], other } = pair(kind)?;
+    let _answering = start("echo", other)?;
     let mut bytes = [0u8; LEN];
     let len = if kind == "eventfd" { 8 } else { LEN };
     bytes[0] = 1;
@@ -115,7 +156,7 @@ fn answer() -> io::Result<()> {
 pub(super) fn rows<'a>(launcher: &'a Path, sandbox: &'a str, scale: u64) -> Vec<Measure<'a>> {
     let mut rows: Vec<Measure<'a>> = Vec::new();
     for (index, kind) in KINDS.into_iter().enumerate() {
-        let what = if index < CARRIED { "socketpair, " } else { "" };
+        let what = if index < SOCKETS { "socketpair, " } else { "" };
         for within in [None, Some(sandbox)] {
             if within.is_some() && index >= CARRIED {
                 continue;
@@ -125,6 +166,12 @@ pub(super) fn rows<'a>(launcher: &'a Path, sandbox: &'a str, scale: u64) -> Vec<
             let rate = move || rate(launcher, within, kind, 200_000 / scale);
             rows.push((name, "1/s", Box::new(rate)));
         }
+    }
+    for (within, way) in [(None, "kernel"), (Some(sandbox), "region")] {
+        let name = format!("pipe, writes of 16 KiB, {way}");
+        let rate =
+            move || rate(launcher, within, "through", 200_000 / scale).map(|rate| rate / 1e9);
+        rows.push((name, "GB/s", Box::new(rate)));
     }
     rows
 }

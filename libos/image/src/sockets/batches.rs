@@ -18,7 +18,7 @@ const SENT_MAX: usize = 1024;
 pub(super) fn send(args: [usize; 6]) -> isize {
     let [fd, at, count, flags, ..] = args;
     let count = (count as u32 as usize).min(SENT_MAX);
-    let Some(end) = fds::end_of(fd) else { return send_uncarried(args, at, count) };
+    let Some(end) = fds::socket_of(fd) else { return send_uncarried(args, at, count) };
     let mut done = 0;
     while done < count {
         let one = at + done * ONE_LEN;
@@ -49,7 +49,7 @@ fn send_uncarried(args: [usize; 6], at: usize, count: usize) -> isize {
 /// `recvmmsg`.
 pub(super) fn receive(args: [usize; 6]) -> isize {
     let [fd, at, count, flags, limit, _] = args;
-    let Some(end) = fds::end_of(fd) else { return receive_uncarried(args) };
+    let Some(end) = fds::socket_of(fd) else { return receive_uncarried(args) };
     let until = match Timespec::read(limit, 1) {
         Ok(ns) => Until::after(ns),
         Err(errno) => return errno,

@@ -396,7 +396,8 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     let is_watched = set.is_watched() && end.incoming().waiting.watch.load(Relaxed) == word;
     let is_steady =
         stream::is_joined(end) && !end.connection.is_ending() && !end.incoming().is_in_kernel();
-    if !is_plain || !is_watched || !is_steady || fds::is_copied(end.fd) {
+    let is_pipe = end.connection.is_pipe();
+    if !is_plain || !is_watched || !is_steady || is_pipe || fds::is_copied(end.fd) {
         return None;
     }
     let event = match what {
@@ -642,7 +643,9 @@ impl Wait {
         };
         let (incoming, outgoing) = (end.incoming(), end.outgoing());
         let readable = || if incoming.has_bytes() { events & (IN | READ_NORMAL) } else { 0 };
-        let writable = if outgoing.is_in_kernel() { 0 } else { events & OUT };
+        // Of a pipe the kernel says.
+        let is_pipe = end.connection.is_pipe();
+        let writable = if is_pipe || outgoing.is_in_kernel() { 0 } else { events & OUT };
         let is_level = events & (EDGE | ONCE) == 0;
         let mut got = readable();
         if got != 0 || is_level {
@@ -661,7 +664,7 @@ impl Wait {
             }
         }
         // The kernel has something to add.
-        if got != 0 && (events & OUT != writable || end.connection.is_ending()) {
+        if got != 0 && (is_pipe || events & OUT != writable || end.connection.is_ending()) {
             got |= super::wait::kernels_events(end.fd, events);
         }
         if got != 0 && events & ONCE != 0 {
@@ -715,12 +718,19 @@ impl Wait {
         }
         let fd = socket.fd.load(Relaxed).saturating_sub(1) as usize;
         let reads = events & (IN | READ_NORMAL);
+        let end = fds::end_of(fd);
         if reads != 0
-            && let Some(end) = fds::end_of(fd)
-            && !is_readable(&end, events)
+            && let Some(end) = &end
+            && !is_readable(end, events)
         {
             // What came with it may be an edge of its own: it stays.
             events &= !reads;
+        }
+        // Of a pipe the kernel's end does not say that there is something to read.
+        if events != 0
+            && end.is_some_and(|end| end.connection.is_pipe() && end.incoming().has_bytes())
+        {
+            events |= asked & (IN | READ_NORMAL);
         }
         if events != 0 && asked & ONCE != 0 {
             socket.events.store(0, Release);

@@ -62,6 +62,12 @@ impl End {
         &self.connection.directions[self.side]
     }
 
+    /// Does whoever receives it by a message have to know of it? Of a pipe that has nothing in its ring, the kernel
+    /// has everything.
+    pub(super) fn is_needed(&self) -> bool {
+        !self.connection.is_pipe() || self.connection.has_unread()
+    }
+
     /// What it reads.
     pub(super) fn incoming(&self) -> &'static Direction {
         &self.connection.directions[1 - self.side]
@@ -117,6 +123,11 @@ pub(super) fn end_of(fd: usize) -> Option<End> {
     let is_same =
         generation == (word >> GENERATION_BIT) as u16 && connection.state.load(Relaxed) != FREE;
     is_same.then_some(End { fd, row, side, connection })
+}
+
+/// The same, if it is a socket.
+pub(super) fn socket_of(fd: usize) -> Option<End> {
+    end_of(fd).filter(|end| !end.connection.is_pipe())
 }
 
 /// `fd` stands for this end from now on. False if it cannot.

@@ -7,7 +7,9 @@ use libos::sockets::{ACCEPTED, MANY, Name, UNIX, watched};
 
 use super::fds::{self, End};
 use super::options::SOCKET;
-use super::{ask, epoll, messages, native, open, options, own_pid, records, sockets, stream, user};
+use super::{
+    ask, epoll, messages, native, open, options, own_pid, pipes, records, sockets, stream, user,
+};
 use crate::sys::{self, nr};
 use crate::{start, time};
 
@@ -280,11 +282,15 @@ fn note_options(end: &End) {
     }
 }
 
+/// What the kernel says of the file behind a descriptor: its device, its inode, its links, then its mode.
+pub(super) fn stat_of(fd: usize) -> Option<[u64; 18]> {
+    let mut stat = [0u64; 18];
+    (ask(nr::FSTAT, [fd, stat.as_mut_ptr() as usize]) == 0).then_some(stat)
+}
+
 /// The number of a socket's inode.
 pub(super) fn inode_of(fd: usize) -> Option<u32> {
-    const WORDS: usize = 18;
-    let mut stat = [0u64; WORDS];
-    (ask(nr::FSTAT, [fd, stat.as_mut_ptr() as usize]) == 0).then_some(stat[1] as u32)
+    stat_of(fd).map(|stat| stat[1] as u32)
 }
 
 /// The inode of the socket at the other end of an AF_UNIX socket's connection, from the kernel's tables.
@@ -319,9 +325,10 @@ fn peer_of_unix(inode: u32) -> Option<u32> {
 }
 
 /// `fd` has come from elsewhere: if it is an end of a carried connection, it stands for that here as well.
-fn adopt(fd: usize, pid: u32, is_passed: bool) {
+pub(super) fn adopt(fd: usize, pid: u32, is_passed: bool) {
     fds::is_new(fd);
-    let Some(cookie) = option(fd, SO_COOKIE).filter(|cookie| *cookie != 0) else { return };
+    let cookie = option(fd, SO_COOKIE).or_else(|| pipes::cookie_of(fd));
+    let Some(cookie) = cookie.filter(|cookie| *cookie != 0) else { return };
     for row in sockets().rows() {
         let connection = &sockets().connections[row];
         let has_ends = connection.state.load(Acquire) >= ACCEPTED;
@@ -349,7 +356,9 @@ pub(super) fn adopt_passed(at: usize) {
 /// connections are nobody's, and yet not closed.
 pub(super) fn about_to_pass(at: usize) {
     each_passed(at, |fd| {
-        if let Some(end) = fds::end_of(fd) {
+        // Pipes go to strangers more often than sockets do.
+        pipes::pass(fd);
+        if let Some(end) = fds::end_of(fd).filter(End::is_needed) {
             end.connection.sides[end.side].passed.fetch_add(1, AcqRel);
         }
     });

@@ -6,7 +6,7 @@ use super::stream::{
     Source, by_kernel, receive as receive_bytes, send as send_bytes,
 };
 use super::user::{self, Pieces};
-use super::{ask, fds, meet, native, records};
+use super::{ask, fds, meet, native, pipes, records};
 use crate::sys::{EFAULT, EINVAL, Errno, nr};
 
 /// `struct msghdr`.
@@ -45,6 +45,9 @@ const TO_RECEIVE: usize =
 
 /// A call that sends on a carried socket.
 pub(super) fn send(end: End, number: usize, args: [usize; 6]) -> isize {
+    if end.connection.is_pipe() {
+        return pipes::send(end, number, args);
+    }
     if end.connection.has_records() && number != nr::SENDMSG {
         return records::send(end, number, args);
     }
@@ -102,6 +105,9 @@ pub(super) fn send_message(end: End, args: [usize; 6]) -> isize {
 
 /// A call that receives on a carried socket.
 pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
+    if end.connection.is_pipe() {
+        return pipes::receive(end, number, args, 0);
+    }
     if end.connection.has_records() && number != nr::RECVMSG {
         return records::receive(end, number, args);
     }
@@ -136,6 +142,9 @@ pub(super) fn by_position(number: usize, args: [usize; 6]) -> isize {
     let is_something = || Pieces::many(vectors, count).total() != Some(0);
     let end = fds::end_of(fd).filter(|_| position == NO_POSITION && is_something());
     let Some(end) = end else { return native(number, args) };
+    if end.connection.is_pipe() {
+        return pipes::by_position(end, number, args);
+    }
     let plain = [fd, vectors, count, 0, 0, 0];
     let message = core::cell::UnsafeCell::new(Message::of(vectors, count));
     let waitless = [fd, message.get() as usize, MSG_DONTWAIT, 0, 0, 0];

@@ -5,19 +5,19 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use libos::sockets::{Direction, LARGE_RING};
 
 use super::fds::{self, End};
-use super::{meet, native, records, stream, user};
+use super::{meet, native, pipes, records, stream, user};
 use crate::sys::{EFAULT, nr};
 
 pub(super) const F_DUPFD: usize = 0;
 pub(super) const F_DUPFD_CLOEXEC: usize = 1030;
 const F_GETFL: usize = 3;
-const F_SETFL: usize = 4;
-const O_NONBLOCK: usize = 0o4000;
-const O_ASYNC: usize = 0o20000;
+pub(super) const F_SETFL: usize = 4;
+pub(super) const O_NONBLOCK: usize = 0o4000;
+pub(super) const O_ASYNC: usize = 0o20000;
 pub(super) const FIONREAD: usize = 0x541b;
-const FIONBIO: usize = 0x5421;
+pub(super) const FIONBIO: usize = 0x5421;
 const SIOCOUTQ: usize = 0x5411;
-const FIOASYNC: usize = 0x5452;
+pub(super) const FIOASYNC: usize = 0x5452;
 /// In [`libos::sockets::Side::options`], as the program has set it.
 const UNDELAYED: u32 = 1;
 const CORKED: u32 = 2;
@@ -44,6 +44,9 @@ const TCP_INFO: usize = 11;
 pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
     let [fd, request, value, ..] = args;
     let Some(end) = fds::end_of(fd) else { return native(number, args) };
+    if end.connection.is_pipe() {
+        return pipes::control(&end, number, args);
+    }
     if (number, request as u32 as usize) == (nr::IOCTL, FIONREAD) {
         stream::hear_bell(&end, end.incoming());
     }
@@ -51,18 +54,16 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
     if result < 0 {
         return result;
     }
-    let nonblock = &end.connection.sides[end.side].nonblock;
     match (number, request as u32 as usize) {
         (nr::FCNTL, F_SETFL) => {
-            nonblock.store(u32::from(value & O_NONBLOCK != 0), Relaxed);
+            note_nonblock(&end, value & O_NONBLOCK != 0);
             if value & O_ASYNC != 0 {
                 // The kernel sends the signals.
                 stream::leave_to_kernel(&end);
             }
         }
         (nr::IOCTL, FIONBIO) => {
-            let is_on = user::read::<u32>(value).unwrap_or(0) != 0;
-            nonblock.store(u32::from(is_on), Relaxed);
+            note_nonblock(&end, user::read::<u32>(value).unwrap_or(0) != 0);
         }
         (nr::IOCTL, FIOASYNC) => stream::leave_to_kernel(&end),
         (nr::IOCTL, FIONREAD) => {
@@ -91,6 +92,11 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
         _ => {}
     }
     result
+}
+
+/// Calls on it wait from now on, or do not.
+pub(super) fn note_nonblock(end: &End, is_on: bool) {
+    end.connection.sides[end.side].nonblock.store(u32::from(is_on), Relaxed);
 }
 
 /// `setsockopt` of a socket's own option. Some make the kernel do what rings do not.
@@ -204,7 +210,7 @@ fn bit_of(option: usize) -> Option<u32> {
 
 /// `setsockopt` of a TCP option.
 pub(super) fn set(fd: usize, option: usize, value: usize, args: [usize; 6]) -> isize {
-    let end = fds::end_of(fd);
+    let end = fds::socket_of(fd);
     let (Some(end), Some(bit)) = (end, bit_of(option)) else { return native(nr::SETSOCKOPT, args) };
     if args[4] < 4 {
         return native(nr::SETSOCKOPT, args);

@@ -34,20 +34,30 @@ pub(super) fn socketpair(args: [usize; 6]) -> isize {
 
 /// Both of `made` are ends of one connection.
 fn carry(made: [usize; 2], kind: usize, pid: u32) -> Option<()> {
+    let name: Name = [UNIX | u64::from(meet::inode_of(made[0])?), 0, 0, 0, 0];
+    let cookies = [option(made[0], SO_COOKIE)?, option(made[1], SO_COOKIE)?];
+    let nonblock = kind & SOCK_NONBLOCK != 0;
+    join(made, &name, (kind & TYPE) as u32 | PAIR, cookies, nonblock, pid)
+}
+
+/// `made` are the two ends of something that has just been made.
+pub(super) fn join(
+    made: [usize; 2],
+    name: &Name,
+    kind: u32,
+    cookies: [u64; 2],
+    nonblock: bool,
+    pid: u32,
+) -> Option<()> {
     if !made.iter().all(|fd| fds::is_known(*fd)) {
         return None;
     }
-    let name: Name = [UNIX | u64::from(meet::inode_of(made[0])?), 0, 0, 0, 0];
-    let row = meet::take_row(&name)?;
+    let row = meet::take_row(name)?;
     let connection = &sockets().connections[row];
-    connection.kind.store((kind & TYPE) as u32 | PAIR, Relaxed);
-    for (side, fd) in connection.sides.iter().zip(made) {
-        let Some(cookie) = option(fd, SO_COOKIE) else {
-            sockets().give_up(row);
-            return None;
-        };
+    connection.kind.store(kind, Relaxed);
+    for (side, cookie) in connection.sides.iter().zip(cookies) {
         side.cookie.store(cookie, Relaxed);
-        side.nonblock.store(u32::from(kind & SOCK_NONBLOCK != 0), Relaxed);
+        side.nonblock.store(u32::from(nonblock), Relaxed);
         side.hold(pid);
     }
     for (side, fd) in made.into_iter().enumerate() {

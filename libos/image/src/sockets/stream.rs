@@ -26,7 +26,7 @@ const PATIENCE_NS_MIN: u32 = 1_000;
 /// How long a writer looks for room in a ring.
 const ROOM_NS: u64 = 50_000;
 /// Bytes that are put into a ring before the reader is told of them.
-const STRETCH: usize = 32 << 10;
+pub(super) const STRETCH: usize = 32 << 10;
 
 /// Where bytes that are sent come from.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +101,13 @@ impl<'a> Turn<'a> {
                 }
             }
         }
+    }
+}
+
+impl<'a> Turn<'a> {
+    /// Thread `tid` has it, and keeps it.
+    pub(super) const fn of_interrupted(word: &'a core::sync::atomic::AtomicU32, tid: u32) -> Self {
+        Self { word, former: tid }
     }
 }
 
@@ -268,13 +275,17 @@ pub(super) fn fill(
 }
 
 /// The rest of what is to be sent, through the kernel.
-fn rest(end: &End, source: &mut Source, left: usize) -> isize {
+pub(super) fn rest(end: &End, source: &mut Source, left: usize) -> isize {
     let mut done = 0isize;
     match source {
         Source::File { fd, position } => ask(nr::SENDFILE, [end.fd, *fd, *position, left]),
         Source::Memory { pieces, flags } => {
             while let Some(Some((from, len))) = pieces.next_up_to(left) {
-                let sent = ask(nr::SENDTO, [end.fd, from, len, *flags]);
+                let sent = if end.connection.is_pipe() {
+                    ask(nr::WRITE, [end.fd, from, len])
+                } else {
+                    ask(nr::SENDTO, [end.fd, from, len, *flags])
+                };
                 if sent < 0 {
                     return if done > 0 { done } else { sent };
                 }
@@ -305,7 +316,8 @@ pub(super) fn by_kernel(end: &End, number: usize, args: [usize; 6], total: usize
 
 /// A large ring from here on, if there is none yet and one is free.
 pub(super) fn upgrade(end: &End, direction: &Direction, tail: u64) -> bool {
-    if direction.large.load(Relaxed) != 0 || super::options::wants_little(end) {
+    let is_socket = !end.connection.is_pipe();
+    if direction.large.load(Relaxed) != 0 || is_socket && super::options::wants_little(end) {
         return false;
     }
     let Some(large) = sockets().take_large() else { return false };
@@ -514,7 +526,7 @@ pub(super) fn receive(
 
 /// Take bytes out of the ring; how many.
 #[inline]
-fn from_ring(
+pub(super) fn from_ring(
     end: &End,
     direction: &Direction,
     pieces: &mut Pieces,
@@ -738,10 +750,10 @@ pub(super) fn splice(args: [usize; 6]) -> isize {
     {
         return super::records::splice(&end, args);
     }
-    if let Some(end) = fds::end_of(to) {
+    if let Some(end) = fds::socket_of(to) {
         return by_kernel(&end, nr::SPLICE, args, len);
     }
-    let Some(end) = fds::end_of(from) else { return native(nr::SPLICE, args) };
+    let Some(end) = fds::socket_of(from) else { return native(nr::SPLICE, args) };
     let direction = end.incoming();
     hear_bell(&end, direction);
     let (head, filled) = direction.filled();
