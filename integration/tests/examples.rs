@@ -93,7 +93,7 @@ fn benchmarks_measure_every_goal() {
         ("events", 13, 8),
         ("delay", 32, 4),
         ("service", 2, 1),
-        ("interpose", 15, 9),
+        ("interpose", 15, 11),
         // Without memcached, PostgreSQL, node and iperf3, where these are missing.
         ("sockets", 60, 31),
         // Without forwarders, a veth pair and memcached itself, where these are missing.
