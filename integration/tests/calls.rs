@@ -521,7 +521,7 @@ fn programs_that_are_executed_are_seen_and_refused() {
     assert_eq!(load(&sandbox, "libaudit.so", "deny=/bin/ls").status, 0);
     let spawner = compile("gcc", "spawner", &[]);
     let script = format!("/bin/ls /; echo $?; /bin/echo hi; {}; /bin/ls | cat", spawner.text());
-    let ended = sandbox.run(&["/usr/bin/env", "-i", "/bin/dash", "-c", &script]);
+    let ended = sandbox.run(&["/usr/bin/env", "-i", "/bin/bash", "-c", &script]);
     assert_eq!((ended.stdout.as_str(), ended.status), ("126\nhi\nall started\n", 0));
     let log = launcher(&["log", &sandbox.name]).stdout;
     let executed = |path: &str| {
@@ -542,7 +542,7 @@ fn programs_that_are_executed_are_seen_and_refused() {
         "-o",
         file.text(),
         "--",
-        "/bin/dash",
+        "/bin/bash",
         "-c",
         "env true; ./no; true",
     ];
