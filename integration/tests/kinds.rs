@@ -6,10 +6,11 @@ use serde_json::Value;
 
 const PYTHON: &str = "/usr/bin/python3";
 
-/// The connection that both sides know of.
+/// The connection that both sides know of. Programs that start others have pipes as well.
 fn the_carried(table: &Value) -> &Value {
-    let rows = table["connections"].as_array();
-    let found = rows.and_then(|rows| rows.iter().find(|row| row["state"] == "carried"));
+    let is_pipe = |row: &&Value| row["name"].as_str().is_some_and(|name| name.starts_with("pipe"));
+    let carried = |row: &&Value| row["state"] == "carried" && !is_pipe(row);
+    let found = table["connections"].as_array().and_then(|rows| rows.iter().find(carried));
     found.unwrap_or_else(|| panic!("{table}"))
 }
 

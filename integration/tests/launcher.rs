@@ -36,6 +36,20 @@ fn an_unprivileged_user_needs_nothing_more() {
 }
 
 #[test]
+fn a_command_runs_where_its_launcher_may() {
+    let asked = ["grep", "Cpus_allowed_list", "/proc/self/status"];
+    let native = run(Command::new(asked[0]).args(&asked[1..]));
+    let launched = [&["run", "--"][..], &asked].concat();
+    for _ in 0..20 {
+        assert_eq!(launcher(&launched).stdout, native.stdout);
+    }
+    // The launcher shares a CPU with the command only until that has joined; what it executes next as well.
+    let of_both = "exec sh -c 'grep -h Cpus_allowed_list /proc/$PPID/status /proc/self/status'";
+    let both = launcher(&["run", "--", "sh", "-c", of_both]).stdout;
+    assert_eq!(both, native.stdout.repeat(2));
+}
+
+#[test]
 fn a_pipe_reaches_the_command() {
     let script = format!("printf abc | {} run -- cat", built("sbx-launcher").display());
     assert_eq!(run(Command::new("sh").args(["-c", &script])).stdout, "abc");

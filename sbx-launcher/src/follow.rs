@@ -31,6 +31,7 @@ use crate::filter::Armed;
 use crate::follow::inject::{Given, Injector};
 use crate::hand::{Found, Hand};
 use crate::memory;
+use crate::one_cpu::OneCpu;
 use crate::signals::{self, Answer};
 use crate::tracee::{self, event_message, let_go, registers, to_system_call};
 
@@ -104,6 +105,8 @@ pub struct Follower {
     seized: HashMap<i32, Expected>,
     /// Children whose first stop came before their parent's event.
     early: Vec<i32>,
+    /// The command that shares this process's only CPU until it has joined.
+    launched: Option<(i32, OneCpu)>,
 }
 
 impl Follower {
@@ -113,7 +116,7 @@ impl Follower {
     /// The kernel's.
     pub fn new(entry: Entry, place: Place, fds: [i32; 3]) -> io::Result<Self> {
         let injector = Injector { entry, place, fds, hand: Hand::new()? };
-        Ok(Self { injector, seized: HashMap::new(), early: Vec::new() })
+        Ok(Self { injector, seized: HashMap::new(), early: Vec::new(), launched: None })
     }
 
     /// What is in hand.
@@ -282,6 +285,18 @@ impl Follower {
         Ok(())
     }
 
+    /// Command `pid` shares our only CPU until it has joined, or ended.
+    pub fn share_cpu(&mut self, pid: i32, cpu: OneCpu) {
+        self.launched = Some((pid, cpu));
+    }
+
+    /// A task has joined, or ended.
+    fn launch_is_over(&mut self, pid: i32) {
+        if let Some((_, cpu)) = self.launched.take_if(|(command, _)| *command == pid) {
+            cpu.release(Some(pid));
+        }
+    }
+
     /// Put a copy of the descriptor of a zone into the notifying task; its number there.
     fn hand_over(&self, listener: BorrowedFd<'_>, id: u64, which: usize) -> Option<i32> {
         if let Some(given) = self.hand().given(which) {
@@ -318,6 +333,7 @@ impl Follower {
         let event = status >> 16;
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
             self.hand().end(pid);
+            self.launch_is_over(pid);
             return self.seized.remove(&pid).is_some();
         }
         if !libc::WIFSTOPPED(status) {
@@ -343,6 +359,7 @@ impl Follower {
         let expected = self.seized.remove(&former).or_else(|| self.seized.remove(&pid));
         let Some(Expected::Exec { fds, armed, .. }) = expected else {
             let _ = let_go(pid, 0);
+            self.launch_is_over(pid);
             return;
         };
         pass_with(Point::ExecStopped, pid, 0);
@@ -354,6 +371,7 @@ impl Follower {
         if let Err(error) = regs.and_then(|regs| self.injector.let_in(pid, regs, given)) {
             events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
         }
+        self.launch_is_over(pid);
         pass(Point::JoinLeft);
         self.hand().end(pid);
     }
@@ -398,6 +416,7 @@ impl Follower {
             Some(Expected::Exec { fds, .. }) => {
                 let _ = self.injector.take_back(pid, fds);
                 let _ = let_go(pid, 0);
+                self.launch_is_over(pid);
                 self.hand().end(pid);
             }
             Some(Expected::Fork { .. }) => {

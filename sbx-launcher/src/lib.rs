@@ -20,6 +20,7 @@ pub mod hooks;
 pub mod keeper;
 pub mod memory;
 pub mod net;
+pub mod one_cpu;
 pub mod perf;
 pub mod policy;
 pub mod preload;

@@ -13,6 +13,7 @@ use crate::control::{self, Request, Server};
 use crate::failpoint;
 use crate::filter::{self, Armed};
 use crate::follow::{Listener, pidfd};
+use crate::one_cpu::OneCpu;
 use crate::policy::Policy;
 use crate::preload;
 use crate::sandbox::Sandbox;
@@ -282,13 +283,17 @@ fn start_own(
 ) -> io::Result<(Started, OwnedFd)> {
     let zones = supervisor.sandbox.zones.fds();
     let (again, same_policy) = (start.clone(), policy.clone());
+    let cpu = OneCpu::hold();
     let take = |pid, _| supervisor.expect_command(pid, armed).map_err(|_| TRACED.into());
-    match start_held(start, region, armed, policy, &zones, take) {
-        Err(error) if error.kind() == TRACED => {
-            start_held(again, region, armed, same_policy, &[], |_, _| Ok(()))
-        }
-        result => result,
+    let result = start_held(start, region, armed, policy, &zones, take);
+    match (&result, cpu) {
+        (Ok((started, _)), Some(cpu)) => supervisor.share_cpu(started.pid, cpu),
+        (_, cpu) => cpu.into_iter().for_each(|cpu| cpu.release(None)),
     }
+    if result.as_ref().is_err_and(|error| error.kind() == TRACED) {
+        return start_held(again, region, armed, same_policy, &[], |_, _| Ok(()));
+    }
+    result
 }
 
 /// What [`start_own`] says to itself when it cannot trace its child.

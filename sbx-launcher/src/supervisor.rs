@@ -18,6 +18,7 @@ use crate::follow::{Followed, Follower, Listener, Started, pidfd, take_turns};
 use crate::hooks::{Happened, Hooks};
 use crate::keeper::{Keeper, Side};
 use crate::net::Net;
+use crate::one_cpu::OneCpu;
 use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
 use crate::sandbox::ports::{Listen, Whose};
@@ -125,6 +126,11 @@ impl Supervisor {
         self.sandbox.changed();
         take_turns(listener.fd.as_fd());
         self.listeners.push(listener);
+    }
+
+    /// The command shares our only CPU until it has joined.
+    pub fn share_cpu(&mut self, pid: i32, cpu: OneCpu) {
+        self.follower.share_cpu(pid, cpu);
     }
 
     /// A child of ours waits to execute the command, with the zones' descriptors as we have them.
