@@ -9,10 +9,10 @@ pub(crate) mod patched;
 mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use copy::{copy_or_fail, core, mend_copy};
+pub(crate) use copy::{copy_backwards, copy_forwards, copy_or_fail, core, fill, mend_copy};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{
-    Jump, Registers, cache_index, copy_backwards, copy_forwards, early_call, fail_with_eintr, fill,
-    fs_base, in_gate, is_between_upcalls, leave_upcall, mend_gate, redirect, redirect_to_caller,
-    sbx_call, sbx_call_in, sbx_restorer, sbx_signal_entry, stack_pointer, syscall2_on, syscall6,
+    Jump, Registers, cache_index, early_call, fail_with_eintr, fs_base, in_gate,
+    is_between_upcalls, leave_upcall, mend_gate, redirect, redirect_to_caller, sbx_call,
+    sbx_call_in, sbx_restorer, sbx_signal_entry, stack_pointer, syscall2_on, syscall6,
 };

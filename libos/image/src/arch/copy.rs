@@ -1,4 +1,4 @@
-//! Copying from and to memory of a program, which may not be there, on x86-64.
+//! Copying on x86-64: what the region libc copies, and from and to memory of a program, which may not be there.
 
 use core::arch::{asm, naked_asm};
 
@@ -91,4 +91,42 @@ pub(crate) fn core() -> u32 {
         asm!("rdtscp", out("eax") _, out("edx") _, out("ecx") word, options(nomem, nostack));
     }
     word & NUMBER
+}
+
+/// Copy upwards; right for any overlap in which `to` is not inside `from..from + len`.
+///
+/// # Safety
+/// `len` bytes are readable at `from` and writable at `to`.
+pub(crate) unsafe fn copy_forwards(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: by contract; the direction flag is clear in all code.
+    unsafe {
+        asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// Copy downwards; right for the other overlaps.
+///
+/// # Safety
+/// `len` bytes, at least one, are readable at `from` and writable at `to`.
+pub(crate) unsafe fn copy_backwards(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: by contract; the last bytes lie at `len - 1`.
+    let (last_to, last_from) = unsafe { (to.add(len - 1), from.add(len - 1)) };
+    // SAFETY: by contract; the direction flag is clear again afterwards.
+    unsafe {
+        asm!("std", "rep movsb", "cld", inout("rcx") len => _, inout("rdi") last_to => _,
+            inout("rsi") last_from => _, options(nostack));
+    }
+}
+
+/// Set `len` bytes.
+///
+/// # Safety
+/// `len` bytes are writable at `to`.
+pub(crate) unsafe fn fill(to: *mut u8, byte: u8, len: usize) {
+    // SAFETY: by contract.
+    unsafe {
+        asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("al") byte,
+            options(nostack, preserves_flags));
+    }
 }
