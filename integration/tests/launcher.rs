@@ -47,6 +47,16 @@ fn a_command_runs_where_its_launcher_may() {
     let of_both = "exec sh -c 'grep -h Cpus_allowed_list /proc/$PPID/status /proc/self/status'";
     let both = launcher(&["run", "--", "sh", "-c", of_both]).stdout;
     assert_eq!(both, native.stdout.repeat(2));
+    // And so may whatever else the launcher has forked: the server of an extension with timers, the keeper.
+    let of_all = "sleep 0.3; for pid in $PPID $(cat /proc/$PPID/task/$PPID/children); do \
+        grep -h Cpus_allowed_list /proc/$pid/status; done";
+    let image = built("libwatcher.so");
+    for extension in [vec![], vec!["--ext", image.to_str().expect("UTF-8")]] {
+        let argv = [&["run"][..], &extension, &["--", "sh", "-c", of_all]].concat();
+        let all = launcher(&argv).stdout;
+        assert!(all.lines().count() >= 3, "{all}");
+        assert!(all.lines().all(|line| line == native.stdout.trim_end()), "{all}");
+    }
 }
 
 #[test]

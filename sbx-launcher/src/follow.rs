@@ -290,6 +290,12 @@ impl Follower {
         self.launched = Some((pid, cpu));
     }
 
+    /// Does a command share our only CPU?
+    #[must_use]
+    pub const fn shares_cpu(&self) -> bool {
+        self.launched.is_some()
+    }
+
     /// A task has joined, or ended.
     fn launch_is_over(&mut self, pid: i32) {
         if let Some((_, cpu)) = self.launched.take_if(|(command, _)| *command == pid) {

@@ -2,7 +2,8 @@
 //!
 //! Until a command has joined, it and its supervisor take turns: each waits while the other runs. On two CPUs
 //! every turn wakes one that has just gone to sleep, which takes longer than most turns do. So the supervisor
-//! keeps to the CPU that it is on, and with it the command that it forks, until the command is let go.
+//! keeps to the CPU that it is on, and with it the command that it forks, until the command is let go. It forks
+//! nothing else meanwhile: that would stay there.
 #![expect(unsafe_code, reason = "asks which CPU this is")]
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};

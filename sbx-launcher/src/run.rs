@@ -283,7 +283,9 @@ fn start_own(
 ) -> io::Result<(Started, OwnedFd)> {
     let zones = supervisor.sandbox.zones.fds();
     let (again, same_policy) = (start.clone(), policy.clone());
-    let cpu = OneCpu::hold();
+    // With extensions there are workers to be forked meanwhile, which may run anywhere.
+    let is_alone = supervisor.sandbox.zones.pages == Pages::Small;
+    let cpu = is_alone.then(OneCpu::hold).flatten();
     let take = |pid, _| supervisor.expect_command(pid, armed).map_err(|_| TRACED.into());
     let result = start_held(start, region, armed, policy, &zones, take);
     match (&result, cpu) {

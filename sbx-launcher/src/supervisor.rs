@@ -205,11 +205,13 @@ impl Supervisor {
     /// Have the keeper know what has changed, then tell it to whoever asked.
     ///
     /// The keeper of a sandbox that lives for one command is made when there is nothing else to do:
-    /// most commands have ended by then.
+    /// most commands have ended by then. It is not made on a CPU that is shared with the command, where
+    /// it would stay.
     fn settle(&mut self, idle: bool) {
         self.sandbox.publish_hooks();
         let wanted = self.stays || self.keeper.is_some() || (idle && self.command.is_some());
-        if wanted && (self.sandbox.is_unkept() || self.keeper.is_none()) {
+        let may = !self.follower.shares_cpu();
+        if wanted && may && (self.sandbox.is_unkept() || self.keeper.is_none()) {
             self.renew_keeper();
         }
         self.answers.drain(..).for_each(Answer::send);
