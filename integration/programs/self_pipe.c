@@ -13,6 +13,8 @@
 
 static int ends[2];
 static volatile long sent_by_handlers;
+/* rand has a lock, which a handler may find taken by the thread that it interrupts while the reader wants it. */
+static __thread unsigned seed = 1;
 static volatile int broken;
 
 static void on_alarm(int signal) {
@@ -31,7 +33,7 @@ static void on_broken(int signal) {
 static void *read_all(void *counts) {
     unsigned char bytes[5000];
     long got;
-    while ((got = read(ends[0], bytes, 1 + rand() % sizeof bytes)) != 0)
+    while ((got = read(ends[0], bytes, 1 + rand_r(&seed) % sizeof bytes)) != 0)
         for (long i = 0; i < got; i++) ((long *)counts)[bytes[i]]++;
     return NULL;
 }
@@ -58,7 +60,7 @@ static void interrupted_writes(void) {
     memset(bytes, 'm', sizeof bytes);
     alarm_every(150);
     for (int i = 0; i < 60000; i++) {
-        long got = write(ends[1], bytes, 1 + rand() % (i % 50 ? 300 : 9000));
+        long got = write(ends[1], bytes, 1 + rand_r(&seed) % (i % 50 ? 300 : 9000));
         if (got > 0) sent += got;
     }
     alarm_every(0);
