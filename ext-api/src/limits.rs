@@ -107,6 +107,18 @@ pub const SEATS_MAX: usize = 32;
 /// Connections of all ports of a sandbox at one time, forwarded ones counted twice.
 pub const NET_CONNECTIONS_MAX: usize = 16 << 10;
 
+/// Extensions that are clamped at one time: as many as there are slots.
+pub const CLAMPS_MAX: usize = SLOTS_MAX;
+
+/// The paths of one clamp, with a zero behind each: one that is as long as can be, or some dozens.
+pub const CLAMP_PATHS_LEN: usize = 4096;
+
+/// Ranges of descriptors of one clamp.
+pub const CLAMP_DESCRIPTORS_MAX: usize = 16;
+
+/// Names of processes of one clamp, and pids besides.
+pub const CLAMP_PROCESSES_MAX: usize = 16;
+
 /// Longest text that a fault leaves for its caller.
 pub const FAULT_TEXT_LEN_MAX: usize = 240;
 

@@ -21,6 +21,9 @@ use ext_api::limits::{
     SLOTS_MAX, SMALL_HALF_LEN, SMALL_SLOTS, STACK_LEN,
 };
 
+use crate::clamps::{ClampTable, ProcessName};
+use crate::signals::CallTable;
+
 /// Length of the control zone.
 pub const CONTROL_LEN: usize = HUGE_PAGE_LEN;
 /// Offset of the handler table in the control zone.
@@ -33,6 +36,11 @@ pub const HOOKS_OFFSET: usize = 1 << 20;
 
 /// Offset of the call table in the control zone: [`crate::signals::CallTable`].
 pub const CALLS_OFFSET: usize = HOOKS_OFFSET + (64 << 10);
+
+/// Offset of the clamps in the control zone: [`crate::clamps::ClampTable`].
+pub const CLAMPS_OFFSET: usize = HOOKS_OFFSET + (256 << 10);
+const _: () = assert!(CALLS_OFFSET + size_of::<CallTable>() <= CLAMPS_OFFSET);
+const _: () = assert!(CLAMPS_OFFSET + size_of::<ClampTable>() <= CONTROL_LEN);
 
 /// Offset of the common area: [`crate::data`].
 pub const COMMON_OFFSET: usize = CONTROL_LEN;
@@ -73,6 +81,9 @@ pub const WIPED_LEN: usize = 64 << 10;
 pub const KEPT_OFFSET: usize = WIPED_LEN;
 /// Bytes of it.
 pub const KEPT_LEN: usize = 64 << 10;
+
+/// Offset in the private part of the name that the process was executed under, at the end of that.
+pub const NAME_OFFSET: usize = KEPT_OFFSET + KEPT_LEN - size_of::<ProcessName>();
 
 /// Offset in the private part of what a process knows of its carried sockets.
 pub const SOCKETS_PRIVATE_OFFSET: usize = KEPT_OFFSET + KEPT_LEN;

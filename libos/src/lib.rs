@@ -13,6 +13,7 @@ pub mod arena;
 pub mod bare;
 pub mod bell;
 pub mod claim;
+pub mod clamps;
 pub mod data;
 #[cfg(feature = "loader")]
 pub mod image;

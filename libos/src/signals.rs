@@ -117,7 +117,8 @@ pub struct HookTable {
     pub signals: [[AtomicU64; HOOKS_MAX]; SIGNALS],
 }
 
-/// Handles of the handlers that are hooked to system calls, by number. Lies in the control zone.
+/// Handles of the handlers that are hooked to system calls, by number, and what they are narrowed to
+/// ([`crate::clamps`]). Lies in the control zone.
 #[derive(Debug)]
 #[repr(C)]
 pub struct CallTable {

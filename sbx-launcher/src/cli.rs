@@ -1,5 +1,7 @@
 //! What is typed, and what is printed.
 
+mod ext;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +13,7 @@ use serde_json::Value;
 use crate::control::{self, Request};
 use crate::policy::Policy;
 use crate::sandbox::ports::Listen;
+use crate::sandbox::terms::{Clamp, Terms};
 use crate::{bench, doctor, perf, policy, run, trace};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
@@ -41,6 +44,9 @@ pub fn parse() -> std::result::Result<Cli, clap::Error> {
 /// Length of a region's shared part, in MiB.
 const SIZE_DEFAULT: usize = 2048;
 
+/// What `--clamp` takes.
+const CLAMP: &str = "[EXTENSION:]KIND=VALUE";
+
 /// What is run, and where.
 #[derive(Debug, PartialEq, Eq, Args)]
 struct Run {
@@ -65,6 +71,15 @@ struct Run {
     /// Listen elsewhere than at PORT of 127.0.0.1 for a handler that is hooked to PORT (repeatable).
     #[arg(long, value_name = "PORT=ADDRESS:PORT", conflicts_with = "sandbox")]
     listen: Vec<Listen>,
+    /// Ask the extensions' handlers about some system calls only: about paths below a folder
+    /// (path=/srv/www), descriptors (fd=0-2), processes (process=nginx, or a pid); of one extension with
+    /// EXTENSION: before it. Repeatable: of each kind one has to hold.
+    #[arg(long, value_name = CLAMP, conflicts_with = "sandbox")]
+    clamp: Vec<Clamp>,
+    /// Ask the extensions' handlers about system calls, or those of one, and have them change nothing.
+    #[arg(long, value_name = "EXTENSION", num_args = 0..=1, require_equals = true,
+          default_missing_value = "", conflicts_with = "sandbox")]
+    tee: Vec<String>,
     /// Run it at this level of hardening, or not at all: see `doctor`.
     #[arg(long, value_name = "LEVEL", value_parser = ["coop", "guard", "strict"])]
     harden: Option<String>,
@@ -84,6 +99,8 @@ impl Default for Run {
             policy: None,
             sockets: false,
             listen: Vec::new(),
+            clamp: Vec::new(),
+            tee: Vec::new(),
             harden: None,
             argv: Vec::new(),
         }
@@ -94,7 +111,9 @@ impl Default for Run {
 enum Command {
     /// Run a command in a sandbox.
     #[command(
-        after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py"
+        after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py
+         sbx-launcher run --ext libaudit.so --ext libredirect.so --tee=audit \\
+             --clamp redirect:path=/srv/www --clamp redirect:process=nginx -- nginx"
     )]
     Run(Run),
     /// Make a named sandbox that outlives one command.
@@ -338,7 +357,8 @@ enum PolicyCommand {
 #[derive(Debug, Subcommand)]
 enum Ext {
     /// Load an extension.
-    #[command(after_help = "Example: sbx-launcher ext load web target/release/libhello_upcall.so")]
+    #[command(after_help = "Example: sbx-launcher ext load web target/release/libhello_upcall.so
+         sbx-launcher ext load web libaudit.so --clamp path=/srv/www --clamp process=nginx --tee")]
     Load {
         /// Sandbox.
         name: String,
@@ -350,6 +370,13 @@ enum Ext {
         /// Listen elsewhere than at PORT of 127.0.0.1 for a handler that is hooked to PORT (repeatable).
         #[arg(long, value_name = "PORT=ADDRESS:PORT")]
         listen: Vec<Listen>,
+        /// Ask its handlers about some system calls only: about paths below a folder (path=/srv/www),
+        /// descriptors (fd=0-2), processes (process=nginx, or a pid). Repeatable: of each kind one has to hold.
+        #[arg(long, value_name = CLAMP)]
+        clamp: Vec<Clamp>,
+        /// Ask its handlers about system calls, and have them change nothing.
+        #[arg(long)]
+        tee: bool,
     },
     /// Put another version in the place of a loaded extension: it takes the state over, and calls
     /// that arrive meanwhile wait. If it cannot, the loaded one stays.
@@ -412,7 +439,7 @@ fn carry_out(command: Command) -> Result<i32> {
         }
         Command::Down { name } => ask(&name, Request::Down).map(|_| 0),
         Command::Ls { json } => list(json),
-        Command::Ext(ext) => extension(ext),
+        Command::Ext(ext) => ext::carry_out(ext),
         Command::Call { name, handler, args, json } => call(&name, handler, args, json),
         Command::Post { name, handler, args, pid, any, urgent, .. } => {
             let kind = match (pid, any) {
@@ -451,7 +478,7 @@ fn carry_out(command: Command) -> Result<i32> {
 }
 
 fn start(
-    Run { sandbox, ext, config, size, policy, sockets, listen, harden, argv }: Run,
+    Run { sandbox, ext, config, size, policy, sockets, listen, clamp, tee, harden, argv }: Run,
 ) -> Result<i32> {
     if let Some(level) = harden {
         let missing = doctor::missing_for(&level);
@@ -465,7 +492,8 @@ fn start(
         return run::in_named_sandbox(&name, argv, policy);
     }
     let len = size.saturating_mul(1 << 20);
-    let command = run::Command { argv, extensions: ext, config, len, policy, sockets, listen };
+    let terms = Terms { config, listen, clamps: clamp, tees: tee };
+    let command = run::Command { argv, extensions: ext, terms, len, policy, sockets };
     run::in_own_sandbox(command, |_| ())
 }
 
@@ -520,70 +548,6 @@ fn list(json: bool) -> Result<i32> {
         println!("{}", serde_json::json!({ "sandboxes": names }));
     } else {
         names.iter().for_each(|name| println!("{name}"));
-    }
-    Ok(0)
-}
-
-fn extension(ext: Ext) -> Result<i32> {
-    match ext {
-        Ext::Load { name, file, config, listen } => {
-            let file = std::path::absolute(file)?;
-            let loaded = ask(&name, Request::Load { file, config, listen })?;
-            println!(
-                "loaded {} into slot {}",
-                loaded["name"].as_str().unwrap_or(""),
-                loaded["slot"]
-            );
-            for port in loaded["ports"].as_array().into_iter().flatten() {
-                println!("  listens on {}", port.as_str().unwrap_or(""));
-            }
-            let missing = loaded["missing"].as_array().map_or(0, Vec::len);
-            if missing > 0 {
-                eprintln!(
-                    "sbx-launcher: {missing} imports are not in the region; an upcall that uses one \
-                     fails by its name: {}",
-                    loaded["missing"]
-                );
-            }
-        }
-        Ext::Upgrade { name, file, config } => {
-            let file = std::path::absolute(file)?;
-            let loaded = ask(&name, Request::Upgrade { file, config })?;
-            println!(
-                "upgraded {}, which is in slot {} now",
-                loaded["name"].as_str().unwrap_or(""),
-                loaded["slot"]
-            );
-        }
-        Ext::Unload { name, extension } => {
-            ask(&name, Request::Unload { name: extension })?;
-        }
-        Ext::Ls { name, json } => {
-            let answer = ask(&name, Request::Extensions)?;
-            if json {
-                println!("{answer}");
-                return Ok(0);
-            }
-            for ext in answer["extensions"].as_array().into_iter().flatten() {
-                let text = |key: &str| ext[key].as_str().unwrap_or("").to_owned();
-                let mib = |key: &str| ext[key].as_f64().unwrap_or(0.0) / f64::from(1 << 20);
-                println!(
-                    "{}  {}  slot {}  heap {:.1} of {} MiB  {} restarts  {}",
-                    text("name"),
-                    text("state"),
-                    ext["slot"],
-                    mib("heap_used"),
-                    mib("heap"),
-                    ext["restarts"],
-                    text("file")
-                );
-                for handler in ext["handlers"].as_array().into_iter().flatten() {
-                    let text = |key: &str| handler[key].as_str().unwrap_or("").to_owned();
-                    let runs = handler["runs"].as_str().map(|when| format!("  runs {when}"));
-                    println!("  {}{}{}", text("name"), text("signature"), runs.unwrap_or_default());
-                }
-            }
-        }
     }
     Ok(0)
 }

@@ -4,6 +4,7 @@
 //! participant may ask, but not change anything.
 #![expect(unsafe_code, reason = "passes descriptors")]
 
+mod extensions;
 mod request;
 
 use std::fs::File;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use ext_api::abi::NO_EVENT;
 use libos::data::{Context, Joined, Tally};
-use libos::manifest::{Hook, Port};
+use libos::manifest::Port;
 use netio::listen;
 use serde_json::{Value, json};
 use std::rc::Rc;
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::follow::Listener;
 use crate::sandbox::Sandbox;
-use crate::sandbox::extensions::{Life, Loaded};
+use crate::sandbox::extensions::Loaded;
 use crate::sandbox::ports::Whose;
 use crate::sandbox::{event_words, status_text};
 use crate::supervisor::{End, Supervisor};
@@ -205,8 +206,8 @@ pub fn answer(supervisor: &mut Supervisor, mut received: Received) -> Option<End
         Ok(_) if changes && supervisor.is_participant(received.pid) => {
             Err("a participant cannot change its own sandbox".to_owned())
         }
-        Ok(Request::Load { file, config, listen }) => {
-            match supervisor.sandbox.begin_load(file, config, listen, Whose::One) {
+        Ok(Request::Load { file, terms }) => {
+            match supervisor.sandbox.begin_load(file, terms, Whose::One) {
                 Ok((job, loading)) => {
                     supervisor.start_load(job, loading, Some(received.connection));
                     return None;
@@ -372,7 +373,7 @@ fn carry_out(
             let written = supervisor.sandbox.snapshot(file).map_err(text)?;
             Ok(json!({ "extensions": written }))
         }
-        Request::Extensions => Ok(extensions(supervisor)),
+        Request::Extensions => Ok(extensions::list(supervisor)),
         Request::Stats => Ok(stats(supervisor)),
         Request::Net => Ok(crate::net::table(&supervisor.sandbox, supervisor.net())),
         Request::Leave { seat } => {
@@ -474,40 +475,6 @@ fn symbols(supervisor: &Supervisor) -> Result<Value, String> {
     let loaded = supervisor.sandbox.loaded.iter().filter(|known| known.room.is_some());
     files.extend(loaded.map(|known| json!({ "file": known.file, "bias": known.bias })));
     Ok(json!({ "files": files }))
-}
-
-fn extensions(supervisor: &Supervisor) -> Value {
-    let sandbox = &supervisor.sandbox;
-    let rows: Vec<Value> = sandbox
-        .loaded
-        .iter()
-        .map(|ext| {
-            let handlers: Vec<Value> = ext
-                .handlers
-                .iter()
-                .map(|handler| {
-                    let signature = sandbox.find(&handler.name).map(|(_, signature)| signature);
-                    let hook = handler.hook.to_string();
-                    let hook = (handler.hook != Hook::None).then_some(hook);
-                    json!({ "name": handler.name, "signature": signature, "runs": hook })
-                })
-                .collect();
-            let slot = ext.room.map(|room| room.slot);
-            let faults = slot.map(|slot| sandbox.common().trouble(slot).faults.load(Relaxed));
-            let heap = ext.room.map(|room| room.arena);
-            let used = heap.and_then(|(offset, _)| sandbox.heap_used(offset));
-            json!({ "name": ext.name, "file": ext.file, "slot": slot, "missing": ext.missing,
-                    "heap": heap.map(|(_, len)| len), "heap_used": used,
-                    "state": match ext.life {
-                        Life::Live => "live",
-                        Life::Restarting => "restarting",
-                        Life::Upgrading => "upgrading",
-                        Life::Quarantined(_) => "quarantined",
-                    },
-                    "restarts": ext.restarts, "faults_in_slot": faults, "handlers": handlers })
-        })
-        .collect();
-    json!({ "extensions": rows })
 }
 
 /// Turn typed text into words by the handler's signature, and call it in a worker.

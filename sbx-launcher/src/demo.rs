@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::Policy;
 use crate::run;
+use crate::sandbox::terms::Terms;
 
 const SCRIPT: &str = r#"
 echo
@@ -60,10 +61,9 @@ pub fn run() -> Result<i32, Box<dyn std::error::Error>> {
         run::Command {
             argv,
             extensions: vec![image],
-            config: String::new(),
+            terms: Terms::default(),
             policy: Policy::base()?,
             sockets: false,
-            listen: Vec::new(),
             len: libos::layout::LEN_DEFAULT,
         },
         |_| (),

@@ -17,7 +17,7 @@ use crate::one_cpu::OneCpu;
 use crate::policy::Policy;
 use crate::preload;
 use crate::sandbox::Sandbox;
-use crate::sandbox::ports::Listen;
+use crate::sandbox::terms::Terms;
 use crate::supervisor::{End, Supervisor};
 use crate::worker;
 use crate::zones::{Pages, random};
@@ -32,16 +32,14 @@ pub struct Command {
     pub argv: Vec<OsString>,
     /// Extensions to load first.
     pub extensions: Vec<PathBuf>,
-    /// Their configuration.
-    pub config: String,
+    /// On what terms they are loaded.
+    pub terms: Terms,
     /// Length of the shared part of the region.
     pub len: usize,
     /// Rules for its system calls.
     pub policy: Policy,
     /// Carry the local sockets of what runs.
     pub sockets: bool,
-    /// Where ports of the extensions are listened to, if not where they say.
-    pub listen: Vec<Listen>,
 }
 
 /// Run a command in a sandbox of its own, and then `finish`; its exit status.
@@ -60,9 +58,9 @@ pub fn in_own_sandbox(
         supervisor.sandbox.carry_sockets()?;
     }
     for file in &command.extensions {
-        supervisor.load(file, &command.config, &command.listen)?;
+        supervisor.load(file, &command.terms)?;
     }
-    supervisor.sandbox.check_listen(&command.listen)?;
+    supervisor.sandbox.check_terms(&command.terms)?;
     for (handler, set) in command.policy.upcalls() {
         supervisor.sandbox.hook_by_policy(handler, set)?;
     }

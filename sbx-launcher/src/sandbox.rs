@@ -31,11 +31,12 @@ use crate::memory;
 use crate::slot_zero::{LIBOS, SlotZero};
 use crate::zones::{Pages, Zones, random};
 
-mod asked;
+pub mod asked;
 mod carry;
 pub mod extensions;
 pub mod ports;
 mod snapshot;
+pub mod terms;
 pub mod upgrade;
 
 use extensions::{Loaded, Retired, Room};
@@ -147,6 +148,7 @@ pub struct Sandbox {
     pool: Option<usize>,
     port_numbers: ports::Numbers,
     seat_numbers: ports::Numbers,
+    clamp_numbers: ports::Numbers,
     next_seat: usize,
     /// Ports that processes serve themselves.
     shared: Vec<ports::Shared>,
@@ -269,6 +271,7 @@ impl Sandbox {
             pool: None,
             port_numbers: ports::Numbers::new(),
             seat_numbers: ports::Numbers::new(),
+            clamp_numbers: ports::Numbers::new(),
             next_seat: 0,
             shared: Vec::new(),
             hooks_of: None,

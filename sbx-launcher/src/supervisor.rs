@@ -21,7 +21,8 @@ use crate::net::Net;
 use crate::one_cpu::OneCpu;
 use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
-use crate::sandbox::ports::{Listen, Whose};
+use crate::sandbox::ports::Whose;
+use crate::sandbox::terms::Terms;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::watchdog::{Watchdog, wake_promptly};
 use crate::worker::Job;
@@ -469,13 +470,8 @@ impl Supervisor {
     ///
     /// # Errors
     /// [`SandboxError`].
-    pub fn load(
-        &mut self,
-        file: &Path,
-        config: &str,
-        listen: &[Listen],
-    ) -> Result<(), SandboxError> {
-        let (job, loading) = self.sandbox.begin_load(file, config, listen, Whose::Any)?;
+    pub fn load(&mut self, file: &Path, terms: &Terms) -> Result<(), SandboxError> {
+        let (job, loading) = self.sandbox.begin_load(file, terms, Whose::Any)?;
         self.start_load(job, loading, None);
         self.loaded = None;
         loop {

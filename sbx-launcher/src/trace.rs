@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::policy::Policy;
 use crate::run;
+use crate::sandbox::terms::Terms;
 use crate::supervisor::Supervisor;
 
 /// The extension, in the file of the launcher.
@@ -52,11 +53,10 @@ pub fn run(trace: Trace) -> Result<i32, Box<dyn std::error::Error>> {
     let command = run::Command {
         argv: trace.argv,
         extensions: vec![format!("/proc/self/fd/{}", image.as_file().as_raw_fd()).into()],
-        config,
+        terms: Terms { config, ..Terms::default() },
         len: libos::layout::LEN_DEFAULT,
         policy: Policy::base()?,
         sockets: false,
-        listen: Vec::new(),
     };
     run::in_own_sandbox(command, |supervisor| {
         if let Err(why) = finish(supervisor, trace.count, &mut file) {

@@ -11,22 +11,19 @@
 //! that change signal masks come here as well, and what the program says of SIGSYS (and of SIGILL, which
 //! patching needs) is kept apart.
 
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 
-use ext_api::abi::{CALL_TAKEN, CallBlock, Reply, Status};
-use ext_api::limits::STACK_LEN;
+use ext_api::abi::CallBlock;
 use libos::data::Context;
-use libos::layout::{CALLS_OFFSET, SCRATCH_LEN, SCRATCH_OFFSET};
-use libos::signals::{
-    Action, CallTable, HOOKS_MAX, MUST_DECIDE, OURS, SIGNALS, SIGSYS, UNBLOCKABLE, is_looked_at,
-};
+use libos::layout::{CALLS_OFFSET, SCRATCH_LEN};
+use libos::signals::{Action, CallTable, OURS, SIGNALS, SIGSYS, UNBLOCKABLE, is_looked_at};
 
 use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
-use crate::arch::{fs_base, sbx_call_in, stack_pointer, syscall6};
+use crate::arch::{fs_base, stack_pointer, syscall6};
+use crate::asked::{Later, Row, Scratch};
 use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
 use crate::sys::{EFAULT, EPERM, Errno, nr};
-use crate::{boot, context, hooks, left, patch, signals, sockets, start, sys, time};
+use crate::{asked, boot, context, hooks, left, patch, signals, sockets, start, sys, time};
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
@@ -78,8 +75,7 @@ fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
         sys::set_mask(!0);
     }
     context.calls_trapped.fetch_add(1, Relaxed);
-    let is_hooked = |rows: &[Row]| rows.get(number).is_some_and(|row| row[0].load(Relaxed) != 0);
-    if is_hooked(&call_table().before) || is_hooked(&call_table().after) {
+    if hooks_of(number).iter().any(Option::is_some) {
         context::wake_watchdog();
     }
     if !is_known {
@@ -187,30 +183,40 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
     if open {
         return perform(number, args, user);
     }
-    let table = call_table();
-    let ask_row = |row: Option<&Row>, block: &mut CallBlock| {
-        let row = row.filter(|row| row[0].load(Relaxed) != 0);
-        row.and_then(|row| hooks::upcalls_here(&own, tid, user, |context| ask(context, row, block)))
-    };
-    if ask_row(table.before.get(number), &mut block) == Some(true) {
-        return block.value as isize;
+    let [before, after] = hooks_of(number);
+    let mut later = None;
+    if before.is_some() || after.is_some_and(asked::is_narrowed) {
+        let taken = hooks::upcalls_here(&own, tid, user, |context| {
+            asked::before(context, [before, after], &mut block, &mut later)
+        });
+        if taken == Some(true) {
+            return block.value as isize;
+        }
     }
     // What its arguments point to now is not for calls of signal handlers that come meanwhile.
     // Nor are they after an exec, from which nobody comes back.
     let outer = context::of_tid(own.pid, tid).filter(|_| number != nr::EXECVE);
     let outer = outer.filter(|_| number != nr::EXECVEAT);
     let outer = outer.map(|context| Scratch::keep(context, &block));
-    let after = table.after.get(number).filter(|row| row[0].load(Relaxed) != 0);
+    let after = after.filter(|_| later.as_ref().is_none_or(Later::has_any));
     let began = after.map(|_| time::now_ns());
-    let result = perform(number, block.args.map(|arg| arg as usize), user);
-    if let Some(began) = began {
+    let mut result = perform(number, block.args.map(|arg| arg as usize), user);
+    if let (Some(row), Some(began)) = (after, began) {
         (block.value, block.took_ns) = (result as u64, time::now_ns() - began);
-        ask_row(after, &mut block);
-        outer.into_iter().for_each(Scratch::give_back);
-        return block.value as isize;
+        hooks::upcalls_here(&own, tid, user, |context| {
+            asked::after(context, row, later.as_ref(), &mut block);
+        });
+        result = block.value as isize;
     }
     outer.into_iter().for_each(Scratch::give_back);
     result
+}
+
+/// Who is to be asked before a call, and after it.
+fn hooks_of(number: usize) -> [Option<&'static Row>; 2] {
+    let table = call_table();
+    [&table.before, &table.after]
+        .map(|rows| rows.get(number).filter(|row| row[0].load(Relaxed) != 0))
 }
 
 /// The thread of the parent that waits until its child of vfork has executed a program, if it has a
@@ -222,43 +228,6 @@ pub(crate) fn lender(own: &start::ThisProcess) -> Option<u32> {
         .chain(context::of_process(own.pid))
         .map(|context| context.tid.load(Relaxed))
         .find(|&tid| sys::waits_for_vfork(own.pid, tid))
-}
-
-/// What a call of the program's has in use while it is made.
-struct Scratch {
-    context: &'static Context,
-    former: (u64, u32),
-}
-
-impl Scratch {
-    fn keep(context: &'static Context, block: &CallBlock) -> Self {
-        let former = (context.call_stack.load(Relaxed), context.scratch_used.load(Relaxed));
-        let room = scratch_room(context);
-        // None of it, if no hook has been asked.
-        let end = (block.scratch as usize).saturating_sub(room) + block.scratch_used;
-        let used = if block.scratch.is_null() { scratch_in_use(context) } else { end };
-        context.scratch_used.store(used as u32, Relaxed);
-        context.call_stack.store(stack_pointer() as u64, Relaxed);
-        Self { context, former }
-    }
-
-    fn give_back(self) {
-        self.context.call_stack.store(self.former.0, Relaxed);
-        self.context.scratch_used.store(self.former.1, Relaxed);
-    }
-}
-
-fn scratch_room(context: &Context) -> usize {
-    boot::place().stacks() + context::index_of(context) * STACK_LEN + SCRATCH_OFFSET
-}
-
-/// Bytes of the scratch room that calls further out have in use: those in which a signal handler runs
-/// that makes this one. One that was jumped out of has none.
-fn scratch_in_use(context: &Context) -> usize {
-    const NEAR: usize = 64 << 10;
-    let outer = context.call_stack.load(Relaxed) as usize;
-    let within = outer.checked_sub(stack_pointer()).is_some_and(|below| below < NEAR);
-    if within { (context.scratch_used.load(Relaxed) as usize).min(SCRATCH_LEN) } else { 0 }
 }
 
 /// For the entry of patched calls: ask the hooks of a call that the program is about to make. [`PASS`],
@@ -276,10 +245,7 @@ pub(crate) extern "C" fn sbx_patched(
     {
         return outcome;
     }
-    let table = call_table();
-    let is_hooked = |row: &&Row| row[0].load(Relaxed) != 0;
-    let before = table.before.get(number).filter(is_hooked);
-    let after = table.after.get(number).filter(is_hooked);
+    let [before, after] = hooks_of(number);
     if before.is_none() && after.is_none() {
         return pass(number, call);
     }
@@ -296,16 +262,16 @@ pub(crate) extern "C" fn sbx_patched(
     }
     let made = &context.calls_patched;
     made.store(made.load(Relaxed) + 1, Relaxed);
-    let mut block = call.block();
-    if before.is_some_and(|row| ask(context, row, &mut block)) {
+    let (mut block, mut later) = (call.block(), None);
+    if asked::before(context, [before, after], &mut block, &mut later) {
         call.rax = block.value;
         return DONE;
     }
-    match after {
+    match after.filter(|_| later.as_ref().is_none_or(Later::has_any)) {
         None if call.is_that(&block) => return pass(number, call),
         None => call.rax = make(&block) as u64,
         Some(row) => {
-            make_and_tell(context, row, &mut block);
+            make_and_tell(context, (row, later), &mut block);
             call.rax = block.value;
         }
     }
@@ -342,15 +308,15 @@ fn pass(number: usize, call: &mut PatchedCall) -> u32 {
     DONE
 }
 
-/// Make a call, and tell the hooks of `row` what became of it.
-fn make_and_tell(context: &Context, row: &Row, block: &mut CallBlock) {
+/// Make a call, and tell the hooks of `row`, or those of them that were decided on, what became of it.
+fn make_and_tell(context: &Context, (row, later): (&Row, Option<Later>), block: &mut CallBlock) {
     let began = time::now_ns();
     let caller = last_caller(context, began);
     let result = make(block);
     let ended = time::now_ns();
     (block.value, block.took_ns) = (result as u64, ended - began);
     context.caller.store(caller, Relaxed);
-    ask(context, row, block);
+    asked::after(context, row, later.as_ref(), block);
     context.last_caller.store(context.caller.load(Relaxed), Relaxed);
     context.caller.store(0, Relaxed);
     context.last_call_ns.store(ended, Relaxed);
@@ -409,37 +375,11 @@ fn make_with_copies(block: &CallBlock, mut args: [usize; 6]) -> isize {
             *arg = copy.as_ptr() as usize + (*arg - from);
         }
     }
-    make_for_program(block.number as usize, args)
-}
-
-/// Handles of the hooks of one call.
-type Row = [AtomicU64; HOOKS_MAX];
-
-/// True if a hook has dealt with the call.
-fn ask(context: &Context, row: &Row, block: &mut CallBlock) -> bool {
-    if block.scratch.is_null() {
-        let used = scratch_in_use(context);
-        let room = (scratch_room(context) + used) as *mut u8;
-        (block.scratch, block.scratch_len) = (room, SCRATCH_LEN - used);
-    }
-    row.iter().map(|hook| hook.load(Acquire)).take_while(|&handle| handle != 0).any(|handle| {
-        let (words, mut reply) = ([core::ptr::from_mut(block) as u64], Reply::empty());
-        // What a handler that fails has changed is nobody's wish.
-        let before = (block.args, block.value);
-        // SAFETY: hooks on calls take a block and return a word; the reply is ours, and the context is
-        // this thread's.
-        let status =
-            unsafe { sbx_call_in(handle & !MUST_DECIDE, words.as_ptr(), &raw mut reply, context) };
-        if status != Status::Ok as u32 {
-            (block.args, block.value) = before;
-            if handle & MUST_DECIDE == 0 {
-                return false;
-            }
-            block.value = -i64::from(EPERM) as u64;
-            return true;
-        }
-        reply.word == CALL_TAKEN
-    })
+    let result = make_for_program(block.number as usize, args);
+    // And comes back, for those who are asked now.
+    // SAFETY: as above.
+    unsafe { core::ptr::copy_nonoverlapping(copy.as_ptr(), from as *mut u8, used) };
+    result
 }
 
 /// `rt_sigaction`, for every signal: SIGSYS is never blocked by a handler's mask, and what libos handles

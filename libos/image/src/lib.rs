@@ -9,8 +9,10 @@
 #![expect(unsafe_code, reason = "this crate is the mechanism below every safe interface")]
 
 mod arch;
+mod asked;
 mod boot;
 mod calls;
+mod clamps;
 mod context;
 mod events;
 mod exports;

@@ -19,7 +19,7 @@ use core::sync::atomic::Ordering::{Relaxed, Release};
 use ext_api::abi::Status;
 use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
-use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_LEN, KEPT_OFFSET};
+use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET, NAME_OFFSET};
 use libos::signals::{
     Action, OURS, SIGSYS, STOP, SignalTable, WHY_BUDGET, WHY_CLOCK, WHY_EVENT, WHY_RESTART,
     WHY_TIMER, in_mask,
@@ -485,4 +485,4 @@ unsafe fn move_frame(jump: &mut Jump, user: &UserContext) {
 }
 
 const _: () = assert!(size_of::<UserContext>() == 304);
-const _: () = assert!(size_of::<SignalTable>() <= KEPT_LEN);
+const _: () = assert!(KEPT_OFFSET + size_of::<SignalTable>() <= NAME_OFFSET);

@@ -9,8 +9,9 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use ext_api::abi::{MapRecord, Status, Superblock, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
 use ext_api::limits::{PAGE_LEN, PROCESSES_MAX};
+use libos::clamps::{self, ProcessName};
 use libos::data::{Joined, Process};
-use libos::layout::{self, PROCESS_OFFSET, Place, WIPED_LEN};
+use libos::layout::{self, NAME_OFFSET, PROCESS_OFFSET, Place, WIPED_LEN};
 use libos::signals::SIGSYS;
 
 use crate::arch::early_call;
@@ -209,7 +210,7 @@ fn join(how: Joined) -> Result<(), Errno> {
     events::begin(row);
     process.parent.store(sys::getppid(), Relaxed);
     process.pid_space.store(sys::pid_space(), Relaxed);
-    note_name(process);
+    note_name(process, how);
     process.joined.store(how as u32, Release);
     let own = ThisProcess { pid, row, generation, clock_gettime: 0 };
     // SAFETY: mapped, private, and no other thread of this process runs region code yet.
@@ -254,13 +255,28 @@ fn end_former_contexts(pid: u32) {
     }
 }
 
-fn note_name(process: &Process) {
+/// Say in the table what the process is called. By the name that it was executed under clamps know it, and
+/// the children that it forks.
+fn note_name(process: &Process, how: Joined) {
     let mut name = [0; 16];
     let len = sys::read_file(c"/proc/self/comm", &mut name).unwrap_or(0);
-    for (index, to) in process.comm.iter().enumerate() {
-        let byte = name.get(index).copied().filter(|&b| index < len && b != b'\n').unwrap_or(0);
-        to.store(byte, Relaxed);
+    let len = name[..len].iter().position(|byte| *byte == b'\n').unwrap_or(len);
+    name[len..].fill(0);
+    process.comm.iter().zip(name).for_each(|(to, byte)| to.store(byte, Relaxed));
+    if how != Joined::Fork {
+        // SAFETY: mapped, private, and no other thread of this process runs region code yet.
+        unsafe { kept_name().write_volatile(clamps::process_name(&name)) };
     }
+}
+
+/// The name that this process, or one that it was forked by, was executed under.
+pub(crate) fn process_name() -> ProcessName {
+    // SAFETY: written before there was a second thread, and not changed since.
+    unsafe { kept_name().read_volatile() }
+}
+
+fn kept_name() -> *mut ProcessName {
+    (boot::place().cache() + NAME_OFFSET) as *mut ProcessName
 }
 
 /// Say why the program cannot start here, and end it.

@@ -558,6 +558,25 @@ pub(crate) fn read_file(path: &core::ffi::CStr, into: &mut [u8]) -> Result<usize
     Ok(len)
 }
 
+/// The path of what a descriptor stands for; how many bytes that is, or as many as there is room for.
+pub(crate) fn path_of(fd: u32, into: &mut [u8]) -> Result<usize, Errno> {
+    // 21 bytes, ten digits and a zero at most.
+    let mut link = Line::<32>::new();
+    link.push(b"/proc/thread-self/fd/");
+    link.push_decimal(fd);
+    link.push(b"\0");
+    let args = [link.bytes().as_ptr() as usize, into.as_mut_ptr() as usize, into.len()];
+    // SAFETY: a path with its zero; the kernel writes into `into`.
+    unsafe { call(nr::READLINK, args) }
+}
+
+/// The working directory; how many bytes its name has.
+pub(crate) fn working_folder(into: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel writes into `into`.
+    let len = unsafe { call(nr::GETCWD, [into.as_mut_ptr() as usize, into.len()]) }?;
+    Ok(len.saturating_sub(1))
+}
+
 /// Send a signal to a process, if there is one; it may have gone.
 pub(crate) fn kill(pid: u32, signal: i32) {
     if pid != 0 {

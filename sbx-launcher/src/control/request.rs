@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::filter::Armed;
-use crate::sandbox::ports::Listen;
+use crate::sandbox::terms::Terms;
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,10 +36,8 @@ pub enum Request {
     Load {
         /// File, as the supervisor sees it.
         file: PathBuf,
-        /// Configuration text.
-        config: String,
-        /// Where its ports are listened to, if not where they say.
-        listen: Vec<Listen>,
+        /// On what terms.
+        terms: Terms,
     },
     /// Put another version in the place of a loaded extension.
     Upgrade {

@@ -1,16 +1,33 @@
-//! Which handlers are asked about what programs do: by their own hooks, and by policies.
+//! Which handlers are asked about what programs do, and in which order: by their own hooks, and by policies.
 #![expect(unsafe_code, reason = "writes the tables through the supervisor's alias")]
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use ext_api::calls::SET_WORDS;
-use libos::layout::{CALLS_OFFSET, HOOKS_OFFSET};
-use libos::manifest::Hook;
+use ext_api::limits::CLAMPS_MAX;
+use libos::clamps::{ClampTable, NARROWED, TEE, clamp_word, handle_of};
+use libos::layout::{CALLS_OFFSET, CLAMPS_OFFSET, HOOKS_OFFSET};
+use libos::manifest::{self, Hook};
 use libos::signals::{CallTable, HookTable, MUST_DECIDE, is_looked_at};
 
+use super::extensions::Loaded;
+use super::ports::free_number;
+use super::terms::Terms;
 use super::{Sandbox, SandboxError};
 use crate::filter::Armed;
 use crate::policy::syscalls::name_of;
+
+/// A handler that is asked about a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// `extension.handler`.
+    pub handler: &'a str,
+    /// On what terms; none if a policy asks.
+    pub terms: Option<&'a Terms>,
+    /// As libos finds it in the call table.
+    pub word: u64,
+}
 
 impl Sandbox {
     /// Signals and system calls that handlers are hooked to.
@@ -51,6 +68,11 @@ impl Sandbox {
                 return wrong("is no handler for system calls: #[on(syscall = \"\")] makes it one");
             }
             Some(_) => {}
+        }
+        let of = handler.split_once('.').map(|(name, _)| name);
+        let known = self.loaded.iter().find(|known| Some(&known.name[..]) == of);
+        if known.is_some_and(|known| known.terms.is_narrowed()) {
+            return wrong("has to decide, so its extension cannot have --clamp or --tee");
         }
         let new = (handler.to_owned(), set);
         if !self.by_policy.contains(&new) {
@@ -94,21 +116,14 @@ impl Sandbox {
             rows.iter().enumerate().map(move |(number, row)| (when, number, row))
         });
         for (when, number, row) in rows {
-            let has = |set: [u64; 8]| set[number / 64] >> (number % 64) & 1 == 1;
-            let hooks = self.hooked(|hook| match hook {
-                Hook::Calls { set, after } => after == when && has(set),
-                _ => false,
-            });
-            let asked = self.by_policy.iter().filter(|(_, set)| !when && has(*set));
-            let must = asked.filter_map(|(name, _)| Some(self.find(name)?.0 | MUST_DECIDE));
-            let handles: Vec<u64> = must.chain(hooks.map(|(_, handler)| handler.handle)).collect();
-            if handles.len() > row.len() {
+            let asked = self.asked(number, when);
+            if asked.len() > row.len() {
                 let (most, name) = (row.len(), name_of(number as u32).unwrap_or("?"));
                 let text = format!("sbx: of the handlers hooked to {name} only {most} are asked\n");
                 self.common().log().append(text.as_bytes());
             }
-            let handles = handles.into_iter().chain(std::iter::repeat(0));
-            row.iter().zip(handles).for_each(|(to, handle)| to.store(handle, Ordering::Release));
+            let words = asked.iter().map(|one| one.word).chain(std::iter::repeat(0));
+            row.iter().zip(words).for_each(|(to, word)| to.store(word, Ordering::Release));
         }
         for (number, only) in table.only.iter().enumerate() {
             only.store(self.only_asked(table, number).unwrap_or(0), Ordering::Release);
@@ -117,14 +132,78 @@ impl Sandbox {
             .for_each(|(_, handler)| self.publish_bare(handler.row));
     }
 
+    /// Who is asked about call `number`, in order: tees, policies, the others; more of them than libos asks, if
+    /// there are.
+    #[must_use]
+    pub fn asked(&self, number: usize, after: bool) -> Vec<Asked<'_>> {
+        let has = |set: [u64; SET_WORDS]| set[number / 64] >> (number % 64) & 1 == 1;
+        let is_asked = |terms: &Terms, hook: Hook| match terms.within(hook) {
+            Hook::Calls { set, after: when } => when == after && has(set),
+            _ => false,
+        };
+        let handlers = self.loaded.iter().flat_map(|known| {
+            let asked = known.handlers.iter().filter(|one| is_asked(&known.terms, one.hook));
+            asked.map(move |one| (known, &one.name[..], self.handle_of(one.row)))
+        });
+        let hooked = handlers.map(|(known, handler, handle)| {
+            let word = handle | narrowing(known);
+            Asked { handler, terms: Some(&known.terms), word }
+        });
+        let by_policy = self.by_policy.iter().filter(|(_, set)| !after && has(*set));
+        let by_policy = by_policy.filter_map(|(handler, _)| {
+            Some(Asked { handler, terms: None, word: self.find(handler)?.0 | MUST_DECIDE })
+        });
+        let (mut asked, others): (Vec<_>, Vec<_>) = hooked.partition(|one| one.word & TEE != 0);
+        asked.extend(by_policy.chain(others));
+        if asked.iter().any(|one| one.terms.is_some_and(Terms::is_narrowed)) {
+            asked[0].word |= NARROWED;
+        }
+        asked
+    }
+
+    /// The number of a clamp for an extension that is to be loaded on these terms, if they need one: written, and
+    /// not to be changed from now on.
+    pub(super) fn clamp(
+        &mut self,
+        extension: &manifest::Extension,
+        terms: &Terms,
+    ) -> Result<Option<Rc<usize>>, SandboxError> {
+        let hooks = extension.handlers.iter().map(|one| one.hook);
+        terms.check_hooks(&extension.name, hooks).map_err(SandboxError::Refused)?;
+        if terms.clamps.is_empty() {
+            return Ok(None);
+        }
+        let number = free_number(&mut self.clamp_numbers, CLAMPS_MAX, 0).ok_or_else(|| {
+            SandboxError::Refused(format!("{CLAMPS_MAX} extensions are clamped already"))
+        })?;
+        let at = self.zones.control.alias().wrapping_add(CLAMPS_OFFSET).cast::<ClampTable>();
+        // SAFETY: the control zone has room for it there; all atomics.
+        let clamp = unsafe { &(&(*at).clamps)[*number] };
+        terms.write(clamp).map_err(SandboxError::Refused)?;
+        Ok(Some(number))
+    }
+
+    /// The tables may say what another supervisor was about to write.
+    pub(super) fn forget_published(&mut self) {
+        if self.hooks_of.is_some() {
+            self.changed();
+        }
+    }
+
     /// The one handler to be asked about call `number`, if nothing else is to be done with it.
     fn only_asked(&self, table: &CallTable, number: usize) -> Option<u64> {
         let [first, second, after] =
             [&table.before[number][0], &table.before[number][1], &table.after[number][0]]
                 .map(|handle| handle.load(Ordering::Relaxed));
         let carried = libos::sockets::CALLS[number / 64] >> (number % 64) & 1 == 1;
-        let is_only = second == 0 && after == 0 && first & MUST_DECIDE == 0;
+        let is_only = second == 0 && after == 0 && first == handle_of(first);
         let looked_at = is_looked_at(number) || self.carries_sockets && carried;
         (first != 0 && is_only && !looked_at).then_some(first)
     }
+}
+
+/// What the word of a handler says besides its handle.
+fn narrowing(known: &Loaded) -> u64 {
+    let tee = if known.terms.is_tee() { TEE } else { 0 };
+    tee | known.clamp.as_ref().map_or(0, |number| clamp_word(**number))
 }

@@ -20,7 +20,8 @@ use libos::image::{self, Image, ImageError};
 use libos::layout::{ARENAS_OFFSET, slot_offset};
 use libos::manifest::{self, Hook};
 
-use super::ports::{Listen, Opened, Whose};
+use super::ports::{Opened, Whose};
+use super::terms::Terms;
 use super::{LIBOS_ROWS, Sandbox, SandboxError, global_barrier};
 use crate::failpoint::{Point, pass};
 use crate::worker::{self, Job, Outcome};
@@ -101,10 +102,12 @@ pub struct Loaded {
     pub(super) state_version: u64,
     recent: Vec<Instant>,
     quarantine: Duration,
-    pub(super) config: String,
+    /// On what terms it was loaded.
+    pub terms: Terms,
+    /// The number of its clamp, if it has one.
+    pub(super) clamp: Option<Rc<usize>>,
     /// The ports that its handlers are hooked to.
     pub ports: Vec<Opened>,
-    pub(super) listen: Vec<Listen>,
     image: Rc<Vec<u8>>,
 }
 
@@ -132,7 +135,8 @@ pub struct Loading {
     pub(super) purpose: Purpose,
     pub(super) name: String,
     pub(super) file: String,
-    pub(super) config: String,
+    pub(super) terms: Terms,
+    pub(super) clamp: Option<Rc<usize>>,
     pub(super) image: Rc<Vec<u8>>,
     pub(super) room: Room,
     pub(super) handlers: Vec<manifest::Handler>,
@@ -144,7 +148,6 @@ pub struct Loading {
     pub(super) rows: Vec<usize>,
     pub(super) init_row: usize,
     pub(super) ports: Vec<Opened>,
-    pub(super) listen: Vec<Listen>,
 }
 
 /// The worker that runs an `init`, and what it is for.
@@ -172,21 +175,20 @@ impl Sandbox {
     pub fn begin_load(
         &mut self,
         file: &Path,
-        config: &str,
-        listen: &[Listen],
+        terms: &Terms,
         whose: Whose,
     ) -> Result<Begun, SandboxError> {
         let shown = file.display().to_string();
         let bytes = std::fs::read(file)
             .map_err(|error| SandboxError::Refused(format!("{shown}: {error}")))?;
-        self.begin(Rc::new(bytes), shown, (config.to_owned(), listen.to_vec(), whose), None)
+        self.begin(Rc::new(bytes), shown, (terms, whose), None)
     }
 
     fn begin(
         &mut self,
         image: Rc<Vec<u8>>,
         file: String,
-        (config, listen, whose): (String, Vec<Listen>, Whose),
+        (terms, whose): (&Terms, Whose),
         rows: Option<Vec<usize>>,
     ) -> Result<Begun, SandboxError> {
         self.changed();
@@ -200,15 +202,19 @@ impl Sandbox {
                 extension.name
             )));
         }
-        // A restart goes on with the ports that are open.
-        let ports = if restart {
-            Vec::new()
+        let hooks = hooks_of(&extension);
+        if whose == Whose::One {
+            Self::check_listen_of(&hooks, &terms.listen)?;
+            let name = std::iter::once(&extension.name[..]);
+            terms.check_names(name).map_err(SandboxError::Refused)?;
+        }
+        let terms = terms.of(&extension.name);
+        // A restart goes on with the ports that are open, and with its clamp.
+        let (ports, clamp) = if restart {
+            (Vec::new(), None)
         } else {
-            let hooks = hooks_of(&extension);
-            if whose == Whose::One {
-                Self::check_listen_of(&hooks, &listen)?;
-            }
-            self.open_ports(&hooks, &listen, &[])?
+            let clamp = self.clamp(&extension, &terms)?;
+            (self.open_ports(&hooks, &terms.listen, &[])?, clamp)
         };
         let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
         let rows = match rows {
@@ -216,7 +222,7 @@ impl Sandbox {
             None => self.reserve_rows(extension.handlers.len())?,
         };
         let [first, count] = placed.constructors;
-        let text = [config.as_ptr() as u64, config.len() as u64];
+        let text = [terms.config.as_ptr() as u64, terms.config.len() as u64];
         let args = [first, count, extension.init, text[0], text[1]];
         let run = (self.run_init, "libos.init");
         let begun = self.begin_init(&placed, room, &extension, run, &args);
@@ -238,7 +244,8 @@ impl Sandbox {
             purpose,
             name: extension.name,
             file,
-            config,
+            terms,
+            clamp,
             image,
             room,
             handlers: extension.handlers,
@@ -250,7 +257,6 @@ impl Sandbox {
             rows,
             init_row,
             ports,
-            listen,
         };
         Ok((job, loading))
     }
@@ -269,12 +275,13 @@ impl Sandbox {
         let (slot, placed, extension) = self.place_in_free_slot(&image).map_err(as_image)?;
         pass(Point::LoadPlaced);
         let room = Room { slot, arena: (self.free_arena(extension.heap_len)?, extension.heap_len) };
-        let (listen, kept) = (self.loaded[index].listen.clone(), self.loaded[index].ports.clone());
-        let ports = self.open_ports(&hooks_of(&extension), &listen, &kept)?;
+        let kept = self.loaded[index].ports.clone();
+        let terms = Terms { config, ..self.loaded[index].terms.clone() };
+        let ports = self.open_ports(&hooks_of(&extension), &terms.listen, &kept)?;
         let rows = self.rows_of_next(index, &extension.handlers)?;
         let (save, version) = (self.loaded[index].save, self.loaded[index].state_version);
         let [first, count] = placed.constructors;
-        let text = [config.as_ptr() as u64, config.len() as u64];
+        let text = [terms.config.as_ptr() as u64, terms.config.len() as u64];
         let args = [first, count, save, extension.upgrade, version, text[0], text[1]];
         let run = (self.run_upgrade, "libos.upgrade");
         let (job, init_row) = match self.begin_init(&placed, room, &extension, run, &args) {
@@ -289,7 +296,8 @@ impl Sandbox {
             purpose: Purpose::Upgrade,
             name: extension.name,
             file,
-            config,
+            terms,
+            clamp: None,
             image,
             room,
             handlers: extension.handlers,
@@ -301,7 +309,6 @@ impl Sandbox {
             rows,
             init_row,
             ports,
-            listen,
         };
         Ok((job, loading))
     }
@@ -312,7 +319,7 @@ impl Sandbox {
         let known = &mut self.loaded[index];
         let (former, now) = (known.room.replace(loading.room), loading.handlers.into_iter());
         let old: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
-        (known.file, known.config, known.image) = (loading.file, loading.config, loading.image);
+        (known.file, known.terms, known.image) = (loading.file, loading.terms, loading.image);
         (known.save, known.state_version) = (loading.save, loading.state_version);
         (known.missing, known.kill_safe) = (loading.missing, loading.kill_safe);
         known.ports = loading.ports;
@@ -475,9 +482,9 @@ impl Sandbox {
             state_version: loading.state_version,
             recent: Vec::new(),
             quarantine: QUARANTINE_MIN,
-            config: loading.config,
+            terms: loading.terms,
+            clamp: loading.clamp,
             ports: loading.ports,
-            listen: loading.listen,
             image: loading.image,
         });
         self.loaded.len() - 1
@@ -551,11 +558,14 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Live handlers that run by themselves, and when.
+    /// Live handlers that run by themselves, and when: within their clamps.
     pub fn hooked(&self, which: impl Fn(Hook) -> bool) -> impl Iterator<Item = (Hook, Hooked)> {
-        self.loaded.iter().flat_map(|one| &one.handlers).filter_map(move |one| {
-            let wanted = one.hook != Hook::None && which(one.hook);
-            wanted.then(|| (one.hook, Hooked { row: one.row, handle: self.handle_of(one.row) }))
+        let handlers = self.loaded.iter().flat_map(|known| {
+            known.handlers.iter().map(|one| (known.terms.within(one.hook), one.row))
+        });
+        handlers.filter_map(move |(hook, row)| {
+            let wanted = hook != Hook::None && which(hook);
+            wanted.then(|| (hook, Hooked { row, handle: self.handle_of(row) }))
         })
     }
 
@@ -569,6 +579,7 @@ impl Sandbox {
     /// Make the tables say what this state says, which is that of a supervisor before its last,
     /// unfinished changes.
     pub fn restore_tables(&mut self) {
+        self.forget_published();
         let ours: Vec<usize> =
             self.loaded.iter().flat_map(|one| &one.handlers).map(|one| one.row).collect();
         (LIBOS_ROWS..HANDLERS_MAX)
@@ -740,8 +751,8 @@ impl Sandbox {
         let known = &self.loaded[index];
         let (image, file) = (known.image.clone(), known.file.clone());
         let rows = known.handlers.iter().map(|handler| handler.row).collect();
-        let text = (known.config.clone(), known.listen.clone(), Whose::Any);
-        match self.begin(image, file, text, Some(rows)) {
+        let terms = known.terms.clone();
+        match self.begin(image, file, (&terms, Whose::Any), Some(rows)) {
             Ok(begun) => {
                 self.starting.push(name.to_owned());
                 Some(begun)

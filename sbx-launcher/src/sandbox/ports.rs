@@ -17,6 +17,7 @@ use netio::address::Address;
 use netio::listen;
 use serde::{Deserialize, Serialize};
 
+use super::terms::Terms;
 use super::{Sandbox, SandboxError};
 
 /// Where a port is listened to, if not at its own number of 127.0.0.1: `9000=0.0.0.0:53`.
@@ -43,7 +44,7 @@ impl FromStr for Listen {
 pub enum Whose {
     /// Those of the extension that is loaded: one that it has no port for is an error.
     One,
-    /// Those of any that are loaded together; see [`Sandbox::check_listen`].
+    /// Those of any that are loaded together; see [`Sandbox::check_terms`].
     Any,
 }
 
@@ -84,11 +85,11 @@ fn check_used(listen: &[Listen], ports: impl Iterator<Item = Port>) -> Result<()
     })
 }
 
-/// Numbers that are in use, of ports or of seats.
+/// Numbers that are in use, of ports, of seats or of clamps.
 pub(super) type Numbers = Vec<Weak<usize>>;
 
 /// One of `count` numbers that is free: the first from `from` on, round and round.
-fn free_number(numbers: &mut Numbers, count: usize, from: usize) -> Option<Rc<usize>> {
+pub(super) fn free_number(numbers: &mut Numbers, count: usize, from: usize) -> Option<Rc<usize>> {
     numbers.resize(count, Weak::new());
     let mut all = (0..count).map(|at| (from + at) % count);
     let free = all.find(|&at| numbers[at].strong_count() == 0)?;
@@ -133,12 +134,15 @@ impl Sandbox {
         check_used(listen, handlers.iter().filter_map(port))
     }
 
-    /// Is each of these for a port that a handler of a loaded extension is hooked to?
+    /// Is each place of these for a port that a handler of a loaded extension is hooked to, and each name that of
+    /// a loaded extension?
     ///
     /// # Errors
     /// The first that is not.
-    pub fn check_listen(&self, listen: &[Listen]) -> Result<(), SandboxError> {
-        check_used(listen, self.ports().map(|(port, _)| port.port))
+    pub fn check_terms(&self, terms: &Terms) -> Result<(), SandboxError> {
+        check_used(&terms.listen, self.ports().map(|(port, _)| port.port))?;
+        let names = self.loaded.iter().map(|known| &known.name[..]);
+        terms.check_names(names).map_err(SandboxError::Refused)
     }
 
     fn open_port(

@@ -22,6 +22,7 @@ use libos::manifest;
 use serde::{Deserialize, Serialize};
 
 use super::extensions::{Life, Loading, Purpose, Room};
+use super::terms::Terms;
 use super::{Sandbox, SandboxError};
 use crate::slot_zero::LIBOS;
 use crate::zones::Pages;
@@ -44,7 +45,7 @@ struct Head {
 #[derive(Debug, Serialize, Deserialize)]
 struct Extension {
     file: String,
-    config: String,
+    terms: Terms,
     slot: usize,
     heap: (usize, usize),
     image_len: usize,
@@ -173,7 +174,8 @@ impl Sandbox {
                 .iter()
                 .map(|(known, room, pages)| Extension {
                     file: known.file.clone(),
-                    config: known.config.clone(),
+                    // Where it listened is for that machine.
+                    terms: Terms { listen: Vec::new(), ..known.terms.clone() },
                     slot: room.slot,
                     heap: room.arena,
                     image_len: known.image().len(),
@@ -258,7 +260,7 @@ impl Sandbox {
         extension: Extension,
         from: &mut Summed<BufReader<File>>,
     ) -> Result<(), SandboxError> {
-        let Extension { file, config, slot, heap, image_len, pages } = extension;
+        let Extension { file, terms, slot, heap, image_len, pages } = extension;
         let fits = slot > 0
             && slot < ext_api::limits::SLOTS_MAX
             && image_len <= 1 << 30
@@ -275,6 +277,7 @@ impl Sandbox {
         let placed =
             image::place(&bytes, slot, self.zones.place, &self.imports).map_err(as_image)?;
         let next = manifest::read(&placed).map_err(as_image)?;
+        let clamp = self.clamp(&next, &terms)?;
         self.zones
             .commit(heap.0, heap.1)
             .map_err(|error| SandboxError::Kernel("reserving memory for the heap", error))?;
@@ -294,8 +297,8 @@ impl Sandbox {
         self.publish_extension(&placed, slot, &next.name, Some(heap));
         let rows = self.reserve_rows(next.handlers.len())?;
         let origin = (placed.bias, placed.missing);
-        let text = (file, config);
-        self.admit(Loading::restored(room, next, origin, text, Rc::new(bytes), rows));
+        let given = (file, terms, clamp);
+        self.admit(Loading::restored(room, next, origin, given, Rc::new(bytes), rows));
         Ok(())
     }
 }
@@ -311,7 +314,7 @@ impl Loading {
         room: Room,
         extension: manifest::Extension,
         (bias, missing): (u64, Vec<String>),
-        (file, config): (String, String),
+        (file, terms, clamp): (String, Terms, Option<Rc<usize>>),
         image: Rc<Vec<u8>>,
         rows: Vec<usize>,
     ) -> Self {
@@ -319,7 +322,8 @@ impl Loading {
             purpose: Purpose::Load,
             name: extension.name,
             file,
-            config,
+            terms,
+            clamp,
             image,
             room,
             handlers: extension.handlers,
@@ -331,7 +335,6 @@ impl Loading {
             rows,
             init_row: 0,
             ports: Vec::new(),
-            listen: Vec::new(),
         }
     }
 }

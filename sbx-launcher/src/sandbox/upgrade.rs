@@ -67,7 +67,7 @@ impl Sandbox {
         if next.upgrade == 0 {
             return refuse(format!("{shown} has no #[upgrade]: unload {name} and load it instead"));
         }
-        let config = config.unwrap_or_else(|| known.config.clone());
+        let config = config.unwrap_or_else(|| known.terms.config.clone());
         let rows: Vec<usize> = known.handlers.iter().map(|handler| handler.row).collect();
         let slot = known.room.map_or(0, |room| room.slot);
         self.changed();
