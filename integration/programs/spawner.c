@@ -1,7 +1,9 @@
-/* Starts programs by children that run in its memory for a while, and do something there first. */
+/* Starts programs by children that run in its memory for a while, and do something there first: to their signal
+ * actions as well, which are not their parent's. */
 
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +12,11 @@
 
 extern char **environ;
 
+static void fault(int signal) { _exit(signal); }
+
 int main(void) {
+    struct sigaction action = {.sa_handler = fault}, now;
+    sigaction(SIGSEGV, &action, NULL);
     char *argv[] = {"/bin/true", NULL};
     int status, wrong = 0;
     for (int i = 0; i < 5; i++) {
@@ -28,12 +34,15 @@ int main(void) {
             int fd = open("/etc/hostname", O_RDONLY);
             dup2(fd, 9);
             close(fd);
+            signal(SIGSEGV, SIG_IGN);
             execv(argv[0], argv);
             _exit(1);
         }
         if (waitpid(child, &status, 0) != child || status) wrong = 1;
         if (getppid() <= 0) wrong = 1;
     }
+    sigaction(SIGSEGV, NULL, &now);
+    if (now.sa_handler != fault) wrong = 1;
     puts(wrong ? "wrong" : "all started");
     return wrong;
 }

@@ -278,6 +278,21 @@ fn a_handler_that_interrupts_the_first_call_of_a_site_has_the_programs_stack() {
     assert_eq!(carrying.run(&[program.text()]), native);
 }
 
+/// Four threads that read files.
+const JAVA: &str = "import java.nio.file.*;
+class Share {
+    static void work() {
+        try {
+            for (int n = 0; n < 5000; n++) Files.readString(Path.of(\"/etc/hostname\"));
+        } catch (java.io.IOException error) { System.exit(1); }
+    }
+    public static void main(String[] words) throws Exception {
+        Thread[] threads = new Thread[4];
+        for (int i = 0; i < 4; i++) (threads[i] = new Thread(Share::work)).start();
+        for (Thread thread : threads) thread.join();
+    }
+}";
+
 #[test]
 fn most_calls_come_from_patched_sites() {
     let sandbox = through("through-share");
@@ -297,9 +312,13 @@ threads = [threading.Thread(target=work) for _ in range(4)]
          for i := 0; i < 3000; i++ { os.ReadFile(\"/etc/hostname\"); os.Getppid() } }()\n}\n\
          wait.Wait()\n}\n",
     );
-    let programs: [(&str, &[&str]); 5] = [
+    let java = folder.0.join("Share.java");
+    std::fs::write(&java, JAVA).expect("a scratch file");
+    let java = java.to_str().expect("a UTF-8 path");
+    let programs: [(&str, &[&str]); 6] = [
         ("python", &["/usr/bin/python3", "-c", python]),
         ("go", &[&go]),
+        ("java", &["java", java]),
         ("find", &["find", "/usr/share", "-xdev", "-size", "-0"]),
         ("dd", &["dd", "if=/dev/zero", "of=/dev/null", "bs=512", "count=50000"]),
         ("node", &["/usr/bin/node", "-e", "for (let i = 0; i < 20000; i++) fs.statSync('/')"]),

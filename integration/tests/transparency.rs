@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use integration::{Ended, Sandbox, Scratch, built, full, run};
 
+/// A Java program without its ending.
+const MACHINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/Machine");
+
 /// How far two runs of the same are compared.
 #[derive(Clone, Copy)]
 enum Compared {
@@ -152,6 +155,11 @@ while read n; do sum=$((sum + n)); done < p; echo $sum; wait; coproc { tr a-z A-
 exec {w}>&${COPROC[1]}-; exec {w}>&-; cat <&${COPROC[0]}; ulimit -n 100; ulimit -n; (ulimit -v 1000000; echo ok)
 exec 5<>/dev/null; echo x >&5; set -o pipefail; false | true; echo $?; timeout -s KILL 0.1 sleep 9; echo $?";
 
+/// Each collector maps, protects and signals in ways of its own.
+const JAVA: &str = "javac -d . MACHINE.java
+for gc in SerialGC ParallelGC G1GC ZGC; do WORD=word java -Xmx64m -XX:+Use$gc Machine; echo $?; rm -r machine; done
+java -Xint -version 2>&1 | head -1";
+
 fn rows() -> Vec<Row> {
     use Compared::{Output, Status};
     let mut rows = vec![
@@ -164,6 +172,7 @@ fn rows() -> Vec<Row> {
         row("git", Output, GIT),
         row("make -j2 with gcc", Output, MAKE),
         row("node with workers", Output, NODE),
+        row("java with each collector", Output, &JAVA.replace("MACHINE", MACHINE)),
         row("curl, nobody there", Status, "curl -s http://127.0.0.1:1; exit $?"),
         python("test_os", &[]),
         python("test_posix", &[]),

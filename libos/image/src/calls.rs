@@ -383,7 +383,8 @@ fn make_with_copies(block: &CallBlock, mut args: [usize; 6]) -> isize {
 }
 
 /// `rt_sigaction`, for every signal: SIGSYS is never blocked by a handler's mask, and what libos handles
-/// the program finds as it has set it.
+/// the program finds as it has set it. A child of vfork has the memory of its parent, not the actions: what it
+/// sets there is for the kernel only, and so for what it executes.
 fn sigaction([signal, new, old, len, ..]: [usize; 6]) -> isize {
     let result = (|| -> Result<(), Errno> {
         let action = match new {
@@ -398,8 +399,10 @@ fn sigaction([signal, new, old, len, ..]: [usize; 6]) -> isize {
             former = unsafe { entry.read_volatile() };
             if let Some(mut action) = action {
                 action.mask &= !UNBLOCKABLE;
-                // SAFETY: as above.
-                unsafe { entry.write_volatile(action) };
+                if start::this_process().is_none_or(|own| own.pid == sys::getpid()) {
+                    // SAFETY: as above.
+                    unsafe { entry.write_volatile(action) };
+                }
                 signals::install(signal as i32, &action);
             }
         } else {
