@@ -16,7 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define SBX_ABI_VERSION 5u
+#define SBX_ABI_VERSION 6u
 /* How an event is posted; SBX_URGENT is added to one of the others. */
 enum { SBX_TO_PEER = 0, SBX_TO_PID = 1, SBX_TO_ANY = 2, SBX_TO_ALL = 3, SBX_URGENT = 256 };
 enum { SBX_OK = 0, SBX_NONE = 1, SBX_FAILED = 2, SBX_STALE = 16, SBX_PANICKED = 32 };

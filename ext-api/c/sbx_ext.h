@@ -81,7 +81,7 @@ typedef struct {
 /* The extension: its name, its heap in bytes, and an init function. After SBX_HANDLERS. */
 #define SBX_EXTENSION_WITH_INIT(NAME, HEAP, INIT)                                                  \
     __attribute__((visibility("default"))) const sbx_manifest SBX_EXTENSION_##NAME = {             \
-        sbx_magic, 5, sizeof(sbx_manifest), SBX_TEXT(#NAME), HEAP, 0,                              \
+        sbx_magic, 6, sizeof(sbx_manifest), SBX_TEXT(#NAME), HEAP, 0,                              \
         INIT, sbx_handlers, sizeof sbx_handlers / sizeof sbx_handlers[0], 0, 0, 0, 0}
 #define SBX_EXTENSION(NAME, HEAP) SBX_EXTENSION_WITH_INIT(NAME, HEAP, 0)
 

@@ -16,7 +16,7 @@ import socket
 import struct
 
 _U64 = ctypes.c_uint64
-_ABI_VERSION = 5
+_ABI_VERSION = 6
 _BUFFER_LEN = 4096
 # Magic, versions, base, length, id, flags, supervisor and number of mappings, entry points.
 _SUPERBLOCK = struct.Struct("<8sII4QII8Q")

@@ -14,7 +14,7 @@ use core::ffi::c_void;
 use crate::limits::{HANDLER_NAME_LEN_MAX, SIGNATURE_LEN_MAX};
 
 /// Raised whenever anything in this file changes meaning. Both sides must agree exactly.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// First eight bytes of every control zone.
 pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"SBXsuper");
@@ -644,10 +644,21 @@ pub struct CallBlock {
     pub took_ns: u64,
     /// Memory for what arguments point to, until the call is over.
     pub scratch: *mut u8,
-    /// Bytes of it.
+    /// Bytes of it; behind them lies a [`ScratchMark`].
     pub scratch_len: usize,
     /// Bytes that are in use.
     pub scratch_used: usize,
+}
+
+/// What of a thread's scratch memory is in use, by a call that a signal handler of the program may have
+/// interrupted. Nobody but the thread writes it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct ScratchMark {
+    /// Where the call is on a stack; 0 if nothing is in use.
+    pub at: core::sync::atomic::AtomicU64,
+    /// Address up to which it is.
+    pub end: core::sync::atomic::AtomicU64,
 }
 
 /// Signals that a handler can be hooked to.

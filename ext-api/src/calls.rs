@@ -21,8 +21,9 @@
 
 use core::fmt;
 use core::net::SocketAddr;
+use core::sync::atomic::Ordering::Relaxed;
 
-use crate::abi::{CALL_PASS, CALL_TAKEN, CallBlock};
+use crate::abi::{CALL_PASS, CALL_TAKEN, CallBlock, ScratchMark};
 
 /// What becomes of a call. After it, [`Verdict::Answer`] and [`Verdict::Refuse`] change what it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +159,7 @@ impl Call {
             // SAFETY: within the scratch room, which is ours for this call.
             unsafe { to.wrapping_add(len).write(byte) };
             if byte == 0 {
-                self.block.scratch_used += len + 1;
+                self.use_scratch(len + 1);
                 self.block.args[index] = to as u64;
                 // SAFETY: just written.
                 return Some(unsafe { core::slice::from_raw_parts(to, len) });
@@ -179,9 +180,24 @@ impl Call {
         unsafe { core::ptr::copy(path.as_ptr(), to, path.len()) };
         // SAFETY: as above.
         unsafe { to.wrapping_add(path.len()).write(0) };
-        self.block.scratch_used += path.len() + 1;
+        self.use_scratch(path.len() + 1);
         self.block.args[index] = to as u64;
         true
+    }
+
+    /// So many more bytes of the scratch room are in use: also for calls that a signal handler of the program
+    /// makes before this one is over.
+    #[expect(unsafe_code, reason = "writes the mark behind the scratch room")]
+    fn use_scratch(&mut self, len: usize) {
+        self.block.scratch_used += len;
+        let end = self.block.scratch.wrapping_add(self.block.scratch_used) as u64;
+        let mark = self.block.scratch.wrapping_add(self.block.scratch_len).cast::<ScratchMark>();
+        // SAFETY: libos has it there, for this thread.
+        let mark = unsafe { &*mark };
+        mark.end.store(end, Relaxed);
+        if mark.at.load(Relaxed) == 0 {
+            mark.at.store(core::ptr::from_ref(self) as u64, Relaxed);
+        }
     }
 
     /// Look at `len` bytes that argument `index` points to: how many of them were copied into `to`. What

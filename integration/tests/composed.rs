@@ -184,6 +184,29 @@ fn paths_are_for_the_kernel_what_they_were() {
 }
 
 #[test]
+fn signals_come_between_a_look_at_a_path_and_its_call() {
+    let exact = compile("gcc", "exact", &[]);
+    let images: [(&str, &[&str]); 6] = [
+        ("libaudit.so", &[]),
+        ("libredirect.so", &["--config", "from=/no/sbx,to=/none"]),
+        ("libmeddler.so", &[]),
+        ("libmeddler.so", &["--tee"]),
+        ("libmeddler.so", &["--clamp", "path=/dev", "--clamp", "process=exact"]),
+        ("libmeddler.so", &["--clamp", "path=/no"]),
+    ];
+    for (image, options) in images {
+        let sandbox = Sandbox::up("exact-paths");
+        loaded(&sandbox, image, options);
+        let ended = sandbox.run(&[exact.text()]);
+        assert_eq!(
+            (ended.status, ended.stdout.as_str()),
+            (0, "as without\n"),
+            "{image} {options:?}"
+        );
+    }
+}
+
+#[test]
 fn a_clamp_of_descriptors_is_about_some() {
     let sandbox = Sandbox::up("clamp-fds");
     let config = ["--config", "rules=write:*:ENOSPC"];

@@ -116,9 +116,6 @@ pub struct Context {
     pub code: AtomicU64,
     /// What names the context and its life in an owner word.
     pub life: AtomicU64,
-    /// Stack pointer where a call of the program's is being made for it; 0 if none is. Signal handlers
-    /// of the program that come meanwhile run below it.
-    pub call_stack: AtomicU64,
     /// System calls of the program's that came from patched sites.
     pub calls_patched: AtomicU64,
     /// Thread that holds the context.
@@ -140,8 +137,6 @@ pub struct Context {
     /// Bit per signal: what came during an upcall and is blocked until it ends. Meanwhile `pending`
     /// is this word's address.
     pub deferred: AtomicU32,
-    /// Bytes of the scratch room that it uses.
-    pub scratch_used: AtomicU32,
     /// What the program thinks it has blocked of the signals that it cannot block.
     pub kept_blocked: AtomicU32,
     /// 1 while the call room is in use.

@@ -100,9 +100,12 @@ pub const ALT_STACK_LEN: usize = 32 << 10;
 /// The guard page below the upcall stack.
 pub const GUARD_OFFSET: usize = CALL_ROOM_OFFSET + CALL_ROOM_LEN;
 /// A stack for calls from stacks that have no room for them: those of goroutines.
-pub const CALL_ROOM_LEN: usize = 32 << 10;
+pub const CALL_ROOM_LEN: usize = (32 << 10) - SCRATCH_MARK_LEN;
 /// See [`CALL_ROOM_LEN`].
-pub const CALL_ROOM_OFFSET: usize = SCRATCH_OFFSET + SCRATCH_LEN;
+pub const CALL_ROOM_OFFSET: usize = SCRATCH_OFFSET + SCRATCH_LEN + SCRATCH_MARK_LEN;
+/// Behind the scratch room: its [`ScratchMark`](ext_api::abi::ScratchMark), and nothing else in its line of the cache.
+const SCRATCH_MARK_LEN: usize = 64;
+const _: () = assert!(size_of::<ext_api::abi::ScratchMark>() <= SCRATCH_MARK_LEN);
 /// What arguments of a system call point to, as the kernel gets it: three paths.
 pub const SCRATCH_LEN: usize = 3 * PAGE_LEN;
 /// See [`SCRATCH_LEN`].

@@ -12,15 +12,13 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use ext_api::abi::{CALL_TAKEN, CallBlock, Reply, Status};
-use ext_api::limits::STACK_LEN;
 use libos::clamps::{CLAMPED, NARROWED, TEE, handle_of};
 use libos::data::Context;
-use libos::layout::{SCRATCH_LEN, SCRATCH_OFFSET};
 use libos::signals::{HOOKS_MAX, MUST_DECIDE};
 
-use crate::arch::{sbx_call_in, stack_pointer};
+use crate::arch::sbx_call_in;
+use crate::clamps;
 use crate::sys::EPERM;
-use crate::{boot, clamps, context};
 
 /// Who is hooked to one call.
 pub(crate) type Row = [AtomicU64; HOOKS_MAX];
@@ -39,7 +37,7 @@ pub(crate) fn before(
     later: &mut Option<Later>,
 ) -> bool {
     let narrowed = after.filter(|row| is_narrowed(row));
-    *later = narrowed.map(|row| Later::begin(context, row, block));
+    *later = narrowed.map(|row| Later::begin(row, block));
     if before.is_some_and(|row| ask(context, row, block)) {
         return true;
     }
@@ -59,7 +57,6 @@ pub(crate) fn after(context: &Context, row: &Row, later: Option<&Later>, block: 
 
 /// True if a hook has dealt with the call.
 fn ask(context: &Context, row: &Row, block: &mut CallBlock) -> bool {
-    lend_scratch(context, block);
     words(row).any(|word| {
         if word & (TEE | CLAMPED) == 0 {
             ask_one(context, word, block)
@@ -127,8 +124,7 @@ impl Later {
     /// Of a call that nobody has been asked about yet: the tees.
     #[cold]
     #[inline(never)]
-    fn begin(context: &Context, row: &Row, block: &mut CallBlock) -> Self {
-        lend_scratch(context, block);
+    fn begin(row: &Row, block: &mut CallBlock) -> Self {
         if words(row).any(|word| word & TEE != 0) {
             clamps::copy_paths(block);
         }
@@ -156,7 +152,6 @@ impl Later {
 
     /// Ask them, with the result in the block.
     fn ask(&self, context: &Context, block: &mut CallBlock) {
-        lend_scratch(context, block);
         for &word in self.words.iter().take(self.count) {
             if word & TEE != 0 {
                 let args = core::mem::replace(&mut block.args, self.made);
@@ -167,50 +162,4 @@ impl Later {
             }
         }
     }
-}
-
-/// Give a call room for what its arguments point to.
-fn lend_scratch(context: &Context, block: &mut CallBlock) {
-    if block.scratch.is_null() {
-        let used = scratch_in_use(context);
-        let room = (scratch_room(context) + used) as *mut u8;
-        (block.scratch, block.scratch_len) = (room, SCRATCH_LEN - used);
-    }
-}
-
-/// What a call of the program's has in use while it is made.
-pub(crate) struct Scratch {
-    context: &'static Context,
-    former: (u64, u32),
-}
-
-impl Scratch {
-    pub(crate) fn keep(context: &'static Context, block: &CallBlock) -> Self {
-        let former = (context.call_stack.load(Relaxed), context.scratch_used.load(Relaxed));
-        let room = scratch_room(context);
-        // None of it, if no hook has been asked.
-        let end = (block.scratch as usize).saturating_sub(room) + block.scratch_used;
-        let used = if block.scratch.is_null() { scratch_in_use(context) } else { end };
-        context.scratch_used.store(used as u32, Relaxed);
-        context.call_stack.store(stack_pointer() as u64, Relaxed);
-        Self { context, former }
-    }
-
-    pub(crate) fn give_back(self) {
-        self.context.call_stack.store(self.former.0, Relaxed);
-        self.context.scratch_used.store(self.former.1, Relaxed);
-    }
-}
-
-fn scratch_room(context: &Context) -> usize {
-    boot::place().stacks() + context::index_of(context) * STACK_LEN + SCRATCH_OFFSET
-}
-
-/// Bytes of the scratch room that calls further out have in use: those in which a signal handler runs
-/// that makes this one. One that was jumped out of has none.
-fn scratch_in_use(context: &Context) -> usize {
-    const NEAR: usize = 64 << 10;
-    let outer = context.call_stack.load(Relaxed) as usize;
-    let within = outer.checked_sub(stack_pointer()).is_some_and(|below| below < NEAR);
-    if within { (context.scratch_used.load(Relaxed) as usize).min(SCRATCH_LEN) } else { 0 }
 }

@@ -20,10 +20,13 @@ use libos::signals::{Action, CallTable, OURS, SIGNALS, SIGSYS, UNBLOCKABLE, is_l
 
 use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
 use crate::arch::{fs_base, stack_pointer, syscall6};
-use crate::asked::{Later, Row, Scratch};
+use crate::asked::{Later, Row};
+use crate::scratch::Scratch;
 use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
 use crate::sys::{EFAULT, EPERM, Errno, nr};
-use crate::{asked, boot, context, hooks, left, patch, signals, sockets, start, sys, time};
+use crate::{
+    asked, boot, context, hooks, left, patch, scratch, signals, sockets, start, sys, time,
+};
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
@@ -179,36 +182,39 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
         left::end_if_interrupted_outside(context, user);
         !context.sequence.load(Relaxed).is_multiple_of(2)
     });
-    // A signal handler of the program on top of an upcall: nobody can be asked.
-    if open {
+    // A signal handler of the program on top of an upcall, or of the gate, which has the upcall's stack before
+    // and after it: nobody can be asked.
+    if open || context::index_of_stack(user.regs.rsp as usize).is_some() {
         return perform(number, args, user);
     }
     let [before, after] = hooks_of(number);
-    let mut later = None;
+    let (mut later, mut scratch, at) = (None, None, user.regs.rsp as usize);
     if before.is_some() || after.is_some_and(asked::is_narrowed) {
         let taken = hooks::upcalls_here(&own, tid, user, |context| {
+            scratch = Some(Scratch::lend(context, at, &mut block));
             asked::before(context, [before, after], &mut block, &mut later)
         });
-        if taken == Some(true) {
+        let taken = taken == Some(true);
+        // From an exec nobody comes back to give it back.
+        if taken || block.scratch_used == 0 || matches!(number, nr::EXECVE | nr::EXECVEAT) {
+            scratch.take().into_iter().for_each(Scratch::give_back);
+        }
+        if taken {
             return block.value as isize;
         }
     }
-    // What its arguments point to now is not for calls of signal handlers that come meanwhile.
-    // Nor are they after an exec, from which nobody comes back.
-    let outer = context::of_tid(own.pid, tid).filter(|_| number != nr::EXECVE);
-    let outer = outer.filter(|_| number != nr::EXECVEAT);
-    let outer = outer.map(|context| Scratch::keep(context, &block));
     let after = after.filter(|_| later.as_ref().is_none_or(Later::has_any));
     let began = after.map(|_| time::now_ns());
     let mut result = perform(number, block.args.map(|arg| arg as usize), user);
     if let (Some(row), Some(began)) = (after, began) {
         (block.value, block.took_ns) = (result as u64, time::now_ns() - began);
         hooks::upcalls_here(&own, tid, user, |context| {
+            scratch.get_or_insert_with(|| Scratch::lend(context, at, &mut block));
             asked::after(context, row, later.as_ref(), &mut block);
         });
         result = block.value as isize;
     }
-    outer.into_iter().for_each(Scratch::give_back);
+    scratch.into_iter().for_each(Scratch::give_back);
     result
 }
 
@@ -256,25 +262,23 @@ pub(crate) extern "C" fn sbx_patched(
         // A signal handler of the program on top of an upcall: nobody can be asked.
         return pass(number, call);
     }
-    if context.call_stack.load(Relaxed) != 0 {
-        // A signal handler within a call that may have paths in the scratch room.
-        return TRAP;
-    }
     let made = &context.calls_patched;
     made.store(made.load(Relaxed) + 1, Relaxed);
     let (mut block, mut later) = (call.block(), None);
-    if asked::before(context, [before, after], &mut block, &mut later) {
-        call.rax = block.value;
-        return DONE;
+    let scratch = Scratch::lend(context, core::ptr::from_ref(call) as usize, &mut block);
+    let is_taken = asked::before(context, [before, after], &mut block, &mut later);
+    let after = after.filter(|_| later.as_ref().is_none_or(Later::has_any));
+    if !is_taken && after.is_none() && call.is_that(&block) {
+        scratch.give_back();
+        return pass(number, call);
     }
-    match after.filter(|_| later.as_ref().is_none_or(Later::has_any)) {
-        None if call.is_that(&block) => return pass(number, call),
-        None => call.rax = make(&block) as u64,
-        Some(row) => {
-            make_and_tell(context, (row, later), &mut block);
-            call.rax = block.value;
-        }
+    match after {
+        _ if is_taken => {}
+        None => block.value = make(&block, Some(&scratch)) as u64,
+        Some(row) => make_and_tell(context, (row, later), &mut block, &scratch),
     }
+    call.rax = block.value;
+    scratch.give_back();
     DONE
 }
 
@@ -309,10 +313,15 @@ fn pass(number: usize, call: &mut PatchedCall) -> u32 {
 }
 
 /// Make a call, and tell the hooks of `row`, or those of them that were decided on, what became of it.
-fn make_and_tell(context: &Context, (row, later): (&Row, Option<Later>), block: &mut CallBlock) {
+fn make_and_tell(
+    context: &Context,
+    (row, later): (&Row, Option<Later>),
+    block: &mut CallBlock,
+    scratch: &Scratch,
+) {
     let began = time::now_ns();
     let caller = last_caller(context, began);
-    let result = make(block);
+    let result = make(block, Some(scratch));
     let ended = time::now_ns();
     (block.value, block.took_ns) = (result as u64, ended - began);
     context.caller.store(caller, Relaxed);
@@ -351,34 +360,43 @@ pub(crate) fn caller(context: &Context) -> u32 {
 
 /// [`make`], for the entry.
 pub(crate) extern "C" fn sbx_make(block: &CallBlock) -> isize {
-    make(block)
+    make(block, None)
 }
 
 /// Make a call with the arguments that hooks have left. What they point to in the scratch room goes to
-/// this stack first: a signal handler may need the room meanwhile.
-fn make(block: &CallBlock) -> isize {
+/// this stack first: a signal handler may need the room meanwhile. It comes back if the room has been lent by
+/// [`Scratch`], for those who are asked now.
+fn make(block: &CallBlock, scratch: Option<&Scratch>) -> isize {
     let args = block.args.map(|arg| arg as usize);
-    if block.scratch_used == 0 {
-        return make_for_program(block.number as usize, args);
+    if block.scratch_used != 0 {
+        return make_with_copies(block, args, scratch);
     }
-    make_with_copies(block, args)
+    scratch.into_iter().for_each(Scratch::rest);
+    let result = make_for_program(block.number as usize, args);
+    scratch.into_iter().for_each(|scratch| scratch.resume(block));
+    result
 }
 
 #[inline(never)]
-fn make_with_copies(block: &CallBlock, mut args: [usize; 6]) -> isize {
-    let mut copy = [0u8; SCRATCH_LEN];
+fn make_with_copies(block: &CallBlock, mut args: [usize; 6], scratch: Option<&Scratch>) -> isize {
+    // Only as much of it is used, and written, as lies in the room.
+    let mut copy = core::mem::MaybeUninit::<[u8; SCRATCH_LEN]>::uninit();
+    let copy = copy.as_mut_ptr().cast::<u8>();
     let (from, used) = (block.scratch as usize, block.scratch_used.min(SCRATCH_LEN));
     // SAFETY: so much of the scratch room is in use, and the copy has room for all of it.
-    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, copy.as_mut_ptr(), used) };
+    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, copy, used) };
+    scratch.map_or_else(|| scratch::clear(block), Scratch::rest);
     for arg in &mut args {
         if (from..from + used).contains(arg) {
-            *arg = copy.as_ptr() as usize + (*arg - from);
+            *arg = copy as usize + (*arg - from);
         }
     }
     let result = make_for_program(block.number as usize, args);
-    // And comes back, for those who are asked now.
-    // SAFETY: as above.
-    unsafe { core::ptr::copy_nonoverlapping(copy.as_ptr(), from as *mut u8, used) };
+    if let Some(scratch) = scratch {
+        scratch.resume(block);
+        // SAFETY: as above.
+        unsafe { core::ptr::copy_nonoverlapping(copy, from as *mut u8, used) };
+    }
     result
 }
 

@@ -14,7 +14,7 @@ use libos::clamps::{Clamp, ClampTable, clamp_of};
 use libos::layout::CLAMPS_OFFSET;
 
 use crate::arch::copy_or_fail;
-use crate::{boot, start, sys};
+use crate::{boot, scratch, start, sys};
 
 /// Its first argument is a descriptor, and its path does not begin there.
 const INOTIFY_ADD_WATCH: u64 = 254;
@@ -112,17 +112,13 @@ fn path(block: &mut CallBlock, at: usize) -> Option<Place> {
     }
     let to = block.scratch_used;
     let room = block.scratch_len.saturating_sub(to).min(PATH_LEN_MAX);
-    match copy_text(block.scratch as usize + to, from, room) {
-        Ok(len) => {
-            block.args[at] = (block.scratch as usize + to) as u64;
-            block.scratch_used += len + 1;
-            Some(to..to + len)
-        }
-        Err(instead) => {
-            block.args[at] = instead;
-            None
-        }
-    }
+    scratch::reserve(block, room);
+    let copied = copy_text(block.scratch as usize + to, from, room);
+    block.args[at] =
+        copied.map_or_else(|instead| instead, |_| (block.scratch as usize + to) as u64);
+    block.scratch_used += copied.map_or(0, |len| len + 1);
+    scratch::reserve(block, 0);
+    copied.ok().map(|len| to..to + len)
 }
 
 /// Copy a text of the program's with its final zero; its length without. What the kernel gets if that fails.
@@ -152,8 +148,11 @@ fn copy_text(to: usize, from: usize, room: usize) -> Result<usize, u64> {
 /// The folder of a descriptor, as the kernel names it, behind what is in use of the scratch room.
 fn folder(block: &CallBlock, fd: i32) -> Option<Place> {
     let used = block.scratch_used;
-    let (to, room) = (block.scratch.wrapping_add(used), block.scratch_len.saturating_sub(used));
-    // SAFETY: the rest of the scratch room, which is the call's.
+    // A call that interrupts this one needs room as well.
+    let room = (block.scratch_len.saturating_sub(used) / 2).min(PATH_LEN_MAX);
+    scratch::reserve(block, room);
+    let to = block.scratch.wrapping_add(used);
+    // SAFETY: of the rest of the scratch room, which is the call's.
     let to = unsafe { core::slice::from_raw_parts_mut(to, room) };
     let len = match u32::try_from(fd) {
         Ok(fd) => sys::path_of(fd, to).ok()?,

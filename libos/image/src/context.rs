@@ -12,12 +12,12 @@ use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context, DOORBELL};
 use libos::layout::{
-    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, CALL_ROOM_LEN, GUARD_OFFSET, SCRATCH_LEN,
-    SECOND_STACK_OFFSET, WINDOW_BELOW, WINDOW_LEN,
+    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, SECOND_STACK_OFFSET,
+    WINDOW_BELOW, WINDOW_LEN,
 };
 
 use crate::arch::{cache_index, stack_pointer};
-use crate::{boot, calls, hooks, signals, start, sys};
+use crate::{boot, calls, hooks, scratch, signals, start, sys};
 
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
@@ -220,7 +220,7 @@ fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
             context.lent.store(0, Relaxed);
             context.room.store(0, Relaxed);
             context.kept_blocked.store(0, Relaxed);
-            context.call_stack.store(0, Relaxed);
+            scratch::forget(context);
             context.call_room.store(0, Relaxed);
             context.caller.store(0, Relaxed);
             context.last_caller.store(0, Relaxed);
@@ -278,6 +278,7 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.caller.store(0, Relaxed);
         context.last_caller.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
+        scratch::forget(context);
         context.tid.store(tid, Release);
         signals::prepare_thread(index);
         return Some(context);
@@ -291,7 +292,7 @@ fn make_stack(index: usize) -> Result<usize, sys::Errno> {
     let above_guard = GUARD_OFFSET + PAGE_LEN;
     let usable = [
         (ALT_STACK_OFFSET, ALT_STACK_LEN),
-        (SECOND_STACK_OFFSET, ALT_STACK_LEN + SCRATCH_LEN + CALL_ROOM_LEN),
+        (SECOND_STACK_OFFSET, GUARD_OFFSET - SECOND_STACK_OFFSET),
         (above_guard, STACK_LEN - above_guard),
     ];
     for (offset, len) in usable {

@@ -3,12 +3,16 @@
 //!
 //! A handler that runs on top of an upcall has its stack in the context's room, or on the alternate signal
 //! stack. A thread that is on neither, and whose context says that it is in an upcall, has left that: it
-//! ends as if the thread had died in it, and the thread goes on with its context.
+//! ends as if the thread had died in it, and the thread goes on with its context. Unless a signal has
+//! interrupted the gate, which is on the caller's stack for some instructions of an upcall that is open: the
+//! kernel's frame further up says so.
 //!
 //! A forked child has a copy of the upcall's stack, but context and locks are the parent's. Its copy of
 //! the upcall must not go on: the kernel's frame, by which the handler will return into it, is made to
 //! return to the upcall's caller instead, with an error.
 
+use core::mem::{MaybeUninit, offset_of};
+use core::ops::Range;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use ext_api::abi::Status;
@@ -18,7 +22,8 @@ use libos::data::Context;
 use crate::arch::{self, Registers};
 use crate::context::{self, Frame};
 use crate::signals::{AltStack, SS_ONSTACK, UserContext};
-use crate::{boot, fault, log, sys};
+use crate::sys::nr;
+use crate::{boot, fault, log, scratch, sys};
 
 /// For the gate, from the stack at `stack`: `context` is in an upcall already. The context, if that one has
 /// been left; else [`Status::Reentered`].
@@ -34,7 +39,8 @@ pub(crate) extern "C" fn sbx_reentered(context: &'static Context, stack: usize) 
 /// stack at `stack`.
 pub(crate) fn end_if_left(context: &Context, stack: usize) -> bool {
     let left = context.tid.load(Relaxed) == sys::gettid()
-        && alternate_stack().is_some_and(|alternate| is_outside(stack, &alternate));
+        && alternate_stack().is_some_and(|alternate| is_outside(stack, &alternate))
+        && !is_above_gate(stack);
     if left {
         end(context);
     }
@@ -47,6 +53,7 @@ pub(crate) fn end_if_interrupted_outside(context: &Context, user: &UserContext) 
     if !context.sequence.load(Relaxed).is_multiple_of(2)
         && !in_region
         && is_outside(user.regs.rsp as usize, &user.stack)
+        && !is_above_gate(user.regs.rsp as usize)
     {
         end(context);
     }
@@ -61,6 +68,45 @@ fn is_outside(stack: usize, alternate: &AltStack) -> bool {
         && !(first..first + alternate.len as usize).contains(&stack)
 }
 
+/// Does code with its stack at `stack` run in a signal handler that has interrupted the gate?
+fn is_above_gate(stack: usize) -> bool {
+    /// As much of a stack as signal handlers take up.
+    const REACH: usize = 64 << 10;
+    const PIECE: usize = 1024;
+    let first = stack.next_multiple_of(PIECE);
+    let begin = stack.next_multiple_of(8);
+    let pieces = (first..first + REACH).step_by(PIECE).map(|at| at..at + PIECE);
+    core::iter::once(begin..first).chain(pieces).map_while(read_words).any(|(at, words, count)| {
+        let mut rips = words.iter().take(count).zip((at..).step_by(8));
+        rips.any(|(rip, at)| arch::in_gate(*rip) && is_rip_of_frame(at))
+    })
+}
+
+/// Words of the program's stack; None where it has ended. Every signal may be blocked, so that the kernel copies.
+fn read_words(range: Range<usize>) -> Option<(usize, [u64; 128], usize)> {
+    let mut words = [0; 128];
+    let to = words.as_mut_ptr() as usize;
+    let len = range.len();
+    let read = len == 0 || sys::copy_between(nr::PROCESS_VM_READV, to, range.start, len);
+    read.then_some((range.start, words, len / 8))
+}
+
+/// Is the word at `at` where the kernel's frame says what a signal has interrupted, on this stack?
+fn is_rip_of_frame(at: usize) -> bool {
+    /// The frame lies no further below what it has interrupted, with all vector state.
+    const FRAME_REACH: usize = 16 << 10;
+    let frame = at - offset_of!(UserContext, regs) - offset_of!(Registers, rip);
+    let mut user = MaybeUninit::<UserContext>::uninit();
+    let to = user.as_mut_ptr() as usize;
+    if !sys::copy_between(nr::PROCESS_VM_READV, to, frame, size_of::<UserContext>()) {
+        return false;
+    }
+    // SAFETY: all of it has been copied; it is made of integers.
+    let user = unsafe { user.assume_init() };
+    let interrupted = user.regs.rsp as usize;
+    user.is_plausible() && (1..FRAME_REACH).contains(&interrupted.wrapping_sub(frame))
+}
+
 /// The thread's alternate signal stack, as the kernel knows it.
 fn alternate_stack() -> Option<AltStack> {
     let mut now = AltStack::default();
@@ -69,14 +115,19 @@ fn alternate_stack() -> Option<AltStack> {
     asked.is_ok().then_some(now)
 }
 
+/// Does an address lie on the thread's alternate signal stack?
+pub(crate) fn is_on_alternate(at: usize) -> bool {
+    alternate_stack()
+        .is_none_or(|it| (it.address as usize..(it.address + it.len) as usize).contains(&at))
+}
+
 fn end(context: &Context) {
     let code = context.code.load(Relaxed);
     log::line(b"fault", b"an upcall was left by a jump, or by the end of a child of vfork");
     context.frame.store(context.stack_top.load(Relaxed), Relaxed);
     context.starved.store(0, Relaxed);
-    context.call_stack.store(0, Relaxed);
     context.caller.store(0, Relaxed);
-    context.scratch_used.store(0, Relaxed);
+    scratch::forget(context);
     // From here on nobody takes it for alive, and its locks are a dead upcall's.
     context.sequence.fetch_add(1, Release);
     fault::died_inside(code);

@@ -25,6 +25,7 @@ mod log;
 mod memory;
 mod patch;
 mod runtime;
+mod scratch;
 mod signals;
 mod sockets;
 mod start;

@@ -21,7 +21,7 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use ext_api::abi::{CALL_TAKEN, CallBlock, HandlerEntry, Reply};
+use ext_api::abi::{CALL_TAKEN, CallBlock, HandlerEntry, Reply, ScratchMark};
 use ext_api::limits::STACK_LEN;
 use libos::data::Context;
 use libos::layout::{
@@ -365,13 +365,13 @@ unsafe extern "C" fn sbx_patched_entry() {
         "cmp rax, {window}",
         "jae 40f",
         // In no call that has paths in the scratch room.
-        "cmp qword ptr [r11 + {call_stack}], 0",
+        "mov rax, [r11 + 24]",
+        "cmp qword ptr [rax + {to_mark}], 0",
         "jne 40f",
         "inc qword ptr [r11 + {calls_patched}]",
         // The block, from its end; then the reply, which is empty.
         "push 0",
         "push {scratch_len}",
-        "mov rax, [r11 + 24]",
         "add rax, {to_scratch}",
         "push rax",
         "push 0",
@@ -559,7 +559,7 @@ unsafe extern "C" fn sbx_patched_entry() {
         flags = const offset_of!(PatchedCall, flags),
         direction = const DIRECTION,
         window = const WINDOW_LEN,
-        call_stack = const offset_of!(Context, call_stack),
+        to_mark = const TO_SCRATCH + SCRATCH_LEN as isize + offset_of!(ScratchMark, at) as isize,
         calls_patched = const offset_of!(Context, calls_patched),
         scratch_len = const SCRATCH_LEN,
         to_scratch = const TO_SCRATCH,
