@@ -275,7 +275,7 @@ pub(crate) extern "C" fn sbx_patched(
     match after {
         _ if is_taken => {}
         None => block.value = make(&block, Some(&scratch)) as u64,
-        Some(row) => make_and_tell(context, (row, later), &mut block, &scratch),
+        Some(row) => make_and_tell(context, (row, later.as_ref()), &mut block, &scratch),
     }
     call.rax = block.value;
     scratch.give_back();
@@ -315,7 +315,7 @@ fn pass(number: usize, call: &mut PatchedCall) -> u32 {
 /// Make a call, and tell the hooks of `row`, or those of them that were decided on, what became of it.
 fn make_and_tell(
     context: &Context,
-    (row, later): (&Row, Option<Later>),
+    (row, later): (&Row, Option<&Later>),
     block: &mut CallBlock,
     scratch: &Scratch,
 ) {
@@ -325,7 +325,7 @@ fn make_and_tell(
     let ended = time::now_ns();
     (block.value, block.took_ns) = (result as u64, ended - began);
     context.caller.store(caller, Relaxed);
-    asked::after(context, row, later.as_ref(), block);
+    asked::after(context, row, later, block);
     context.last_caller.store(context.caller.load(Relaxed), Relaxed);
     context.caller.store(0, Relaxed);
     context.last_call_ns.store(ended, Relaxed);

@@ -13,7 +13,8 @@
 //! stack, or the call is over. One that a handler's refusal leaves behind, or a jump out of a signal handler, is
 //! found to be that by the first call from further up the stack; until then calls come the long way.
 
-use core::sync::atomic::{Ordering::SeqCst, compiler_fence};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::compiler_fence;
 
 use ext_api::abi::{CallBlock, ScratchMark};
 use ext_api::limits::STACK_LEN;
@@ -65,7 +66,8 @@ pub(crate) fn reserve(block: &CallBlock, len: usize) {
     let (room, used) = (block.scratch as usize, block.scratch_used);
     // SAFETY: libos has lent the room to the call.
     let mark = unsafe { &*((room + block.scratch_len) as *const ScratchMark) };
-    mark.end.store((room + used + len) as u64, SeqCst);
+    mark.end.store((room + used + len) as u64, Relaxed);
+    compiler_fence(SeqCst);
 }
 
 /// The texts of a call that came the short way are elsewhere.
@@ -90,25 +92,21 @@ fn mark_of(context: &Context) -> &'static ScratchMark {
 }
 
 fn read(mark: &ScratchMark) -> [u64; 2] {
-    [&mark.at, &mark.end].map(|word| word.load(SeqCst))
+    [&mark.at, &mark.end].map(|word| word.load(Relaxed))
 }
 
-/// Whoever interrupts this finds a mark that is too large, if not the right one.
+/// Only this thread looks, if a signal interrupts it. The end comes first: without a call it means nothing, and it
+/// is less than that of the call that is there only when nothing of that one's is needed any more.
 fn write(mark: &ScratchMark, [at, end]: [u64; 2]) {
-    if end < mark.end.load(SeqCst) {
-        mark.at.store(at, SeqCst);
-        compiler_fence(SeqCst);
-        mark.end.store(end, SeqCst);
-    } else {
-        mark.end.store(end, SeqCst);
-        compiler_fence(SeqCst);
-        mark.at.store(at, SeqCst);
-    }
+    compiler_fence(SeqCst);
+    mark.end.store(end, Relaxed);
+    compiler_fence(SeqCst);
+    mark.at.store(at, Relaxed);
+    compiler_fence(SeqCst);
 }
 
 /// Is a call that was made with the stack at `outer` over, when one is made at `at`? What is further down may
 /// be within it, and so may a signal handler on a stack of its own.
 fn is_over(context: &Context, outer: usize, at: usize) -> bool {
-    use core::sync::atomic::Ordering::Relaxed;
     at >= outer && context.room.load(Relaxed) == 0 && !left::is_on_alternate(at)
 }

@@ -162,9 +162,10 @@ impl Terms {
     #[must_use]
     pub fn within(&self, hook: Hook) -> Hook {
         let Hook::Calls { mut set, after } = hook else { return hook };
-        for (kind, letter) in [(Only::is_path as fn(&Only) -> bool, 'p'), (Only::is_fd, 'd')] {
-            if self.clamps.iter().any(|clamp| kind(&clamp.only)) {
-                let those = calls_with(letter);
+        let kinds =
+            [(Only::is_path as fn(&Only) -> bool, WITH_PATH), (Only::is_fd, WITH_DESCRIPTOR)];
+        for (is_kind, those) in kinds {
+            if self.clamps.iter().any(|clamp| is_kind(&clamp.only)) {
                 set.iter_mut().zip(those).for_each(|(word, those)| *word &= those);
             }
         }
@@ -172,11 +173,22 @@ impl Terms {
     }
 }
 
+const WITH_PATH: [u64; SET_WORDS] = calls_with(b'p');
+const WITH_DESCRIPTOR: [u64; SET_WORDS] = calls_with(b'd');
+
 /// The calls with an argument of this kind.
-fn calls_with(letter: char) -> [u64; SET_WORDS] {
-    let mut set = [0; SET_WORDS];
-    for (_, number, _) in HOOKABLE_CALLS.iter().filter(|(.., args)| args.contains(letter)) {
-        set[*number as usize / 64] |= 1 << (number % 64);
+const fn calls_with(letter: u8) -> [u64; SET_WORDS] {
+    let (mut set, mut at) = ([0; SET_WORDS], 0);
+    while at < HOOKABLE_CALLS.len() {
+        let (_, number, args) = HOOKABLE_CALLS[at];
+        let (args, mut arg) = (args.as_bytes(), 0);
+        while arg < args.len() {
+            if args[arg] == letter {
+                set[number as usize / 64] |= 1 << (number % 64);
+            }
+            arg += 1;
+        }
+        at += 1;
     }
     set
 }
