@@ -10,11 +10,13 @@ use std::sync::atomic::AtomicU32;
 use ext_api::abi::{NET_REPLY_IN_PLACE, PacketBlock, Reply, Status};
 use ext_api::pool::Holder;
 use netio::buffers::Buffers;
+use netio::engine::driver::Driver;
 use netio::engine::uring::{Options, Uring};
 use netio::engine::{Engine, Kind, Sandbox};
 use netio::listen;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use super::engine;
 use crate::clock::now_ns;
 
 /// Bytes that a server receives at most at a time.
@@ -28,11 +30,7 @@ pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
         "tcp-threads" => threads(TcpListener::bind(("127.0.0.1", port))?),
         "tcp-close" => close(&TcpListener::bind(("127.0.0.1", port))?),
         "tcp-epoll" => epoll(TcpListener::bind(("127.0.0.1", port))?, echo),
-        "tcp-io_uring" | "tcp-sqpoll" | "tcp-zero-copy" => {
-            let zero_copy_from = (what == "tcp-zero-copy").then_some(0);
-            let options = Options { sqpoll: what == "tcp-sqpoll", zero_copy_from };
-            uring(Kind::Tcp, listen::tcp(([127, 0, 0, 1], port).into())?, options)
-        }
+        "tcp-io_uring" => uring(Kind::Tcp, listening(port)?, |_| Options::default()),
         "tcp-two-hops" => {
             let to = behind()?;
             epoll(TcpListener::bind(("127.0.0.1", port))?, move |stream, bytes| {
@@ -45,8 +43,10 @@ pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
         "udp-blocking" => one_by_one(&udp(port)?),
         "udp-mmsg" => many(&udp(port)?),
         "udp-io_uring" => {
-            uring(Kind::Udp, listen::udp(([127, 0, 0, 1], port).into())?, Options::default())
+            let socket = listen::udp(([127, 0, 0, 1], port).into())?;
+            uring(Kind::Udp, socket, |_| Options::default())
         }
+        other if other.starts_with(engine::KIND) => engine::serve(other, listening(port)?),
         other => Err(io::Error::other(format!("no server is called {other}"))),
     }
 }
@@ -213,9 +213,29 @@ impl Sandbox for Alone {
     }
 }
 
-fn uring(kind: Kind, fd: OwnedFd, options: Options) -> io::Result<()> {
+fn listening(port: u16) -> io::Result<OwnedFd> {
+    listen::tcp(([127, 0, 0, 1], port).into())
+}
+
+/// Serve with the options that fit the buffers.
+pub(super) fn uring(
+    kind: Kind,
+    fd: OwnedFd,
+    options: impl FnOnce(&Buffers) -> Options,
+) -> io::Result<()> {
     let buffers = Buffers::of_own(now_ns())?;
-    let mut engine = Engine::new(Uring::with(options)?, Alone, buffers);
+    let driver = Uring::with(options(&buffers))?;
+    on(driver, buffers, kind, fd)
+}
+
+/// The engine over any driver.
+pub(super) fn on<D: Driver>(
+    driver: D,
+    buffers: Buffers,
+    kind: Kind,
+    fd: OwnedFd,
+) -> io::Result<()> {
+    let mut engine = Engine::new(driver, Alone, buffers);
     engine.open(0, kind, 1, Some(fd))?;
     loop {
         engine.turn(None)?;
