@@ -385,6 +385,49 @@ fn where_io_uring_is_refused_the_network_goes_by_epoll() {
     assert!(log.contains("the network goes by epoll, since io_uring says"), "{log}");
 }
 
+/// Names of a process's threads, and the ticks that all of them have computed.
+fn threads_and_ticks(pid: u64) -> (Vec<String>, u64) {
+    let read = |file: String| std::fs::read_to_string(file).unwrap_or_default();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let tasks: Vec<_> = tasks.flatten().map(|task| task.path().display().to_string()).collect();
+    let names = tasks.iter().map(|task| read(format!("{task}/comm")).trim().to_owned());
+    let stat = read(format!("/proc/{pid}/stat"));
+    let words = stat.rsplit(')').next().unwrap_or("").split_whitespace();
+    let ticks = words.skip(11).take(2).filter_map(|word| word.parse::<u64>().ok());
+    (names.collect(), ticks.sum())
+}
+
+#[test]
+fn the_worker_waits_as_it_is_told_to() {
+    for how in ["sleep", "look", "sqpoll"] {
+        let sandbox = Sandbox::up_with("waits", &["--network-waits", how]);
+        load(&sandbox, "libnet_echo.so", 9000);
+        let mut stream = Lines::to(at(&sandbox, "tcp 9000"));
+        for line in ["one", "two"] {
+            assert_eq!(stream.ask(line), line, "{how}");
+        }
+        assert_eq!(ask_udp(&udp(at(&sandbox, "udp 9000")), b"three"), b"three", "{how}");
+        let pid = worker(&sandbox).expect("a worker");
+        // What it looks for after an answer is over.
+        sleep(Duration::from_millis(100));
+        let (names, before) = threads_and_ticks(pid);
+        sleep(Duration::from_millis(500));
+        let took = threads_and_ticks(pid).1 - before;
+        assert_eq!(how == "look", took > 5, "{how}: {took} ticks");
+        let polls = names.iter().any(|name| name.starts_with("iou-sqp"));
+        assert_eq!(how == "sqpoll", polls, "{how}: {names:?}");
+        // Its successor waits in the same way.
+        if how == "sqpoll" {
+            shoot_worker(pid);
+            until("another worker", || worker(&sandbox).is_some_and(|other| other != pid));
+            let pid = worker(&sandbox).expect("a worker");
+            until("it polls", || {
+                threads_and_ticks(pid).0.iter().any(|it| it.starts_with("iou-sqp"))
+            });
+        }
+    }
+}
+
 /// A ring would let its owner open files past every filter: participants have none, so that there is none
 /// that another could write requests into.
 #[test]

@@ -1,7 +1,8 @@
 //! The pool's buffers, on the side of the process that owns them.
 //!
 //! A [`Lease`] is a buffer that nobody else has: it can be lent to the kernel, sent, handed to another
-//! process, or put back, each once, since each takes it. Buffers that are put back last are used first:
+//! process, or put back, each once, since each takes it. (A driver that fills a buffer bit by bit has it
+//! shared: then each lease is of other bytes of it.) Buffers that are put back last are used first:
 //! their lines are still in the cache.
 #![expect(unsafe_code, reason = "maps a pool, and turns a buffer's number into its address")]
 
@@ -43,6 +44,8 @@ pub struct Returned {
 pub struct Buffers {
     pool: &'static Pool,
     free: Vec<Lease>,
+    /// How many leases there are of each besides the first.
+    shares: Vec<u16>,
     /// Since when buffers are elsewhere, by number; 0 if they are not.
     since_ns: Vec<u64>,
     /// How many are elsewhere for a while, and for good.
@@ -68,6 +71,7 @@ impl Buffers {
         let mut own = Self {
             pool,
             free: Vec::with_capacity(BUFFERS_MAX),
+            shares: vec![0; BUFFERS_MAX],
             since_ns: vec![0; BUFFERS_MAX],
             elsewhere: 0,
             given: 0,
@@ -107,9 +111,42 @@ impl Buffers {
         self.free.pop()
     }
 
-    /// Put one back.
+    /// Put one back: it is free when all of its leases are.
     pub fn put(&mut self, lease: Lease) {
-        self.free.push(lease);
+        match &mut self.shares[lease.index()] {
+            0 => self.free.push(lease),
+            others => *others -= 1,
+        }
+    }
+
+    /// One more lease of a buffer of which there is one: of other bytes of it.
+    pub fn share(&mut self, index: usize) -> Lease {
+        self.shares[index] += 1;
+        Lease(index as u16)
+    }
+
+    /// Does anybody else have a lease of the same buffer?
+    #[must_use]
+    pub fn is_shared(&self, lease: &Lease) -> bool {
+        self.shares[lease.index()] != 0
+    }
+
+    /// A buffer in which bytes of `lease` are alone, and where: it, or a copy.
+    ///
+    /// # Errors
+    /// None is free: the lease.
+    pub fn alone(
+        &mut self,
+        lease: Lease,
+        [start, len]: [usize; 2],
+    ) -> Result<(Lease, usize), Lease> {
+        if !self.is_shared(&lease) {
+            return Ok((lease, start));
+        }
+        let Some(own) = self.take() else { return Err(lease) };
+        self.copy(&lease, [start, len], &own, 0);
+        self.put(lease);
+        Ok((own, 0))
     }
 
     /// How many are free.
@@ -258,6 +295,12 @@ impl Buffers {
         }
     }
 
+    /// Where all of it lies, and how long it is.
+    #[must_use]
+    pub fn span(&self) -> [usize; 2] {
+        [std::ptr::from_ref(self.pool).addr(), POOL_LEN]
+    }
+
     /// What the owner sleeps on while buffers are elsewhere.
     #[must_use]
     pub const fn done(&self) -> &'static Done {
@@ -342,6 +385,26 @@ mod tests {
         assert!(back.len() == 1 && back[0].outcome.is_some());
         own.returned(&mut back);
         assert_eq!(back.len(), 1);
+    }
+
+    #[test]
+    fn a_buffer_is_free_when_the_last_of_its_leases_is_put_back() {
+        let mut own = Buffers::of_own(1).expect("memory");
+        let (first, free) = (own.take().expect("they are all free"), own.free());
+        let at = own.at(&first);
+        // SAFETY: the first bytes of a buffer that this test has.
+        unsafe { at.copy_from_nonoverlapping(b"onetwo".as_ptr(), 6) };
+        let second = own.share(first.index());
+        assert!(own.is_shared(&first) && own.is_shared(&second));
+        let (copy, start) = own.alone(second, [3, 3]).expect("one is free");
+        assert!(copy.index() != first.index() && start == 0);
+        // SAFETY: three bytes have been copied there.
+        assert_eq!(unsafe { std::slice::from_raw_parts(own.at(&copy), 3) }, b"two");
+        let (same, start) = own.alone(first, [0, 3]).expect("it is alone");
+        assert_eq!((own.at(&same), start), (at, 0));
+        own.put(same);
+        own.put(copy);
+        assert_eq!(own.free(), free + 1);
     }
 
     #[derive(Debug, Clone)]

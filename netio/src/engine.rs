@@ -40,7 +40,7 @@ use crate::address::Address;
 use crate::buffers::{Buffers, Lease, Returned};
 use batch::Batch;
 use datagrams::{FlowKey, Outgoing, Socket};
-use driver::{Doorbell, Driver, Event, Source};
+use driver::{Doorbell, Driver, Event, Filled, Source};
 use patience::Patience;
 use seats::Seated;
 use streams::Connection;
@@ -268,6 +268,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         &self.sandbox
     }
 
+    /// Look for what comes all the time, and never sleep: it costs a core.
+    pub const fn look_always(&mut self) {
+        self.patience.is_endless = true;
+    }
+
     /// How the kernel is asked, for people.
     #[must_use]
     pub fn way(&self) -> &'static str {
@@ -306,7 +311,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             if events.is_empty() {
                 let found = self.look(look_ns);
                 self.patience.looked(found);
-                if found {
+                if found || self.patience.is_endless {
                     return self.driver.wait(Some(Duration::ZERO), None, events);
                 }
             } else {
@@ -379,7 +384,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             Event::Datagram { socket, lease, start, len, whole, from } => {
                 self.datagram(socket, lease, [start, len], whole, from);
             }
-            Event::Piece { connection, lease, start, len } => {
+            Event::Piece { connection, filled, start, len } => {
+                let lease = match filled {
+                    Filled::Whole(lease) => lease,
+                    Filled::Part(index) => self.buffers.share(index),
+                };
                 self.piece(connection, lease, start, len);
             }
             Event::Accepted(port, fd) => self.accepted(port, fd),
@@ -445,7 +454,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             verdict: NET_PASS,
             hand: [0; 3],
         };
-        let room = BUFFER_LEN - start - len;
+        // Behind the bytes of one that is shared lie others'.
+        let is_shared = self.buffers.is_shared(piece.lease);
+        let room = if is_shared { 0 } else { BUFFER_LEN - start - len };
         let buf = at.wrapping_add(start + len);
         let mut reply = Reply { buf, cap: room, ..Reply::empty() };
         add(&tally.upcalls, 1);
@@ -516,7 +527,12 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Give a packet to another process.
-    fn hand(&mut self, lease: Lease, handed: Handed, hand: [u64; 3]) {
+    fn hand(&mut self, lease: Lease, mut handed: Handed, hand: [u64; 3]) {
+        let (lease, start) = match self.buffers.alone(lease, [handed.start, handed.len]) {
+            Ok(alone) => alone,
+            Err(lease) => return self.lose(lease, &handed),
+        };
+        handed.start = start;
         let extent = [handed.start as u16, handed.len as u16];
         let (index, now_ns) = (lease.index(), self.sandbox.now_ns());
         let name = self.buffers.hand(lease, extent, handed.from.net(), now_ns);

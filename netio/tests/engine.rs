@@ -81,7 +81,7 @@ fn what_one_handler_passes_the_next_is_asked_about() {
 
 #[test]
 fn a_connection_gets_back_what_it_sends() {
-    for way in ways() {
+    for way in ways_in_place() {
         let (fd, server) = tcp_port();
         let served = Served::start(way, Kind::Tcp, fd, vec![echo()]);
         let stream = connect(server);
@@ -174,7 +174,7 @@ fn an_answer_of_any_length_is_sent_and_given_back() {
 
 #[test]
 fn a_reader_that_is_slow_holds_the_sender_back() {
-    for way in ways() {
+    for way in ways_in_place() {
         let (fd, server) = tcp_port();
         let served = Served::start(way, Kind::Tcp, fd, vec![echo()]);
         let stream = connect(server);
@@ -205,7 +205,7 @@ fn a_reader_that_is_slow_holds_the_sender_back() {
 
 #[test]
 fn datagrams_and_connections_are_sent_on_and_back() {
-    for way in ways() {
+    for way in ways_in_place() {
         let upstream = UdpSocket::bind(local()).expect("a socket");
         let to = NetAddress::of(upstream.local_addr().expect("an address"));
         upstream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
@@ -352,7 +352,7 @@ fn another_process_answers_and_its_death_costs_one_answer() {
 
 #[test]
 fn many_connections_at_once_each_get_their_own() {
-    for way in ways() {
+    for way in ways_in_place() {
         let (fd, server) = tcp_port();
         let served = Served::start(way, Kind::Tcp, fd, vec![echo()]);
         let mut streams: Vec<TcpStream> = (0..300).map(|_| connect(server)).collect();
@@ -424,7 +424,7 @@ fn what_another_process_leaves_is_given_out_again_with_more_only() {
 
 #[test]
 fn joined_connections_are_forgotten_whichever_side_ends_first() {
-    for way in ways() {
+    for way in ways_in_place() {
         let upstream = TcpListener::bind(local()).expect("a port");
         let to = NetAddress::of(upstream.local_addr().expect("an address"));
         let forward = move |block: &mut PacketBlock, _: &mut Reply| {

@@ -35,7 +35,7 @@ pub use report::{Goal, Report, Row};
 pub use sockets::ask;
 
 /// Names of the benchmarks.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 11] = [
     "upcall",
     "kv",
     "launch",
@@ -46,15 +46,24 @@ pub const NAMES: [&str; 10] = [
     "interpose",
     "sockets",
     "net",
+    "engine",
 ];
 
 /// How to measure.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Rounds per row.
     pub rounds: usize,
     /// A fraction of the usual work: to see that it runs, not for figures.
     pub quick: bool,
+    /// Rows in whose names one of these is; all, if there is none.
+    pub only: Vec<String>,
+}
+
+impl Options {
+    fn wants(&self, row: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| row.contains(part.as_str()))
+    }
 }
 
 /// Why there are no figures.
@@ -68,6 +77,8 @@ pub enum BenchError {
     Io(&'static str, io::Error),
     /// The process in the sandbox said something else than a figure.
     Inside(String),
+    /// No row has a name like that.
+    NoRow,
 }
 
 impl fmt::Display for BenchError {
@@ -80,6 +91,7 @@ impl fmt::Display for BenchError {
                 write!(f, "{} is missing: run `cargo build --release` first", path.display())
             }
             Self::Io(doing, error) => write!(f, "{doing}: {error}"),
+            Self::NoRow => write!(f, "no row of it is called anything like that"),
             Self::Inside(said) => write!(f, "the process in the sandbox failed: {said}"),
         }
     }
@@ -92,6 +104,15 @@ impl std::error::Error for BenchError {}
 /// # Errors
 /// [`BenchError`].
 pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
+    let is_part = !options.only.is_empty();
+    let mut report = run_all(name, options)?;
+    if is_part {
+        report.goals.retain(|goal| goal.value.is_some());
+    }
+    Ok(report)
+}
+
+fn run_all(name: &str, options: Options) -> Result<Report, BenchError> {
     match name {
         "upcall" => upcall::run(options),
         "kv" => kv::run(options),
@@ -103,6 +124,7 @@ pub fn run(name: &str, options: Options) -> Result<Report, BenchError> {
         "interpose" => interpose::run(options),
         "sockets" => sockets::run(options),
         "net" => net::run(options),
+        "engine" => net::engine::run(options),
         _ => Err(BenchError::Unknown(name.to_owned())),
     }
 }
@@ -117,9 +139,14 @@ fn built(name: &str) -> Result<PathBuf, BenchError> {
 /// One row: its name, its unit, and what measures it once.
 type Measure<'a> = (String, &'static str, Box<dyn FnMut() -> Result<f64, BenchError> + 'a>);
 
-/// Measure all rows in turns.
-fn measure(rounds: usize, mut rows: Vec<Measure<'_>>) -> Result<Vec<Row>, BenchError> {
+/// Measure the rows that are wanted in turns.
+fn measure(options: &Options, mut rows: Vec<Measure<'_>>) -> Result<Vec<Row>, BenchError> {
     use std::io::IsTerminal;
+    rows.retain(|(name, ..)| options.wants(name));
+    if rows.is_empty() {
+        return Err(BenchError::NoRow);
+    }
+    let rounds = options.rounds;
     let mut samples = vec![Vec::new(); rows.len()];
     for round in 0..rounds {
         for ((name, _, measure), samples) in rows.iter_mut().zip(&mut samples) {

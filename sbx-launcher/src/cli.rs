@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::control::{self, Request};
 use crate::policy::Policy;
-use crate::sandbox::ports::Listen;
+use crate::sandbox::ports::{Listen, Waits};
 use crate::sandbox::terms::{Clamp, Terms};
 use crate::{bench, doctor, perf, policy, run, trace};
 
@@ -132,6 +132,9 @@ enum Command {
         /// Have local connections and pipes between its programs go through the region.
         #[arg(long)]
         sockets: bool,
+        /// How the worker that serves the network waits; all but the first cost a core.
+        #[arg(long, value_name = "HOW", default_value = "sleep")]
+        network_waits: Waits,
     },
     /// Write the extensions of a sandbox, with all their state, to a file. Calls wait meanwhile.
     #[command(after_help = "Example: sbx-launcher snapshot web web.snapshot
@@ -263,9 +266,10 @@ Restore: sbx-launcher up web --restore web.snapshot")]
     #[command(after_help = "Example: sbx-launcher bench upcall --json
 Benchmarks: upcall (a call), kv (a cache), launch (starting programs), faults (what goes wrong), \
 events (telling another process), delay and service (beside hogs), interpose (system calls that \
-somebody looks at), sockets (servers and clients on one host), net (what comes from the network).")]
+somebody looks at), sockets (servers and clients on one host), net (what comes from the network), engine (how it \
+asks the kernel).")]
     Bench {
-        /// upcall, kv, launch, faults, events, delay, service, interpose, sockets or net.
+        /// upcall, kv, launch, faults, events, delay, service, interpose, sockets, net or engine.
         name: String,
         /// Print JSON.
         #[arg(long)]
@@ -276,6 +280,12 @@ somebody looks at), sockets (servers and clients on one host), net (what comes f
         /// A little of everything: shows that it runs, not how fast.
         #[arg(long)]
         quick: bool,
+        /// Measure only rows with this in their names; may be given several times.
+        #[arg(long, value_name = "ROW")]
+        only: Vec<String>,
+        /// Rounds per row, of which the median is shown.
+        #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..))]
+        rounds: Option<u8>,
     },
     /// What runs inside the sandbox for `bench`.
     #[command(hide = true)]
@@ -428,8 +438,10 @@ pub fn main(cli: Cli) -> i32 {
 fn carry_out(command: Command) -> Result<i32> {
     match command {
         Command::Run(run) => start(run),
-        Command::Up { name, size, restore, sockets } => {
-            run::up(&name, size.saturating_mul(1 << 20), restore.as_deref(), sockets).map(|()| 0)
+        Command::Up { name, size, restore, sockets, network_waits } => {
+            let len = size.saturating_mul(1 << 20);
+            let choices = run::Choices { sockets, network_waits };
+            run::up(&name, len, restore.as_deref(), choices).map(|()| 0)
         }
         Command::Snapshot { name, file } => {
             let file = std::path::absolute(file)?;
@@ -461,7 +473,10 @@ fn carry_out(command: Command) -> Result<i32> {
         Command::Trace { calls, count, out, json, argv } => {
             trace::run(trace::Trace { calls, count, json, out, argv })
         }
-        Command::Bench { name, json, plot, quick } => measure(&name, json, plot, quick),
+        Command::Bench { name, json, plot, quick, only, rounds } => {
+            let rounds = rounds.unwrap_or(if quick { 3 } else { 7 }).into();
+            measure(&name, bench::Options { rounds, quick, only }, json, plot)
+        }
         Command::BenchInside { calls: Some(count), by } => Ok(bench::serve_calls(count, &by)),
         Command::BenchInside { .. } => Ok(bench::serve()),
         Command::BenchServe { what, port } => Ok(bench::serve_network(&what, port)),
@@ -497,9 +512,8 @@ fn start(
     run::in_own_sandbox(command, |_| ())
 }
 
-fn measure(name: &str, json: bool, plot: Option<PathBuf>, quick: bool) -> Result<i32> {
-    let rounds = if quick { 3 } else { 7 };
-    let report = bench::run(name, bench::Options { rounds, quick })?;
+fn measure(name: &str, options: bench::Options, json: bool, plot: Option<PathBuf>) -> Result<i32> {
+    let report = bench::run(name, options)?;
     if let Some(file) = plot {
         std::fs::write(&file, report.svg())
             .map_err(|error| format!("{}: {error}", file.display()))?;

@@ -17,6 +17,7 @@ use crate::one_cpu::OneCpu;
 use crate::policy::Policy;
 use crate::preload;
 use crate::sandbox::Sandbox;
+use crate::sandbox::ports::Waits;
 use crate::sandbox::terms::Terms;
 use crate::supervisor::{End, Supervisor};
 use crate::worker;
@@ -564,6 +565,15 @@ fn execute(start: &Start, mut pointers: Pointers, words: &Words) -> ! {
     unsafe { libc::_exit(if errno == libc::ENOENT { 127 } else { 126 }) }
 }
 
+/// What a named sandbox does that others do not.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Choices {
+    /// Carry the local sockets of what runs.
+    pub sockets: bool,
+    /// How the network's worker waits.
+    pub network_waits: Waits,
+}
+
 /// Make a named sandbox and leave its supervisor behind.
 ///
 /// # Errors
@@ -572,7 +582,7 @@ pub fn up(
     name: &str,
     len: usize,
     restore: Option<&Path>,
-    sockets: bool,
+    Choices { sockets, network_waits }: Choices,
 ) -> Result<(), Box<dyn std::error::Error>> {
     failpoint::ready();
     libos::manifest::check_name(name)?;
@@ -581,6 +591,7 @@ pub fn up(
         None => Sandbox::create(name, len, Pages::Huge)?,
         Some(file) => Sandbox::restore(name, file)?,
     };
+    sandbox.network_waits = network_waits;
     if sockets {
         sandbox.carry_sockets()?;
     }

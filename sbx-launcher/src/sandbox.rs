@@ -144,6 +144,8 @@ pub struct Sandbox {
     by_policy: Vec<(String, [u64; SET_WORDS])>,
     /// Local sockets of its programs go through the region.
     carries_sockets: bool,
+    /// How the network's worker waits.
+    pub network_waits: ports::Waits,
     /// Offset of the pool of buffers, once there is one.
     pool: Option<usize>,
     port_numbers: ports::Numbers,
@@ -268,6 +270,7 @@ impl Sandbox {
             happened: Vec::new(),
             by_policy: Vec::new(),
             carries_sockets: false,
+            network_waits: ports::Waits::default(),
             pool: None,
             port_numbers: ports::Numbers::new(),
             seat_numbers: ports::Numbers::new(),

@@ -1,4 +1,5 @@
-//! Datagrams that go out by one call.
+//! Datagrams that go out by one call, and those of one length to one receiver as one that the kernel cuts up
+//! last of all (UDP_SEGMENT): they go through its layers once.
 #![expect(unsafe_code, reason = "hands many buffers to one call")]
 
 use std::os::fd::RawFd;
@@ -8,13 +9,39 @@ use crate::address::Address;
 /// Most of one call.
 pub(super) const BATCH: usize = 64;
 /// Fewer than these go one by one, with the next wait.
-pub(super) const BATCH_MIN: usize = 3;
+pub(super) const BATCH_MIN: usize = 2;
+/// Longest datagram that is sent as a part of a larger one, and most bytes of such a one: less than any
+/// usual path carries, and than the kernel takes.
+const SEGMENT_MAX: usize = 1200;
+const SEGMENTS_LEN_MAX: usize = 60_000;
+/// After a refusal so many calls are without.
+const WITHOUT: u32 = 10_000;
+
+/// What says how long the parts are: a header and a number of 16 bits, padded.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Segment {
+    header: libc::cmsghdr,
+    len: u16,
+}
+
+/// A datagram that is to go.
+#[derive(Clone, Copy)]
+pub(super) struct Datagram {
+    pub(super) bytes: *const [u8],
+    pub(super) to: Option<Address>,
+    /// It is one of UDP.
+    pub(super) is_udp: bool,
+}
 
 /// What the call is given; made once.
 pub(super) struct Batch {
     names: Vec<Address>,
     parts: Vec<libc::iovec>,
     messages: Vec<libc::mmsghdr>,
+    segments: Vec<Segment>,
+    /// Calls that are to be made without segments.
+    without: u32,
 }
 
 impl std::fmt::Debug for Batch {
@@ -28,16 +55,30 @@ impl Batch {
         let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         // SAFETY: plain numbers and null pointers.
         let empty: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        let header = libc::cmsghdr {
+            // SAFETY: takes a number only.
+            cmsg_len: unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) } as usize,
+            cmsg_level: libc::SOL_UDP,
+            cmsg_type: libc::UDP_SEGMENT,
+        };
         Self {
             names: vec![Address::new(&[]); BATCH],
             parts: vec![none; BATCH],
             messages: vec![empty; BATCH],
+            segments: vec![Segment { header, len: 0 }; BATCH],
+            without: 0,
         }
     }
 
     /// In the place of one that is in use.
     pub(super) const fn none() -> Self {
-        Self { names: Vec::new(), parts: Vec::new(), messages: Vec::new() }
+        Self {
+            names: Vec::new(),
+            parts: Vec::new(),
+            messages: Vec::new(),
+            segments: Vec::new(),
+            without: 0,
+        }
     }
 
     /// Send as many as the kernel takes now, in order; how many that is. An error counts as one that was
@@ -48,33 +89,134 @@ impl Batch {
     pub(super) unsafe fn send(
         &mut self,
         fd: RawFd,
-        datagrams: impl Iterator<Item = (*const [u8], Option<Address>)>,
+        datagrams: impl Iterator<Item = Datagram> + Clone,
     ) -> (usize, bool) {
-        let mut count = 0;
-        for (index, (bytes, to)) in datagrams.take(BATCH).enumerate() {
-            self.parts[index].iov_base = bytes.cast::<libc::c_void>().cast_mut();
-            self.parts[index].iov_len = bytes.len();
-            let header = &mut self.messages[index].msg_hdr;
-            header.msg_iov = &raw mut self.parts[index];
-            header.msg_iovlen = 1;
-            let to = to.unwrap_or(Address::new(&[]));
-            self.names[index] = to;
-            (header.msg_name, header.msg_namelen) = match to.len() {
-                0 => (std::ptr::null_mut(), 0),
-                len => (self.names[index].as_ptr().cast_mut().cast(), len as u32),
-            };
-            count = index + 1;
-        }
+        self.without = self.without.saturating_sub(1);
+        let messages = self.fill(datagrams.clone());
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let at = self.messages.as_mut_ptr();
         // SAFETY: as many messages, whose names and parts are this value's and whose bytes can be read.
-        let sent = unsafe { libc::sendmmsg(fd, self.messages.as_mut_ptr(), count as u32, flags) };
-        match usize::try_from(sent) {
-            Ok(sent) => (sent, true),
-            Err(_) => {
-                let error = std::io::Error::last_os_error();
-                let full = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS));
-                (usize::from(!full), false)
-            }
+        let sent = unsafe { libc::sendmmsg(fd, at, messages as u32, flags) };
+        if let Ok(sent) = usize::try_from(sent) {
+            return (self.messages[..sent].iter().map(|it| it.msg_hdr.msg_iovlen).sum(), true);
         }
+        let error = std::io::Error::last_os_error().raw_os_error();
+        let has_parts = self.messages[0].msg_hdr.msg_iovlen > 1;
+        if has_parts && matches!(error, Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE)) {
+            // Not this way: its path is too narrow, or its device cannot.
+            self.without = WITHOUT;
+            // SAFETY: the same contract.
+            return unsafe { self.send(fd, datagrams) };
+        }
+        let full = matches!(error, Some(libc::EAGAIN | libc::ENOBUFS));
+        (usize::from(!full), false)
+    }
+
+    /// Make messages of them; how many.
+    fn fill(&mut self, datagrams: impl Iterator<Item = Datagram>) -> usize {
+        let (mut count, mut whole, mut is_open) = (0, 0, false);
+        for (index, Datagram { bytes, to, is_udp }) in datagrams.take(BATCH).enumerate() {
+            let len = bytes.len();
+            self.parts[index].iov_base = bytes.cast::<libc::c_void>().cast_mut();
+            self.parts[index].iov_len = len;
+            let name = to.unwrap_or(Address::new(&[]));
+            let fits = is_open && self.names[count - 1] == name && whole + len <= SEGMENTS_LEN_MAX;
+            let first = usize::from(if fits { self.segments[count - 1].len } else { 0 });
+            if fits && (1..=first).contains(&len) {
+                self.append(count - 1);
+                (whole, is_open) = (whole + len, len == first);
+                continue;
+            }
+            self.begin(count, index, name);
+            self.segments[count].len = len.min(SEGMENT_MAX) as u16;
+            is_open = is_udp && self.without == 0 && (1..=SEGMENT_MAX).contains(&len);
+            (count, whole) = (count + 1, len);
+        }
+        count
+    }
+
+    /// Begin a message with one part.
+    fn begin(&mut self, message: usize, part: usize, name: Address) {
+        self.names[message] = name;
+        let header = &mut self.messages[message].msg_hdr;
+        header.msg_iov = &raw mut self.parts[part];
+        header.msg_iovlen = 1;
+        (header.msg_control, header.msg_controllen) = (std::ptr::null_mut(), 0);
+        (header.msg_name, header.msg_namelen) = match name.len() {
+            0 => (std::ptr::null_mut(), 0),
+            len => (self.names[message].as_ptr().cast_mut().cast(), len as u32),
+        };
+    }
+
+    /// The next part belongs to it, too.
+    fn append(&mut self, message: usize) {
+        let header = &mut self.messages[message].msg_hdr;
+        header.msg_iovlen += 1;
+        header.msg_control = (&raw mut self.segments[message]).cast();
+        header.msg_controllen = size_of::<Segment>();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
+
+    use super::{Batch, Datagram, WITHOUT};
+    use crate::address::Address;
+
+    fn socket() -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+        socket
+    }
+
+    /// What `to` gets of these when they are sent by as few calls as that takes.
+    fn gets(batch: &mut Batch, to: &[UdpSocket], datagrams: &[(usize, Vec<u8>)]) {
+        let from = socket();
+        let addresses: Vec<Address> =
+            to.iter().map(|it| Address::of(it.local_addr().expect("bound"))).collect();
+        let all = datagrams.iter().map(|(to, bytes)| Datagram {
+            bytes: std::ptr::from_ref(&bytes[..]),
+            to: Some(addresses[*to]),
+            is_udp: true,
+        });
+        // SAFETY: they stay.
+        let (sent, went) = unsafe { batch.send(from.as_raw_fd(), all) };
+        assert_eq!((sent, went), (datagrams.len(), true));
+        for (to_which, bytes) in datagrams {
+            let mut got = vec![0; 4096];
+            let len = to[*to_which].recv(&mut got).expect("a datagram");
+            assert_eq!(&got[..len], &bytes[..]);
+        }
+    }
+
+    #[test]
+    fn each_arrives_as_it_was_whatever_it_went_with() {
+        let to = [socket(), socket()];
+        let of = |len: usize, seed: usize| vec![(len * 7 + seed) as u8; len];
+        let mixed = [0, 64, 64, 64, 10, 64, 1200, 1200, 1300, 1300, 0, 5, 5, 6];
+        let one: Vec<_> = mixed.iter().enumerate().map(|(at, len)| (0, of(*len, at))).collect();
+        let two: Vec<_> = (0..64).map(|at| (at / 3 % 2, of(100, at))).collect();
+        let long: Vec<_> = (0..60).map(|at| (1, of(1200, at))).collect();
+        let mut batch = Batch::new();
+        for datagrams in [&one, &two, &long] {
+            gets(&mut batch, &to, datagrams);
+            assert_eq!(batch.without, 0, "the kernel refuses segments");
+        }
+        let segments = |datagrams: &[(usize, Vec<u8>)], batch: &mut Batch| {
+            let all = datagrams.iter().map(|(_, bytes)| Datagram {
+                bytes: std::ptr::from_ref(&bytes[..]),
+                to: None,
+                is_udp: true,
+            });
+            batch.fill(all)
+        };
+        assert_eq!(segments(&one, &mut batch), 9);
+        assert_eq!(segments(&long, &mut batch), 2);
+        batch.without = WITHOUT;
+        gets(&mut batch, &to, &two);
+        assert_eq!(segments(&two, &mut batch), 64);
     }
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use ext_api::abi::{NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE, NetAddress};
 use ext_api::pool::Outcome;
 
-use super::batch::{BATCH, BATCH_MIN, Batch};
+use super::batch::{BATCH, BATCH_MIN, Batch, Datagram};
 use super::driver::{Driver, Source};
 use super::{Answer, Asked, Bytes, Engine, Handed, Kind, Sandbox, Sending, add};
 use crate::address::Address;
@@ -45,6 +45,7 @@ struct Flow {
 pub(super) struct Outgoing {
     place: u32,
     fd: RawFd,
+    is_udp: bool,
 }
 
 /// Whose flow, of which port, to where.
@@ -163,7 +164,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let other = flow.and_then(|flow| self.sockets.get(flow as usize)?.flow.as_ref());
         let fd = if flow.is_some() { other.map(|flow| &flow.fd) } else { own };
         match fd.map(AsRawFd::as_raw_fd) {
-            Some(fd) => self.outgoing.push(Outgoing { place, fd }),
+            Some(fd) => {
+                let kind = self.ports[number as usize].as_ref().map(|port| port.kind);
+                let is_udp = kind != Some(Kind::Interface);
+                self.outgoing.push(Outgoing { place, fd, is_udp });
+            }
             None => self.finish_send(place),
         }
     }
@@ -189,7 +194,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let mut batch = std::mem::replace(&mut self.batch, Batch::none());
         let datagrams = outgoing.iter().map(|one| {
             let sending = &self.sends[one.place as usize];
-            (self.bytes_at(sending), sending.to)
+            Datagram { bytes: self.bytes_at(sending), to: sending.to, is_udp: one.is_udp }
         });
         let fd = outgoing.first().map_or(-1, |one| one.fd);
         // SAFETY: the bytes are in buffers and spills that are put away below at the earliest.

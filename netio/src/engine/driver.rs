@@ -9,6 +9,15 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::buffers::Lease;
 
+/// The buffer that bytes have come into.
+#[derive(Debug)]
+pub enum Filled {
+    /// All of it is ours.
+    Whole(Lease),
+    /// The driver has it, and puts what comes next behind these bytes.
+    Part(usize),
+}
+
 /// Something that receives until it is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -40,12 +49,12 @@ pub enum Event {
         /// Who has sent it.
         from: Address,
     },
-    /// Bytes of a connection have come, from the buffer's start.
+    /// Bytes of a connection have come.
     Piece {
         /// The connection.
         connection: u32,
         /// Their buffer.
-        lease: Lease,
+        filled: Filled,
         /// Where in the buffer they begin.
         start: usize,
         /// How many.
@@ -111,7 +120,7 @@ pub trait Driver: fmt::Debug {
     unsafe fn connect(&mut self, connection: u32, fd: BorrowedFd<'_>, to: &'static Address);
 
     /// `fd` is about to be closed: what is to be sent on it goes now, or is told not to have been. None of its
-    /// sources is under way.
+    /// sources is under way. Connections are told of here as well, when nothing is to be sent on them.
     fn release(&mut self, fd: BorrowedFd<'_>);
 
     /// Tell once when `fd` can be read; of one descriptor at a time.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN};
 
-use super::driver::{Doorbell, Driver, Event, Source};
+use super::driver::{Doorbell, Driver, Event, Filled, Source};
 use crate::address::{ADDRESS_LEN, Address};
 use crate::buffers::Lease;
 
@@ -215,7 +215,7 @@ impl Epoll {
                 Event::Datagram { socket, lease, start, len, whole: got as usize <= room, from }
             }
             Source::Stream(index) | Source::Listener(index) => {
-                Event::Piece { connection: index, lease, start, len }
+                Event::Piece { connection: index, filled: Filled::Whole(lease), start, len }
             }
         });
         outcome

@@ -1,6 +1,6 @@
 //! How long to look for news before sleeping: to be woken on another core takes longer than most answers
 //! are away. Looking is worth while as long as something usually comes in that time; if not, it stops until
-//! sleeps have been that short again.
+//! sleeps have been that short again. Who has a core to give for it can have it looked all the time.
 
 /// Longest look: less than two wake-ups take.
 const LOOK_NS: u64 = 40_000;
@@ -13,13 +13,15 @@ const VAIN_LOOKS: u32 = 3;
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     looks: bool,
+    /// It never sleeps.
+    pub(super) is_endless: bool,
     in_a_row: u32,
 }
 
 impl Patience {
     /// How long to look now.
     pub(super) const fn look_ns(&self) -> u64 {
-        if self.looks { LOOK_NS } else { 0 }
+        if self.is_endless || self.looks { LOOK_NS } else { 0 }
     }
 
     /// A look has ended, with news or without.

@@ -120,7 +120,12 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Put a buffer into the queue of a seat.
-    fn give(&mut self, lease: Lease, handed: Handed) {
+    fn give(&mut self, lease: Lease, mut handed: Handed) {
+        let (lease, start) = match self.buffers.alone(lease, [handed.start, handed.len]) {
+            Ok(alone) => alone,
+            Err(lease) => return self.lose(lease, &handed),
+        };
+        handed.start = start;
         let Some((seat, piece)) = handed.seat else { return self.buffers.put(lease) };
         let Some(place) = self.buffers.seat(seat as usize) else { return self.buffers.put(lease) };
         let extent = [handed.start as u16, handed.len as u16];

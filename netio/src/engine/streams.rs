@@ -492,7 +492,17 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             return false;
         }
         let first = known.pieces.pop_front();
-        let Some((mut first, mut next)) = first.zip(known.pieces.pop_front()) else { return false };
+        let Some((first, mut next)) = first.zip(known.pieces.pop_front()) else { return false };
+        let Piece { lease, start, len } = first;
+        let mut first = match self.buffers.alone(lease, [start, len]) {
+            Ok((lease, start)) => Piece { lease, start, len },
+            Err(lease) => {
+                self.buffers.put(lease);
+                self.buffers.put(next.lease);
+                self.cut(index);
+                return false;
+            }
+        };
         let taken = next.len.min(BUFFER_LEN - first.len);
         if first.start + first.len + taken > BUFFER_LEN {
             self.buffers.copy(&first.lease, [first.start, first.len], &first.lease, 0);
@@ -757,6 +767,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if known.is_accepted && known.seat.is_none() && !known.is_joined && !known.is_new {
             self.tell_end(&known);
         }
+        self.driver.release(known.fd.as_fd());
         self.lingering -= usize::from(known.lingers);
         known.pieces.into_iter().for_each(|piece| self.buffers.put(piece.lease));
         known.output.into_iter().for_each(|place| self.finish_send(place));

@@ -2,21 +2,22 @@
 //! picks the buffers, which lie in the region.
 #![expect(unsafe_code, reason = "hands buffers and requests to the kernel")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+mod lent;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN, BUFFERS_MAX, PACKET_LEN_MAX};
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, RecvMsgOut, SubmitArgs, Timespec};
+use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN, PACKET_LEN_MAX};
+use io_uring::types::{CancelBuilder, Fd, Fixed, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::driver::{Doorbell, Driver, Event, Source};
 use crate::address::{ADDRESS_LEN, Address};
 use crate::buffers::Lease;
+use lent::Lent;
 
 /// Requests that can wait to be submitted together.
 const ENTRIES: u32 = 1024;
@@ -24,8 +25,6 @@ const ENTRIES: u32 = 1024;
 const RESULTS: u32 = 8192;
 /// The group that our buffers are.
 const GROUP: u16 = 1;
-/// Entries of the ring of buffers: room for all.
-const BUFFER_ENTRIES: u16 = BUFFERS_MAX as u16;
 /// What the kernel puts before a datagram: a header and an address.
 const FRONT: usize = 16 + NAME_LEN;
 const NAME_LEN: usize = 32;
@@ -54,7 +53,7 @@ const fn name_of(source: Source) -> u64 {
     }
 }
 
-/// What a ring can do besides. On this kernel nothing of it wins over the default: `bench net` says.
+/// What a ring can do besides. On this kernel nothing of it wins over the default: `bench engine` says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
     /// A thread of the kernel's takes requests, for which it looks all the time, instead of our calls.
@@ -62,6 +61,24 @@ pub struct Options {
     /// Answers of connections from so many bytes on are sent from where they lie, without a copy, if the
     /// device can do that.
     pub zero_copy_from: Option<usize>,
+    /// Where those lie, from here on as many bytes: the kernel has the pages for good.
+    pub registered: Option<[usize; 2]>,
+    /// The kernel has the files of connections for good, not for each request.
+    pub files: bool,
+    /// One result for as many buffers as a connection's bytes have filled.
+    pub bundles: bool,
+    /// A buffer is filled bit by bit, by whatever connections have bytes; there is no room behind them for what
+    /// handlers write, which is spilled. No datagrams are received so.
+    pub incremental: bool,
+}
+
+/// Files that the kernel may have for good: as many as this process may have descriptors.
+fn files_max() -> usize {
+    const MOST: libc::rlim_t = 1 << 16;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes a limit.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur.min(MOST) as usize
 }
 
 /// How long the kernel's thread looks for requests before it sleeps.
@@ -73,9 +90,11 @@ pub struct Uring {
     options: Options,
     /// What sends without a copy have come to whose bytes are not free yet, by place.
     copied_later: HashMap<u32, i32>,
-    buffers: BufferRing,
-    lent: Vec<Option<Lease>>,
-    lent_count: usize,
+    lent: Lent,
+    /// Which descriptors the kernel has for good, under their own numbers.
+    files: Vec<bool>,
+    /// What has not come from the kernel.
+    told: Vec<Event>,
     /// What is asked of the kernel for datagrams: room for an address.
     message: Box<libc::msghdr>,
     /// Requests for which the queue had no room.
@@ -86,7 +105,7 @@ pub struct Uring {
 
 impl fmt::Debug for Uring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Uring").field("lent", &self.lent_count).finish_non_exhaustive()
+        f.debug_struct("Uring").field("lent", &self.lent.count()).finish_non_exhaustive()
     }
 }
 
@@ -119,18 +138,26 @@ impl Uring {
                 "this kernel's io_uring cannot wait for a futex (Linux 6.7)",
             ));
         }
-        let buffers = BufferRing::register(&ring)?;
+        let lent = Lent::register(&ring, GROUP, options.incremental)?;
+        let files = vec![false; if options.files { files_max() } else { 0 }];
+        if options.files {
+            ring.submitter().register_files_sparse(files.len() as u32)?;
+        }
+        if let Some([start, len]) = options.registered {
+            let all = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: len };
+            // SAFETY: the kernel refuses what is not mapped there, and only reads it.
+            unsafe { ring.submitter().register_buffers(&[all]) }?;
+        }
         // SAFETY: plain numbers and null pointers.
         let mut message: Box<libc::msghdr> = unsafe { Box::new(std::mem::zeroed()) };
         message.msg_namelen = NAME_LEN as u32;
-        let lent = (0..BUFFERS_MAX).map(|_| None).collect();
         Ok(Self {
             ring,
             options,
             copied_later: HashMap::new(),
-            buffers,
             lent,
-            lent_count: 0,
+            files,
+            told: Vec::new(),
             message,
             later: VecDeque::new(),
             is_listening: false,
@@ -157,6 +184,9 @@ impl Uring {
 
     fn submit_all(&mut self) {
         self.fill();
+        if self.ring.submission().is_empty() {
+            return;
+        }
         // What cannot be submitted now is, with the next wait.
         let _ = self.ring.submit();
     }
@@ -170,11 +200,29 @@ impl Uring {
         self.is_listening = true;
     }
 
-    /// The lease of the buffer that a result says it has filled.
-    fn filled(&mut self, flags: u32) -> Option<Lease> {
-        let lease = self.lent.get_mut(usize::from(cqueue::buffer_select(flags)?))?.take()?;
-        self.lent_count -= 1;
-        Some(lease)
+    /// The kernel's own name of a connection's file, if it has it.
+    fn file(&mut self, fd: BorrowedFd<'_>) -> Option<Fixed> {
+        let number = fd.as_raw_fd();
+        let known = self.files.get_mut(usize::try_from(number).ok()?)?;
+        if !*known {
+            *known = self.ring.submitter().register_files_update(number as u32, &[number]).is_ok();
+        }
+        known.then_some(Fixed(number as u32))
+    }
+
+    /// A request of a connection, by whichever name the kernel has its file.
+    fn push_of(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        name: u64,
+        by_file: impl FnOnce(Fixed) -> squeue::Entry,
+        by_fd: impl FnOnce(Fd) -> squeue::Entry,
+    ) {
+        let entry = match self.file(fd) {
+            Some(file) => by_file(file),
+            None => by_fd(Fd(fd.as_raw_fd())),
+        };
+        self.push(entry, name);
     }
 
     fn tell(&mut self, entry: &cqueue::Entry, events: &mut Vec<Event>) {
@@ -193,9 +241,7 @@ impl Uring {
             }
             _ => return,
         };
-        if let Some(event) = self.received(source, result, flags) {
-            events.push(event);
-        }
+        self.received(source, result, flags, events);
         if !cqueue::more(flags) {
             // One that ends although it has received something had no room to say so.
             let why = if result > 0 { -libc::ENOBUFS } else { result };
@@ -213,45 +259,65 @@ impl Uring {
         Some(Event::Sent(place, before.unwrap_or(result)))
     }
 
-    fn received(&mut self, source: Source, result: i32, flags: u32) -> Option<Event> {
+    fn received(&mut self, source: Source, result: i32, flags: u32, events: &mut Vec<Event>) {
         if let Source::Listener(listener) = source {
             // SAFETY: the kernel just made it for us.
             let fd = (result >= 0).then(|| unsafe { OwnedFd::from_raw_fd(result) });
-            return fd.map(|fd| Event::Accepted(listener, fd));
+            return events.extend(fd.map(|fd| Event::Accepted(listener, fd)));
         }
-        let lease = self.filled(flags)?;
-        let len = usize::try_from(result).unwrap_or(0).min(BUFFER_LEN);
+        let Some(first) = cqueue::buffer_select(flags).map(usize::from) else { return };
+        let len = usize::try_from(result).unwrap_or(0);
         match source {
             Source::Stream(connection) if len > 0 => {
-                Some(Event::Piece { connection, lease, start: 0, len })
+                let more = cqueue::buffer_more(flags);
+                self.lent.filled(first, len, more, |filled, start, len| {
+                    events.push(Event::Piece { connection, filled, start, len });
+                });
             }
-            Source::Datagrams(socket) if len >= FRONT => {
-                let at = self.buffers.address(lease.index());
-                // SAFETY: the kernel has written `len` bytes there, and the buffer is ours again.
-                let bytes = unsafe { std::slice::from_raw_parts(at, len) };
-                let message = RecvMsgOut::parse(bytes, &self.message).ok()?;
-                let len = message.payload_data().len();
-                let whole = !message.is_payload_truncated() && len <= PACKET_LEN_MAX;
-                let from = Address::new(message.name_data());
-                Some(Event::Datagram { socket, lease, start: FRONT, len, whole, from })
-            }
-            _ => {
-                // Nothing is in it: the next one gets it.
-                let at = self.buffers.address(lease.index());
-                // SAFETY: the address that it was lent with.
-                unsafe { self.lend_at(lease, at) };
-                None
-            }
+            Source::Datagrams(socket) => events.extend(self.datagram(socket, first, len)),
+            _ => self.lent.untouched(first),
         }
     }
 
-    /// # Safety
-    /// As [`Driver::lend`].
-    unsafe fn lend_at(&mut self, lease: Lease, at: *mut u8) {
-        let index = lease.index();
-        self.lent[index] = Some(lease);
-        self.lent_count += 1;
-        self.buffers.put(index, at);
+    fn datagram(&mut self, socket: u32, index: usize, len: usize) -> Option<Event> {
+        if !(FRONT..=BUFFER_LEN).contains(&len) {
+            self.lent.untouched(index);
+            return None;
+        }
+        let lease = self.lent.whole(index)?;
+        let at = self.lent.address(index);
+        // SAFETY: the kernel has written `len` bytes there, and the buffer is ours again.
+        let bytes = unsafe { std::slice::from_raw_parts(at, len) };
+        let Ok(message) = RecvMsgOut::parse(bytes, &self.message) else {
+            self.lent.put(lease, at);
+            return None;
+        };
+        let len = message.payload_data().len();
+        let whole = !message.is_payload_truncated() && len <= PACKET_LEN_MAX;
+        let from = Address::new(message.name_data());
+        Some(Event::Datagram { socket, lease, start: FRONT, len, whole, from })
+    }
+
+    /// Call the kernel, if there is anything to tell it or to hear.
+    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let sleeps = timeout.is_none_or(|timeout| !timeout.is_zero()) && self.told.is_empty();
+        // SAFETY: nothing is taken out by this view.
+        let sleeps = sleeps && unsafe { self.ring.completion_shared() }.is_empty();
+        // SAFETY: nothing is put in by this view.
+        let requests = unsafe { self.ring.submission_shared() };
+        if !sleeps && requests.is_empty() && !requests.taskrun() && !requests.cq_overflow() {
+            return Ok(());
+        }
+        let time = timeout.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(time) = time.as_ref().filter(|_| sleeps) {
+            args = args.timespec(time);
+        }
+        let waited = self.ring.submitter().submit_with_args(usize::from(sleeps), &args);
+        match waited.map_err(|error| error.raw_os_error().unwrap_or(0)) {
+            Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
+            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 }
 
@@ -266,14 +332,24 @@ impl Driver for Uring {
     }
 
     fn receive_from(&mut self, socket: u32, fd: BorrowedFd<'_>) {
+        if self.options.incremental {
+            let source = Source::Datagrams(socket);
+            return self.told.push(Event::Stopped(source, -libc::EOPNOTSUPP));
+        }
         let message = &raw const *self.message;
         let entry = opcode::RecvMsgMulti::new(Fd(fd.as_raw_fd()), message, GROUP).build();
         self.push(entry, name(DATAGRAMS, socket));
     }
 
     fn receive(&mut self, connection: u32, fd: BorrowedFd<'_>) {
-        let entry = opcode::RecvMulti::new(Fd(fd.as_raw_fd()), GROUP).build();
-        self.push(entry, name(STREAM, connection));
+        let name = name(STREAM, connection);
+        if self.options.bundles {
+            let by_file = |file| opcode::RecvMultiBundle::new(file, GROUP).build();
+            let by_fd = |fd| opcode::RecvMultiBundle::new(fd, GROUP).build();
+            return self.push_of(fd, name, by_file, by_fd);
+        }
+        let by_file = |file| opcode::RecvMulti::new(file, GROUP).build();
+        self.push_of(fd, name, by_file, |fd| opcode::RecvMulti::new(fd, GROUP).build());
     }
 
     fn stop(&mut self, source: Source) {
@@ -288,22 +364,24 @@ impl Driver for Uring {
         bytes: *const [u8],
         to: Option<&'static Address>,
     ) {
-        let fd = Fd(fd.as_raw_fd());
-        if to.is_none() && self.options.zero_copy_from.is_some_and(|from| bytes.len() >= from) {
-            let request = opcode::SendZc::new(fd, bytes.cast(), bytes.len() as u32);
-            let entry = request.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build();
-            return self.push(entry, name(SEND, place));
+        let (at, len, name) = (bytes.cast(), bytes.len() as u32, name(SEND, place));
+        if let Some(to) = to {
+            let request = opcode::Send::new(Fd(fd.as_raw_fd()), at, len).flags(libc::MSG_NOSIGNAL);
+            let to = request.dest_addr(to.as_ptr()).dest_addr_len(to.len() as u32);
+            return self.push(to.build(), name);
         }
-        let request = opcode::Send::new(fd, bytes.cast(), bytes.len() as u32);
-        let entry = match to {
-            Some(to) => request
-                .flags(libc::MSG_NOSIGNAL)
-                .dest_addr(to.as_ptr())
-                .dest_addr_len(to.len() as u32)
-                .build(),
-            None => request.flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).build(),
-        };
-        self.push(entry, name(SEND, place));
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        if self.options.zero_copy_from.is_some_and(|from| bytes.len() >= from) {
+            let within = |[start, whole]: [usize; 2]| {
+                let first = bytes.cast::<u8>().addr();
+                first >= start && first + bytes.len() <= start + whole
+            };
+            let of = self.options.registered.filter(|all| within(*all)).map(|_| 0);
+            let request = opcode::SendZc::new(Fd(fd.as_raw_fd()), at, len);
+            return self.push(request.flags(flags).buf_index(of).build(), name);
+        }
+        let by_file = |file| opcode::Send::new(file, at, len).flags(flags).build();
+        self.push_of(fd, name, by_file, |fd| opcode::Send::new(fd, at, len).flags(flags).build());
     }
 
     unsafe fn connect(&mut self, connection: u32, fd: BorrowedFd<'_>, to: &'static Address) {
@@ -312,9 +390,15 @@ impl Driver for Uring {
         self.push(entry, name(CONNECT, connection));
     }
 
-    fn release(&mut self, _: BorrowedFd<'_>) {
+    fn release(&mut self, fd: BorrowedFd<'_>) {
         // A request has its file from the moment that the kernel has the request.
         self.submit_all();
+        let number = fd.as_raw_fd();
+        let known = usize::try_from(number).ok().and_then(|number| self.files.get_mut(number));
+        if known.is_some_and(std::mem::take) {
+            // It cannot fail: there is such a place.
+            let _ = self.ring.submitter().register_files_update(number as u32, &[-1]);
+        }
     }
 
     fn watch(&mut self, fd: BorrowedFd<'_>) {
@@ -323,12 +407,11 @@ impl Driver for Uring {
     }
 
     unsafe fn lend(&mut self, lease: Lease, at: *mut u8) {
-        // SAFETY: the same contract.
-        unsafe { self.lend_at(lease, at) };
+        self.lent.put(lease, at);
     }
 
     fn lent(&self) -> usize {
-        self.lent_count
+        self.lent.count()
     }
 
     fn has_news(&mut self) -> bool {
@@ -347,84 +430,13 @@ impl Driver for Uring {
         if let Some(doorbell) = doorbell.filter(|_| !self.is_listening) {
             self.listen(doorbell);
         }
-        self.buffers.publish();
+        self.lent.publish();
         self.fill();
-        let time = timeout.map(Timespec::from);
-        let mut args = SubmitArgs::new();
-        if let Some(time) = &time {
-            args = args.timespec(time);
-        }
-        let want = usize::from(timeout.is_none_or(|timeout| !timeout.is_zero()));
-        let waited = self.ring.submitter().submit_with_args(want, &args);
-        match waited.map_err(|error| error.raw_os_error().unwrap_or(0)) {
-            Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
-            Err(errno) => return Err(io::Error::from_raw_os_error(errno)),
-        }
+        self.enter(timeout)?;
+        events.append(&mut self.told);
         while let Some(entry) = { self.ring.completion().next() } {
             self.tell(&entry, events);
         }
         Ok(())
-    }
-}
-
-/// The ring by which the kernel gets buffers. Its memory is ours alone.
-struct BufferRing {
-    entries: *mut BufRingEntry,
-    tail: u16,
-    addresses: Vec<*mut u8>,
-}
-
-impl BufferRing {
-    const LAYOUT: Layout =
-        match Layout::from_size_align(BUFFER_ENTRIES as usize * size_of::<BufRingEntry>(), 4096) {
-            Ok(layout) => layout,
-            Err(_) => panic!("a page is a valid alignment"),
-        };
-
-    fn register(ring: &IoUring) -> io::Result<Self> {
-        // SAFETY: the layout is not empty.
-        let entries = unsafe { alloc_zeroed(Self::LAYOUT) }.cast::<BufRingEntry>();
-        if entries.is_null() {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        let made = Self { entries, tail: 0, addresses: vec![std::ptr::null_mut(); BUFFERS_MAX] };
-        let at = entries.addr() as u64;
-        // SAFETY: as many entries lie there, and they stay until the value is dropped, which is after
-        // the ring: fields are dropped in the order of their declaration.
-        unsafe { ring.submitter().register_buf_ring_with_flags(at, BUFFER_ENTRIES, GROUP, 0) }?;
-        Ok(made)
-    }
-
-    fn address(&self, index: usize) -> *mut u8 {
-        self.addresses[index]
-    }
-
-    /// Buffer `index` lies at `at`; the kernel knows when it is published.
-    fn put(&mut self, index: usize, at: *mut u8) {
-        self.addresses[index] = at;
-        let place = usize::from(self.tail % BUFFER_ENTRIES);
-        let entry = self.entries.wrapping_add(place);
-        // SAFETY: within the ring; the kernel reads it once the tail is beyond it. The tail of the ring
-        // lies in a field of the first entry that is not written here.
-        let entry = unsafe { &mut *entry };
-        entry.set_addr(at.addr() as u64);
-        entry.set_len(BUFFER_LEN as u32);
-        entry.set_bid(index as u16);
-        self.tail = self.tail.wrapping_add(1);
-    }
-
-    fn publish(&self) {
-        // SAFETY: the first entry is there.
-        let tail = unsafe { BufRingEntry::tail(self.entries) };
-        // SAFETY: the kernel only reads it; aligned to two bytes.
-        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
-        tail.store(self.tail, Ordering::Release);
-    }
-}
-
-impl Drop for BufferRing {
-    fn drop(&mut self) {
-        // SAFETY: made with the same layout; the kernel's ring is gone.
-        unsafe { dealloc(self.entries.cast(), Self::LAYOUT) };
     }
 }

@@ -130,8 +130,16 @@ impl Served {
             if way == "epoll" {
                 return serve(Epoll::new().expect("epoll"), here, pool, kind, fd, &told);
             }
-            let zero_copy_from = (way == "io_uring, zero copy").then_some(0);
-            let options = Options { sqpoll: way == "io_uring, sqpoll", zero_copy_from };
+            let has = |option| way.strip_prefix("io_uring, ") == Some(option);
+            let pool_at = std::ptr::from_ref(pool).addr();
+            let options = Options {
+                sqpoll: has("sqpoll"),
+                zero_copy_from: (has("zero copy") || has("registered")).then_some(0),
+                registered: has("registered").then_some([pool_at, POOL_LEN]),
+                files: has("files"),
+                bundles: has("bundles"),
+                incremental: has("incremental") && kind == Kind::Tcp,
+            };
             serve(Uring::with(options).expect("io_uring"), here, pool, kind, fd, &told)
         });
         Self { pool, stop, is_dead, connections, thread: Some(thread) }
@@ -191,9 +199,24 @@ pub(super) fn serve<D: Driver>(
     BUFFERS_MAX - engine.idle_buffers()
 }
 
+/// With those that leave no room behind what has come.
+pub(super) fn ways_in_place() -> Vec<&'static str> {
+    let mut ways = ways();
+    ways.extend(Uring::new().is_ok().then_some("io_uring, incremental"));
+    ways
+}
+
 pub(super) fn ways() -> Vec<&'static str> {
     match Uring::new() {
-        Ok(_) => vec!["io_uring", "io_uring, zero copy", "io_uring, sqpoll", "epoll"],
+        Ok(_) => vec![
+            "io_uring",
+            "io_uring, zero copy",
+            "io_uring, registered",
+            "io_uring, files",
+            "io_uring, bundles",
+            "io_uring, sqpoll",
+            "epoll",
+        ],
         Err(error) => {
             println!("io_uring skipped: {error}");
             vec!["epoll"]

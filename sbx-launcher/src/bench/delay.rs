@@ -171,7 +171,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
             rows.push((row(TIMERFD, hogs, share), "us", Box::new(measure)));
         }
     }
-    let mut report = Report::new("delay", options.rounds, measure(options.rounds, rows)?);
+    let mut report = Report::new("delay", options.rounds, measure(&options, rows)?);
     for (hogs, share) in [(0, "p99"), (4, "p50"), (4, "p99"), (4, "p99.9")] {
         let names = [row(RUNNING, hogs, share), row(TIMERFD, hogs, share)];
         let name = format!("whoever runs / timerfd, {hogs} hogs, {share}");

@@ -307,7 +307,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         "ns",
         Box::new(move || signal_round_trip(wakes).map_err(doing)),
     ));
-    let mut report = Report::new("events", options.rounds, measure(options.rounds, rows)?);
+    let mut report = Report::new("events", options.rounds, measure(&options, rows)?);
     report.goal(
         "post and delivery beyond an upcall, ns",
         ["post to oneself, and its delivery", "null upcall"],

@@ -214,7 +214,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let deaths = 200 / scale;
     let outside = move || die(deaths).map_err(|error| BenchError::Io("a process that dies", error));
     rows.push(("a process: fork, SIGSEGV, wait".into(), "us", Box::new(outside)));
-    let mut report = Report::new("faults", options.rounds, measure(options.rounds, rows)?);
+    let mut report = Report::new("faults", options.rounds, measure(&options, rows)?);
     for (name, row, goal) in [
         ("SIGSEGV to error, us", "SIGSEGV to error", 10.0),
         ("overrun beyond its budget, ms", "overrun, beyond its budget", 5.0),

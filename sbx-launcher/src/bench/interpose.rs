@@ -233,7 +233,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         rows.push(redis(REDIS_PASSED, vec![&through]));
         rows.push(redis(REDIS_TRACE, vec![&trace]));
     }
-    let mut report = Report::new("interpose", options.rounds, measure(options.rounds, rows)?);
+    let mut report = Report::new("interpose", options.rounds, measure(&options, rows)?);
     report.goal("an answered call, ns", [ANSWERED], |[ns]| ns, ("<=", 12.0));
     report.goal(
         "a passed call beyond one of libos itself, ns",

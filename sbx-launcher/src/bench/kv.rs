@@ -193,7 +193,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
             rows.push((format!("{kind:?} {name}"), "/s", Box::new(measure)));
         }
     }
-    let mut report = Report::new("kv", options.rounds, measure(options.rounds, rows)?);
+    let mut report = Report::new("kv", options.rounds, measure(&options, rows)?);
     goals(&mut report);
     Ok(report)
 }

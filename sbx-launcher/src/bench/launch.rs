@@ -105,7 +105,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         let measure = || spawn("bwrap", &bwrap, count).map_err(io);
         rows.insert(2, ("bwrap /bin/true".into(), "us", Box::new(measure)));
     }
-    let mut report = Report::new("launch", options.rounds, measure(options.rounds, rows)?);
+    let mut report = Report::new("launch", options.rounds, measure(&options, rows)?);
     let over = |[ours, plain]: [f64; 2]| (ours - plain) / 1e3;
     let run = ["sbx-launcher run -- /bin/true", "/bin/true"];
     report.goal("run over fork+exec, ms", run, over, ("<=", 2.0));

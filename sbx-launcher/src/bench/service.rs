@@ -166,7 +166,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
             rows.push((left.into(), "%", Box::new(measure)));
         }
     }
-    let mut report = Report::new("service", options.rounds, measure(options.rounds, rows)?);
+    let mut report = Report::new("service", options.rounds, measure(&options, rows)?);
     report.goal(
         "too late in context less those in a process",
         [CONTEXT, PROCESS],

@@ -389,11 +389,12 @@ fn with_cpu<'a>(
     rows.push((format!("{name}: CPU"), "s/M", Box::new(move || Ok(cpu.get()))));
 }
 
-pub(super) fn run(options: Options) -> Result<Report, BenchError> {
+pub(super) fn run(mut options: Options) -> Result<Report, BenchError> {
     let doing = |error| BenchError::Io("running servers and clients", error);
     let servers = &Servers::start().map_err(doing)?;
     // Some clients run for a second at least.
-    let (scale, rounds) = if options.quick { (20, 1) } else { (1, options.rounds) };
+    let scale = if options.quick { 20 } else { 1 };
+    options.rounds = if options.quick { 1 } else { options.rounds };
     let mut rows: Vec<Measure<'_>> = Vec::new();
     let cpu = &Cell::new(0.0);
     for load in LOADS.iter().filter(|load| servers.has(load.server)) {
@@ -408,7 +409,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     }
     bare_rows(&mut rows, scale);
     rows.extend(pairs::rows(&servers.launcher, &servers.sandbox, scale));
-    let mut report = Report::new("sockets", rounds, measure(rounds, rows)?);
+    let mut report = Report::new("sockets", options.rounds, measure(&options, rows)?);
     goals(&mut report);
     Ok(report)
 }

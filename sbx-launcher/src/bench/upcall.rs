@@ -46,7 +46,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     }
     let spin = || round_trip::spin(trips * 10).map_err(io);
     rows.push(("spinning on shared memory, cross core".into(), "ns", Box::new(spin)));
-    let mut report = Report::new("upcall", options.rounds, measure(options.rounds, rows)?);
+    let mut report = Report::new("upcall", options.rounds, measure(&options, rows)?);
     let null = "null upcall, full gate";
     report.goal("null upcall, ns", [null], |[ns]| ns, ("<=", 5.0));
     let over = |[ours, plain]: [f64; 2]| ours / plain;

@@ -16,13 +16,15 @@ use libos::layout::{ARENAS_OFFSET, Place};
 use netio::buffers::Buffers;
 use netio::engine::driver::Driver;
 use netio::engine::epoll::Epoll;
-use netio::engine::uring::Uring;
+use netio::engine::uring::{Options, Uring};
 use netio::engine::{self, Engine};
 
 use super::Order;
 use crate::clock::now_ns;
 use crate::control;
 use crate::sandbox::Sandbox;
+use crate::sandbox::ports::Waits;
+use crate::watchdog::wake_promptly;
 use crate::worker::enter;
 
 /// The descriptor by which the worker gets its orders.
@@ -45,10 +47,12 @@ pub(super) fn start(sandbox: &Sandbox) -> io::Result<(u32, OwnedFd)> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             let region = Region::of(sandbox, runtime);
+            let waits = sandbox.network_waits;
             allow_many_descriptors();
+            wake_promptly();
             let served = enter(&sandbox.zones, join)
                 .and_then(|()| keep_only(its))
-                .and_then(|control| serve(region, control, pool));
+                .and_then(|control| serve(region, control, pool, waits));
             // SAFETY: ends the child without running the supervisor's exit handlers.
             unsafe { libc::_exit(i32::from(served.is_err())) }
         }
@@ -80,22 +84,30 @@ fn keep_only(control: OwnedFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) })
 }
 
-fn serve(region: Region, control: OwnedFd, pool: usize) -> io::Result<()> {
+fn serve(region: Region, control: OwnedFd, pool: usize, waits: Waits) -> io::Result<()> {
     let pool = std::ptr::with_exposed_provenance::<Pool>(pool);
     // SAFETY: the supervisor has made it there, and starts one worker at a time.
     let buffers = unsafe { Buffers::own(pool, now_ns()) };
-    match Uring::new() {
-        Ok(ring) => obey(Engine::new(ring, region, buffers), control),
+    let options = Options { sqpoll: waits == Waits::Sqpoll, ..Options::default() };
+    match Uring::with(options) {
+        Ok(ring) => obey(Engine::new(ring, region, buffers), control, waits),
         Err(refused) => {
             let text = format!("sbx: the network goes by epoll, since io_uring says: {refused}\n");
             region.common.log().append(text.as_bytes());
-            obey(Engine::new(Epoll::new()?, region, buffers), control)
+            obey(Engine::new(Epoll::new()?, region, buffers), control, waits)
         }
     }
 }
 
 /// Serve until nobody is left to give orders.
-fn obey<D: Driver>(mut engine: Engine<D, Region>, control: OwnedFd) -> io::Result<()> {
+fn obey<D: Driver>(
+    mut engine: Engine<D, Region>,
+    control: OwnedFd,
+    waits: Waits,
+) -> io::Result<()> {
+    if waits == Waits::Look {
+        engine.look_always();
+    }
     let mut orders: VecDeque<(Order, Option<OwnedFd>)> = VecDeque::new();
     engine.watch(control.as_fd());
     loop {

@@ -9,6 +9,7 @@ use std::rc::{Rc, Weak};
 use std::str::FromStr;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
+use clap::ValueEnum;
 use ext_api::abi::Superblock;
 use ext_api::limits::{PORTS_MAX, SEATS_MAX};
 use ext_api::pool::{POOL_LEN, Pool, Tally};
@@ -19,6 +20,18 @@ use serde::{Deserialize, Serialize};
 
 use super::terms::Terms;
 use super::{Sandbox, SandboxError};
+
+/// How the worker that serves the network waits for what comes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Waits {
+    /// It looks for a moment if that has paid lately, then sleeps.
+    #[default]
+    Sleep,
+    /// It looks all the time: costs a core.
+    Look,
+    /// It sleeps, and a thread of the kernel's looks for what it asks for (SQPOLL): costs a core.
+    Sqpoll,
+}
 
 /// Where a port is listened to, if not at its own number of 127.0.0.1: `9000=0.0.0.0:53`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

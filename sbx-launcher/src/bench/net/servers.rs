@@ -10,11 +10,13 @@ use std::sync::atomic::AtomicU32;
 use ext_api::abi::{NET_REPLY_IN_PLACE, PacketBlock, Reply, Status};
 use ext_api::pool::Holder;
 use netio::buffers::Buffers;
+use netio::engine::driver::Driver;
 use netio::engine::uring::{Options, Uring};
 use netio::engine::{Engine, Kind, Sandbox};
 use netio::listen;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use super::engine;
 use crate::clock::now_ns;
 
 /// Bytes that a server receives at most at a time.
@@ -28,11 +30,7 @@ pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
         "tcp-threads" => threads(TcpListener::bind(("127.0.0.1", port))?),
         "tcp-close" => close(&TcpListener::bind(("127.0.0.1", port))?),
         "tcp-epoll" => epoll(TcpListener::bind(("127.0.0.1", port))?, echo),
-        "tcp-io_uring" | "tcp-sqpoll" | "tcp-zero-copy" => {
-            let zero_copy_from = (what == "tcp-zero-copy").then_some(0);
-            let options = Options { sqpoll: what == "tcp-sqpoll", zero_copy_from };
-            uring(Kind::Tcp, listen::tcp(([127, 0, 0, 1], port).into())?, options)
-        }
+        "tcp-io_uring" => uring(Kind::Tcp, listening(port)?, |_| Options::default()),
         "tcp-two-hops" => {
             let to = behind()?;
             epoll(TcpListener::bind(("127.0.0.1", port))?, move |stream, bytes| {
@@ -43,10 +41,13 @@ pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
             })
         }
         "udp-blocking" => one_by_one(&udp(port)?),
-        "udp-mmsg" => many(&udp(port)?),
+        "udp-mmsg" => many(&udp(port)?, false),
+        "udp-segments" => many(&udp(port)?, true),
         "udp-io_uring" => {
-            uring(Kind::Udp, listen::udp(([127, 0, 0, 1], port).into())?, Options::default())
+            let socket = listen::udp(([127, 0, 0, 1], port).into())?;
+            uring(Kind::Udp, socket, |_| Options::default())
         }
+        other if other.starts_with(engine::KIND) => engine::serve(other, listening(port)?),
         other => Err(io::Error::other(format!("no server is called {other}"))),
     }
 }
@@ -144,8 +145,45 @@ fn one_by_one(socket: &UdpSocket) -> io::Result<()> {
     }
 }
 
+/// Send answers of one length to one client as one that the kernel cuts up (UDP_SEGMENT). False: they are not.
+fn send_segments(
+    fd: i32,
+    names: &[libc::sockaddr_in],
+    parts: &mut [libc::iovec],
+) -> io::Result<bool> {
+    const LEN_MAX: usize = 60_000;
+    let whole = parts.iter().map(|part| part.iov_len).sum::<usize>();
+    let is_one = |it: &libc::sockaddr_in| {
+        (it.sin_port, it.sin_addr.s_addr) == (names[0].sin_port, names[0].sin_addr.s_addr)
+    };
+    let same =
+        parts.iter().all(|part| part.iov_len == parts[0].iov_len) && names.iter().all(is_one);
+    if parts.len() < 2 || !same || whole > LEN_MAX {
+        return Ok(false);
+    }
+    #[repr(C, align(8))]
+    struct Segment(libc::cmsghdr, u16);
+    let header = libc::cmsghdr {
+        // SAFETY: takes a number only.
+        cmsg_len: unsafe { libc::CMSG_LEN(2) } as usize,
+        cmsg_level: libc::SOL_UDP,
+        cmsg_type: libc::UDP_SEGMENT,
+    };
+    let mut segment = Segment(header, parts[0].iov_len as u16);
+    // SAFETY: plain numbers and null pointers.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = std::ptr::from_ref(&names[0]).cast_mut().cast();
+    message.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
+    (message.msg_iov, message.msg_iovlen) = (parts.as_mut_ptr(), parts.len());
+    (message.msg_control, message.msg_controllen) =
+        ((&raw mut segment).cast(), size_of::<Segment>());
+    // SAFETY: parts, a name and a control message that stay.
+    let sent = unsafe { libc::sendmsg(fd, &raw const message, 0) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(true) }
+}
+
 /// As many datagrams by one call as there are.
-fn many(socket: &UdpSocket) -> io::Result<()> {
+fn many(socket: &UdpSocket, in_segments: bool) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     let mut buffers = vec![[0u8; 2048]; BATCH];
     // SAFETY: plain numbers and null pointers.
@@ -174,6 +212,9 @@ fn many(socket: &UdpSocket) -> io::Result<()> {
         let Ok(got) = usize::try_from(got) else { return Err(io::Error::last_os_error()) };
         for (message, part) in messages.iter().zip(&mut parts).take(got) {
             part.iov_len = message.msg_len as usize;
+        }
+        if in_segments && send_segments(fd, &names[..got], &mut parts[..got])? {
+            continue;
         }
         // SAFETY: those that have been received, with their lengths and addresses.
         if unsafe { libc::sendmmsg(fd, at, got as u32, 0) } < 0 {
@@ -213,9 +254,29 @@ impl Sandbox for Alone {
     }
 }
 
-fn uring(kind: Kind, fd: OwnedFd, options: Options) -> io::Result<()> {
+fn listening(port: u16) -> io::Result<OwnedFd> {
+    listen::tcp(([127, 0, 0, 1], port).into())
+}
+
+/// Serve with the options that fit the buffers.
+pub(super) fn uring(
+    kind: Kind,
+    fd: OwnedFd,
+    options: impl FnOnce(&Buffers) -> Options,
+) -> io::Result<()> {
     let buffers = Buffers::of_own(now_ns())?;
-    let mut engine = Engine::new(Uring::with(options)?, Alone, buffers);
+    let driver = Uring::with(options(&buffers))?;
+    on(driver, buffers, kind, fd)
+}
+
+/// The engine over any driver.
+pub(super) fn on<D: Driver>(
+    driver: D,
+    buffers: Buffers,
+    kind: Kind,
+    fd: OwnedFd,
+) -> io::Result<()> {
+    let mut engine = Engine::new(driver, Alone, buffers);
     engine.open(0, kind, 1, Some(fd))?;
     loop {
         engine.turn(None)?;
