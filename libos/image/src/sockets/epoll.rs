@@ -180,6 +180,25 @@ impl Set {
         }
     }
 
+    /// What is asked for of a socket has changed: whoever sleeps already is to be woken by what there is, and by
+    /// what comes.
+    fn rouse(&self, epoll: usize, index: usize, end: &End) {
+        fence(SeqCst);
+        if self.watcher().parked.0.load(Acquire) == 0 {
+            return;
+        }
+        let socket = &self.sockets[index];
+        socket.tell(epoll, index);
+        if !socket.has_bytes() {
+            return;
+        }
+        if end.connection.is_pipe() {
+            return super::pipes::pass(end.fd);
+        }
+        socket.wake_by_room(epoll, index);
+        self.untold[index / 64].fetch_or(1 << (index % 64), AcqRel);
+    }
+
     /// Is it this process's own, and does it wait by its watcher?
     fn is_watched(&self) -> bool {
         self.left.load(Relaxed) == 0 && fds::is_own_set(self)
@@ -223,6 +242,16 @@ impl Socket {
         let event = Event { events, data: OURS | index as u64 };
         if ask(nr::EPOLL_CTL, [epoll, what, fd, &raw const event as usize]) == 0 {
             self.kernel.store(wanted, Relaxed);
+        }
+    }
+
+    /// Have the kernel wake a thread, by what is no event for the program: that there is room to write.
+    fn wake_by_room(&self, epoll: usize, index: usize) {
+        let Some(fd) = (self.fd.load(Acquire) as usize).checked_sub(1) else { return };
+        let events = self.events.load(Acquire) | OUT;
+        let event = Event { events, data: OURS | index as u64 };
+        if ask(nr::EPOLL_CTL, [epoll, MODIFY, fd, &raw const event as usize]) == 0 {
+            self.kernel.store(events | KNOWN, Relaxed);
         }
     }
 }
@@ -278,7 +307,7 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     let Some(end) = fds::end_of(fd) else { return plain(args) };
     let place = fds::place_of(fd).filter(|place| fds::set_of(epoll) == Some(place.0));
     if let Some(place) = place
-        && let Some(result) = noted(&end, what, at, place)
+        && let Some(result) = noted(&end, epoll, what, at, place)
     {
         return result;
     }
@@ -323,6 +352,7 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     }
     if direction.has_bytes() {
         set.watcher().mark(place.1);
+        set.rouse(epoll, place.1, &end);
     }
     result
 }
@@ -387,7 +417,7 @@ pub(super) fn watch(end: &End) {
 }
 
 /// A change that the kernel need not be told of now; None if it is not one.
-fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isize> {
+fn noted(end: &End, epoll: usize, what: usize, at: usize, place: (usize, usize)) -> Option<isize> {
     let set = fds::set(place.0);
     let socket = &set.sockets[place.1];
     let is_present = socket.present.load(Relaxed) != 0;
@@ -427,6 +457,7 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     if writes || end.incoming().has_bytes() {
         set.watcher().mark(place.1);
     }
+    set.rouse(epoll, place.1, end);
     Some(0)
 }
 
@@ -566,9 +597,10 @@ impl Wait {
 
     /// Sleep in the kernel, if there is still nothing: what it has, or None if all of it was bells.
     fn sleep(&self, watcher: &Watcher, until: Until) -> Result<Option<isize>, isize> {
-        self.set.tell(self.args[0]);
         watcher.parked.0.fetch_add(1, AcqRel);
         fence(SeqCst);
+        // What another thread changes from now on, it tells the kernel itself.
+        self.set.tell(self.args[0]);
         let began = time::now_ns();
         let nothing = watcher.summary.0.load(Acquire) == 0;
         let result = if nothing { self.kernel(0, until.left()) } else { 0 };
