@@ -141,6 +141,9 @@ impl Set {
         if self.left.swap(1, AcqRel) == 0 {
             for end in self.ends() {
                 end.incoming().waiting.watch.store(MANY, Release);
+                if end.connection.is_counter() {
+                    stream::leave_to_kernel(&end);
+                }
             }
             fence(SeqCst);
             for (index, socket) in self.sockets.iter().enumerate() {
@@ -324,6 +327,10 @@ pub(super) fn control(args: [usize; 6]) -> isize {
         return result;
     }
     let Some(event) = user::read::<Event>(at) else { return native(nr::EPOLL_CTL, args) };
+    if event.events & OUT != 0 && end.connection.is_counter() {
+        // Each read is an edge for who waits for room.
+        stream::leave_to_kernel(&end);
+    }
     let (place, is_new) = match place {
         Some(place) => (place, false),
         None if what == ADD => match new_place(epoll, fd) {
@@ -426,8 +433,8 @@ fn noted(end: &End, epoll: usize, what: usize, at: usize, place: (usize, usize))
     let is_watched = set.is_watched() && end.incoming().waiting.watch.load(Relaxed) == word;
     let is_steady =
         stream::is_joined(end) && !end.connection.is_ending() && !end.incoming().is_in_kernel();
-    let is_pipe = end.connection.is_pipe();
-    if !is_plain || !is_watched || !is_steady || is_pipe || fds::is_copied(end.fd) {
+    let is_socket = !end.connection.has_no_bells();
+    if !is_plain || !is_watched || !is_steady || !is_socket || fds::is_copied(end.fd) {
         return None;
     }
     let event = match what {
@@ -464,6 +471,9 @@ fn noted(end: &End, epoll: usize, what: usize, at: usize, place: (usize, usize))
 /// It goes by the kernel: who waits for it cannot be told. What is in its ring already is kept apart.
 fn by_kernel(end: &End, args: [usize; 6]) -> isize {
     let [epoll, _, fd, at, ..] = args;
+    if end.connection.is_counter() {
+        return super::counters::waited_for_elsewhere(end, args);
+    }
     end.incoming().waiting.watch.store(MANY, Release);
     fence(SeqCst);
     let result = native(nr::EPOLL_CTL, args);
@@ -677,7 +687,8 @@ impl Wait {
         let readable = || if incoming.has_bytes() { events & (IN | READ_NORMAL) } else { 0 };
         // Of a pipe the kernel says.
         let is_pipe = end.connection.is_pipe();
-        let writable = if is_pipe || outgoing.is_in_kernel() { 0 } else { events & OUT };
+        let is_socket = !end.connection.has_no_bells();
+        let writable = if is_socket && !outgoing.is_in_kernel() { events & OUT } else { 0 };
         let is_level = events & (EDGE | ONCE) == 0;
         let mut got = readable();
         if got != 0 || is_level {
@@ -760,7 +771,7 @@ impl Wait {
         }
         // Of a pipe the kernel's end does not say that there is something to read.
         if events != 0
-            && end.is_some_and(|end| end.connection.is_pipe() && end.incoming().has_bytes())
+            && end.is_some_and(|end| end.connection.has_no_bells() && end.incoming().has_bytes())
         {
             events |= asked & (IN | READ_NORMAL);
         }
