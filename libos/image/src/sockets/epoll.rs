@@ -734,10 +734,13 @@ impl Wait {
             if let Some(socket) = self.set.socket_of(event.data) {
                 // It is not the program's any more.
                 let Some(socket) = socket else { continue };
+                if event.events & (IN | READ_NORMAL) != 0 {
+                    self.cover(event.data, socket);
+                }
                 let Some(events) = Self::of_kernel(socket, event.events) else { continue };
                 event = Event { events, data: socket.data.load(Relaxed) };
                 // One of these may be there already, from its ring.
-                if self.joined_to_former(count, event)? {
+                if late::joined_to_former(self.args[1], count, event)? {
                     continue;
                 }
             } else if kept == index {
@@ -750,6 +753,20 @@ impl Wait {
             kept += 1;
         }
         Ok(kept)
+    }
+
+    /// The kernel's event of a counter stands for all that has been added to it before: there is no other for that.
+    fn cover(&self, data: u64, socket: &Socket) {
+        let fd = (socket.fd.load(Relaxed) as usize).checked_sub(1);
+        let Some(end) = fd.and_then(fds::end_of).filter(|end| end.connection.is_counter()) else {
+            return;
+        };
+        let (watcher, index) = (self.set.watcher(), (data & (WATCHED_MAX as u64 - 1)) as usize);
+        watcher.unmark(index);
+        fence(SeqCst);
+        if socket.events.load(Acquire) & (EDGE | ONCE) == 0 && end.incoming().has_bytes() {
+            watcher.mark(index);
+        }
     }
 
     /// What of the kernel's events of a carried socket is for the program.
@@ -779,19 +796,5 @@ impl Wait {
             socket.events.store(0, Release);
         }
         (events != 0).then_some(events)
-    }
-
-    /// Add the kernel's events of a socket to those of its ring, if they are among the first `count`.
-    fn joined_to_former(&self, count: usize, event: Event) -> Result<bool, isize> {
-        let data = event.data;
-        for index in 0..count {
-            let former = user::read::<Event>(self.event_at(index)).ok_or(-(EFAULT as isize))?;
-            if { former.data } == data {
-                let both = Event { events: former.events | event.events, data };
-                let at = self.event_at(index);
-                return if user::write(at, &both) { Ok(true) } else { Err(-(EFAULT as isize)) };
-            }
-        }
-        Ok(false)
     }
 }
