@@ -21,6 +21,7 @@
 //! its socket as one that may be carried from then on; the side that accepts *takes the offer*, and both
 //! are *joined*. What they have sent until then has been counted. An offer that is not taken costs a row.
 
+pub mod counters;
 mod direction;
 mod linger;
 pub mod pipes;
@@ -64,13 +65,13 @@ pub const JOINED: u32 = 4;
 pub const CALLS: [u64; 8] = {
     // read, write, open, close, poll, ioctl, readv, writev, pipe, select, dup, dup2, sendfile, connect, accept,
     // sendto, recvfrom, sendmsg, recvmsg, shutdown, socketpair, setsockopt, getsockopt, fcntl, creat,
-    // epoll_create, epoll_wait, epoll_ctl, openat, pselect6, ppoll, splice, tee, vmsplice, epoll_pwait,
-    // accept4, epoll_create1, dup3, pipe2, recvmmsg, sendmmsg, preadv2, pwritev2, close_range, openat2,
-    // epoll_pwait2
-    const NUMBERS: [usize; 46] = [
+    // io_submit, epoll_create, epoll_wait, epoll_ctl, openat, pselect6, ppoll, splice, tee, vmsplice,
+    // epoll_pwait, eventfd, accept4, eventfd2, epoll_create1, dup3, pipe2, recvmmsg, sendmmsg, preadv2,
+    // pwritev2, close_range, openat2, epoll_pwait2
+    const NUMBERS: [usize; 49] = [
         0, 1, 2, 3, 7, 16, 19, 20, 22, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 53, 54, 55, 72,
-        85, 213, 232, 233, 257, 270, 271, 275, 276, 278, 281, 288, 291, 292, 293, 299, 307, 327,
-        328, 436, 437, 441,
+        85, 209, 213, 232, 233, 257, 270, 271, 275, 276, 278, 281, 284, 288, 290, 291, 292, 293,
+        299, 307, 327, 328, 436, 437, 441,
     ];
     let mut bits = [0; 8];
     let mut index = 0;
@@ -118,6 +119,8 @@ pub struct Sockets {
     pub carried: AtomicU64,
     /// Pipes among them.
     pub pipes: AtomicU64,
+    /// Counters among them.
+    pub counters: AtomicU64,
     /// Bytes that ended connections had carried.
     pub carried_bytes: AtomicU64,
     /// Bytes of theirs that went by the kernel.
@@ -171,7 +174,7 @@ pub struct Connection {
     pub generation: AtomicU32,
     /// What names it.
     pub name: [AtomicU64; 5],
-    /// Type of its sockets, and [`PAIR`]; or [`pipes::PIPE`].
+    /// Type of its sockets, and [`PAIR`]; or [`pipes::PIPE`], or [`counters::COUNTER`].
     pub kind: AtomicU32,
     /// Bytes of the longest record that goes by a ring; of a pipe, how many may be under way by it.
     pub record_max: AtomicU32,

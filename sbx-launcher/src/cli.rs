@@ -65,7 +65,7 @@ struct Run {
     /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Have its local connections and pipes go through the region.
+    /// Have its local connections, pipes and eventfds go through the region.
     #[arg(long, conflicts_with = "sandbox")]
     sockets: bool,
     /// Listen elsewhere than at PORT of 127.0.0.1 for a handler that is hooked to PORT (repeatable).
@@ -129,7 +129,7 @@ enum Command {
         /// Begin with the extensions of this snapshot, as they were.
         #[arg(long, value_name = "FILE", conflicts_with = "size")]
         restore: Option<PathBuf>,
-        /// Have local connections and pipes between its programs go through the region.
+        /// Have local connections, pipes and eventfds of its programs go through the region.
         #[arg(long)]
         sockets: bool,
         /// How the worker that serves the network waits; all but the first cost a core.
@@ -201,7 +201,7 @@ Restore: sbx-launcher up web --restore web.snapshot")]
     Ps {
         /// Sandbox.
         name: String,
-        /// The connections and pipes between them that are carried, instead.
+        /// The connections, pipes and eventfds of theirs that are carried, instead.
         #[arg(long)]
         sockets: bool,
         /// Print JSON.

@@ -20,6 +20,7 @@ pub fn table(sockets: &Sockets) -> Value {
         "connections": rows.iter().map(|one| connection(one)).collect::<Vec<_>>(),
         "carried": sockets.carried.load(Relaxed),
         "pipes": sockets.pipes.load(Relaxed),
+        "eventfds": sockets.counters.load(Relaxed),
         "carried_bytes": sockets.carried_bytes.load(Relaxed) + sum(Connection::carried),
         "kernel_bytes": sockets.kernel_bytes.load(Relaxed) + sum(Connection::by_kernel),
         "asleep_bytes": sockets.asleep_bytes.load(Relaxed)
@@ -53,7 +54,7 @@ fn direction(one: &Connection, side: usize) -> Value {
         "by_kernel": one.by_kernel(direction),
         "waiting": direction.filled().1,
         "wakes": direction.writing.bells.load(Relaxed),
-        "shut": direction.shut.load(Relaxed) != 0,
+        "shut": direction.shut.load(Relaxed) != 0 || one.is_counter() && direction.left_count().is_some(),
     })
 }
 
@@ -68,6 +69,9 @@ fn name(one: &Connection) -> String {
     let to = [one.name[3].load(Relaxed), one.name[4].load(Relaxed)];
     if one.is_pipe() {
         return format!("pipe {}", first & u64::from(u32::MAX));
+    }
+    if one.is_counter() {
+        return format!("eventfd {}", first & u64::from(u32::MAX));
     }
     if one.is_unix() {
         let made = if one.kind.load(Relaxed) & PAIR != 0 { "pair " } else { "" };

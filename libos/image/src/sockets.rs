@@ -6,7 +6,7 @@
 //!                             ▼
 //!              stream: bytes in and out     meet: connections begin
 //!              records: the same, whole     batches: several at a time
-//!              pair, pipes: or are made whole
+//!              pair, pipes, counters: or are made whole
 //!              wait: poll, select, epoll    fds: what descriptors stand for
 //! ```
 //!
@@ -16,6 +16,7 @@
 //! here is held across a call but the locks of a direction, which name the thread that has them.
 
 mod batches;
+mod counters;
 mod epoll;
 mod fds;
 mod late;
@@ -105,7 +106,15 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         nr::SELECT | nr::PSELECT6 => wait::select(number, args),
         nr::SOCKETPAIR => pair::socketpair(args),
         nr::PIPE | nr::PIPE2 => pipes::pipe(number, args),
-        nr::OPEN | nr::CREAT | nr::OPENAT | nr::OPENAT2 => pipes::opened(native(number, args)),
+        nr::EVENTFD | nr::EVENTFD2 => counters::eventfd(number, args),
+        nr::OPEN | nr::CREAT | nr::OPENAT | nr::OPENAT2 => {
+            counters::before_open(if number >= nr::OPENAT { second } else { first });
+            pipes::opened(native(number, args))
+        }
+        nr::IO_SUBMIT => {
+            counters::before_submit(args);
+            native(number, args)
+        }
         nr::CONNECT => meet::connect(args),
         nr::ACCEPT | nr::ACCEPT4 => meet::accept(number, args),
         nr::CLOSE => fds::close(first),
@@ -116,7 +125,10 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
             options::F_DUPFD | options::F_DUPFD_CLOEXEC => fds::copied(first, native(number, args)),
             _ => options::control(number, args),
         },
-        nr::IOCTL => options::control(number, args),
+        nr::IOCTL => {
+            counters::before_ioctl(second);
+            options::control(number, args)
+        }
         nr::SHUTDOWN => stream::shutdown(first, second, native(number, args)),
         nr::SETSOCKOPT if second == options::SOCKET => options::set_of_socket(args),
         nr::SETSOCKOPT if second == options::TCP => options::set(first, third, fourth, args),

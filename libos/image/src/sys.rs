@@ -73,6 +73,8 @@ pub(crate) mod nr {
     pub(crate) const TEE: usize = 276;
     pub(crate) const VMSPLICE: usize = 278;
     pub(crate) const ACCEPT4: usize = 288;
+    pub(crate) const IO_SUBMIT: usize = 209;
+    pub(crate) const EVENTFD: usize = 284;
     pub(crate) const EVENTFD2: usize = 290;
     pub(crate) const DUP3: usize = 292;
     pub(crate) const PIPE2: usize = 293;

@@ -18,11 +18,11 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Direction {
-    /// Bytes ever put into the ring.
+    /// Bytes ever put into the ring; of a counter, its count.
     pub tail: AtomicU64,
-    /// Bytes ever given to the kernel, or about to be; of records, how many.
+    /// Bytes ever given to the kernel, or about to be; of records, how many; of a counter, the sum.
     pub kernel_sent: AtomicU64,
-    /// Bytes from this one on are in the large ring.
+    /// Bytes from this one on are in the large ring; of a counter, what [`Direction::moving_onto`] says.
     pub large_from: AtomicU64,
     /// That ring's number and 1; 0 if there is none.
     pub large: AtomicU32,
@@ -108,8 +108,8 @@ impl Direction {
     pub fn filled(&self) -> (u64, usize) {
         let head = self.reading.head.load(Ordering::Acquire);
         let tail = self.tail.load(Ordering::Acquire);
-        // Anybody could have written there: never more than a ring.
-        (head, tail.wrapping_sub(head).min(LARGE_RING as u64) as usize)
+        // Anybody could have written there: never more than a ring. Of a counter, one bit is none.
+        (head, (tail.wrapping_sub(head) << 1 >> 1).min(LARGE_RING as u64) as usize)
     }
 
     /// Is there anything in the ring?

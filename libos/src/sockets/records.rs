@@ -50,7 +50,8 @@ impl Connection {
     #[must_use]
     pub fn carried(&self, direction: &Direction) -> u64 {
         let reading = &direction.reading;
-        let of = if self.has_records() { &reading.record_bytes } else { &reading.head };
+        let is_apart = self.has_records() || self.is_counter();
+        let of = if is_apart { &reading.record_bytes } else { &reading.head };
         of.load(Ordering::Relaxed)
     }
 
@@ -58,7 +59,8 @@ impl Connection {
     #[must_use]
     pub fn by_kernel(&self, direction: &Direction) -> u64 {
         let waiting = &direction.waiting;
-        let of = if self.has_records() { &waiting.kernel_bytes } else { &waiting.kernel_read };
+        let is_apart = self.has_records() || self.is_counter();
+        let of = if is_apart { &waiting.kernel_bytes } else { &waiting.kernel_read };
         of.load(Ordering::Relaxed)
     }
 }

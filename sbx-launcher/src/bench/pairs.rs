@@ -17,9 +17,8 @@ use nix::unistd::{pipe2, read, write};
 use super::pin::{pin, time};
 use super::{BenchError, Measure};
 
-/// Kinds of pairs, of which the region carries all but the last.
+/// Kinds of pairs, all of which the region carries.
 pub(super) const KINDS: [&str; 5] = ["stream", "seqpacket", "datagram", "pipe", "eventfd"];
-const CARRIED: usize = 4;
 const SOCKETS: usize = 3;
 const ASKING_CPU: usize = 0;
 const ANSWERING_CPU: usize = 1;
@@ -158,9 +157,6 @@ pub(super) fn rows<'a>(launcher: &'a Path, sandbox: &'a str, scale: u64) -> Vec<
     for (index, kind) in KINDS.into_iter().enumerate() {
         let what = if index < SOCKETS { "socketpair, " } else { "" };
         for within in [None, Some(sandbox)] {
-            if within.is_some() && index >= CARRIED {
-                continue;
-            }
             let way = if within.is_some() { "region" } else { "kernel" };
             let name = format!("{what}{kind}, round trips, {way}");
             let rate = move || rate(launcher, within, kind, 200_000 / scale);

@@ -141,6 +141,9 @@ impl Set {
         if self.left.swap(1, AcqRel) == 0 {
             for end in self.ends() {
                 end.incoming().waiting.watch.store(MANY, Release);
+                if end.connection.is_counter() {
+                    stream::leave_to_kernel(&end);
+                }
             }
             fence(SeqCst);
             for (index, socket) in self.sockets.iter().enumerate() {
@@ -178,6 +181,25 @@ impl Set {
                 self.sockets[index].tell(epoll, index);
             }
         }
+    }
+
+    /// What is asked for of a socket has changed: whoever sleeps already is to be woken by what there is, and by
+    /// what comes.
+    fn rouse(&self, epoll: usize, index: usize, end: &End) {
+        fence(SeqCst);
+        if self.watcher().parked.0.load(Acquire) == 0 {
+            return;
+        }
+        let socket = &self.sockets[index];
+        socket.tell(epoll, index);
+        if !socket.has_bytes() {
+            return;
+        }
+        if end.connection.is_pipe() {
+            return super::pipes::pass(end.fd);
+        }
+        socket.wake_by_room(epoll, index);
+        self.untold[index / 64].fetch_or(1 << (index % 64), AcqRel);
     }
 
     /// Is it this process's own, and does it wait by its watcher?
@@ -223,6 +245,16 @@ impl Socket {
         let event = Event { events, data: OURS | index as u64 };
         if ask(nr::EPOLL_CTL, [epoll, what, fd, &raw const event as usize]) == 0 {
             self.kernel.store(wanted, Relaxed);
+        }
+    }
+
+    /// Have the kernel wake a thread, by what is no event for the program: that there is room to write.
+    fn wake_by_room(&self, epoll: usize, index: usize) {
+        let Some(fd) = (self.fd.load(Acquire) as usize).checked_sub(1) else { return };
+        let events = self.events.load(Acquire) | OUT;
+        let event = Event { events, data: OURS | index as u64 };
+        if ask(nr::EPOLL_CTL, [epoll, MODIFY, fd, &raw const event as usize]) == 0 {
+            self.kernel.store(events | KNOWN, Relaxed);
         }
     }
 }
@@ -278,7 +310,7 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     let Some(end) = fds::end_of(fd) else { return plain(args) };
     let place = fds::place_of(fd).filter(|place| fds::set_of(epoll) == Some(place.0));
     if let Some(place) = place
-        && let Some(result) = noted(&end, what, at, place)
+        && let Some(result) = noted(&end, epoll, what, at, place)
     {
         return result;
     }
@@ -295,6 +327,10 @@ pub(super) fn control(args: [usize; 6]) -> isize {
         return result;
     }
     let Some(event) = user::read::<Event>(at) else { return native(nr::EPOLL_CTL, args) };
+    if event.events & OUT != 0 && end.connection.is_counter() {
+        // Each read is an edge for who waits for room.
+        stream::leave_to_kernel(&end);
+    }
     let (place, is_new) = match place {
         Some(place) => (place, false),
         None if what == ADD => match new_place(epoll, fd) {
@@ -323,6 +359,7 @@ pub(super) fn control(args: [usize; 6]) -> isize {
     }
     if direction.has_bytes() {
         set.watcher().mark(place.1);
+        set.rouse(epoll, place.1, &end);
     }
     result
 }
@@ -387,7 +424,7 @@ pub(super) fn watch(end: &End) {
 }
 
 /// A change that the kernel need not be told of now; None if it is not one.
-fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isize> {
+fn noted(end: &End, epoll: usize, what: usize, at: usize, place: (usize, usize)) -> Option<isize> {
     let set = fds::set(place.0);
     let socket = &set.sockets[place.1];
     let is_present = socket.present.load(Relaxed) != 0;
@@ -396,8 +433,8 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     let is_watched = set.is_watched() && end.incoming().waiting.watch.load(Relaxed) == word;
     let is_steady =
         stream::is_joined(end) && !end.connection.is_ending() && !end.incoming().is_in_kernel();
-    let is_pipe = end.connection.is_pipe();
-    if !is_plain || !is_watched || !is_steady || is_pipe || fds::is_copied(end.fd) {
+    let is_socket = !end.connection.has_no_bells();
+    if !is_plain || !is_watched || !is_steady || !is_socket || fds::is_copied(end.fd) {
         return None;
     }
     let event = match what {
@@ -427,12 +464,16 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     if writes || end.incoming().has_bytes() {
         set.watcher().mark(place.1);
     }
+    set.rouse(epoll, place.1, end);
     Some(0)
 }
 
 /// It goes by the kernel: who waits for it cannot be told. What is in its ring already is kept apart.
 fn by_kernel(end: &End, args: [usize; 6]) -> isize {
     let [epoll, _, fd, at, ..] = args;
+    if end.connection.is_counter() {
+        return super::counters::waited_for_elsewhere(end, args);
+    }
     end.incoming().waiting.watch.store(MANY, Release);
     fence(SeqCst);
     let result = native(nr::EPOLL_CTL, args);
@@ -566,9 +607,10 @@ impl Wait {
 
     /// Sleep in the kernel, if there is still nothing: what it has, or None if all of it was bells.
     fn sleep(&self, watcher: &Watcher, until: Until) -> Result<Option<isize>, isize> {
-        self.set.tell(self.args[0]);
         watcher.parked.0.fetch_add(1, AcqRel);
         fence(SeqCst);
+        // What another thread changes from now on, it tells the kernel itself.
+        self.set.tell(self.args[0]);
         let began = time::now_ns();
         let nothing = watcher.summary.0.load(Acquire) == 0;
         let result = if nothing { self.kernel(0, until.left()) } else { 0 };
@@ -645,7 +687,8 @@ impl Wait {
         let readable = || if incoming.has_bytes() { events & (IN | READ_NORMAL) } else { 0 };
         // Of a pipe the kernel says.
         let is_pipe = end.connection.is_pipe();
-        let writable = if is_pipe || outgoing.is_in_kernel() { 0 } else { events & OUT };
+        let is_socket = !end.connection.has_no_bells();
+        let writable = if is_socket && !outgoing.is_in_kernel() { events & OUT } else { 0 };
         let is_level = events & (EDGE | ONCE) == 0;
         let mut got = readable();
         if got != 0 || is_level {
@@ -691,10 +734,13 @@ impl Wait {
             if let Some(socket) = self.set.socket_of(event.data) {
                 // It is not the program's any more.
                 let Some(socket) = socket else { continue };
+                if event.events & (IN | READ_NORMAL) != 0 {
+                    self.cover(event.data, socket);
+                }
                 let Some(events) = Self::of_kernel(socket, event.events) else { continue };
                 event = Event { events, data: socket.data.load(Relaxed) };
                 // One of these may be there already, from its ring.
-                if self.joined_to_former(count, event)? {
+                if late::joined_to_former(self.args[1], count, event)? {
                     continue;
                 }
             } else if kept == index {
@@ -707,6 +753,20 @@ impl Wait {
             kept += 1;
         }
         Ok(kept)
+    }
+
+    /// The kernel's event of a counter stands for all that has been added to it before: there is no other for that.
+    fn cover(&self, data: u64, socket: &Socket) {
+        let fd = (socket.fd.load(Relaxed) as usize).checked_sub(1);
+        let Some(end) = fd.and_then(fds::end_of).filter(|end| end.connection.is_counter()) else {
+            return;
+        };
+        let (watcher, index) = (self.set.watcher(), (data & (WATCHED_MAX as u64 - 1)) as usize);
+        watcher.unmark(index);
+        fence(SeqCst);
+        if socket.events.load(Acquire) & (EDGE | ONCE) == 0 && end.incoming().has_bytes() {
+            watcher.mark(index);
+        }
     }
 
     /// What of the kernel's events of a carried socket is for the program.
@@ -728,7 +788,7 @@ impl Wait {
         }
         // Of a pipe the kernel's end does not say that there is something to read.
         if events != 0
-            && end.is_some_and(|end| end.connection.is_pipe() && end.incoming().has_bytes())
+            && end.is_some_and(|end| end.connection.has_no_bells() && end.incoming().has_bytes())
         {
             events |= asked & (IN | READ_NORMAL);
         }
@@ -736,19 +796,5 @@ impl Wait {
             socket.events.store(0, Release);
         }
         (events != 0).then_some(events)
-    }
-
-    /// Add the kernel's events of a socket to those of its ring, if they are among the first `count`.
-    fn joined_to_former(&self, count: usize, event: Event) -> Result<bool, isize> {
-        let data = event.data;
-        for index in 0..count {
-            let former = user::read::<Event>(self.event_at(index)).ok_or(-(EFAULT as isize))?;
-            if { former.data } == data {
-                let both = Event { events: former.events | event.events, data };
-                let at = self.event_at(index);
-                return if user::write(at, &both) { Ok(true) } else { Err(-(EFAULT as isize)) };
-            }
-        }
-        Ok(false)
     }
 }

@@ -62,10 +62,10 @@ impl End {
         &self.connection.directions[self.side]
     }
 
-    /// Does whoever receives it by a message have to know of it? Of a pipe that has nothing in its ring, the kernel
-    /// has everything.
+    /// Does whoever receives it by a message have to know of it? Of a pipe or a counter that has nothing in the
+    /// region, the kernel has everything.
     pub(super) fn is_needed(&self) -> bool {
-        !self.connection.is_pipe() || self.connection.has_unread()
+        !self.connection.has_no_bells() || self.connection.has_unread()
     }
 
     /// What it reads.
@@ -127,7 +127,7 @@ pub(super) fn end_of(fd: usize) -> Option<End> {
 
 /// The same, if it is a socket.
 pub(super) fn socket_of(fd: usize) -> Option<End> {
-    end_of(fd).filter(|end| !end.connection.is_pipe())
+    end_of(fd).filter(|end| !end.connection.has_no_bells())
 }
 
 /// `fd` stands for this end from now on. False if it cannot.

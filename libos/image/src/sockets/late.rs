@@ -106,6 +106,20 @@ impl Table {
     }
 }
 
+/// Add the kernel's events of a socket to those of its ring, if they are among the first `count` at `at`.
+pub(super) fn joined_to_former(at: usize, count: usize, event: Event) -> Result<bool, isize> {
+    const FAULT: isize = -(EFAULT as isize);
+    let data = event.data;
+    for place in (0..count).map(|index| at + index * EVENT_LEN) {
+        let former = user::read::<Event>(place).ok_or(FAULT)?;
+        if { former.data } == data {
+            let both = Event { events: former.events | event.events, data };
+            return if user::write(place, &both) { Ok(true) } else { Err(FAULT) };
+        }
+    }
+    Ok(false)
+}
+
 /// Of `count` events at `at` and `more` behind them, those of the same socket are made one; how many are left.
 pub(super) fn join(at: usize, count: usize, more: usize) -> Result<usize, isize> {
     const FAULT: isize = -(EFAULT as isize);

@@ -8,7 +8,8 @@ use libos::sockets::{ACCEPTED, MANY, Name, UNIX, watched};
 use super::fds::{self, End};
 use super::options::SOCKET;
 use super::{
-    ask, epoll, messages, native, open, options, own_pid, pipes, records, sockets, stream, user,
+    ask, counters, epoll, messages, native, open, options, own_pid, pipes, records, sockets,
+    stream, user,
 };
 use crate::sys::{self, nr};
 use crate::{start, time};
@@ -327,7 +328,9 @@ fn peer_of_unix(inode: u32) -> Option<u32> {
 /// `fd` has come from elsewhere: if it is an end of a carried connection, it stands for that here as well.
 pub(super) fn adopt(fd: usize, pid: u32, is_passed: bool) {
     fds::is_new(fd);
-    let cookie = option(fd, SO_COOKIE).or_else(|| pipes::cookie_of(fd));
+    let cookie = option(fd, SO_COOKIE)
+        .or_else(|| pipes::cookie_of(fd))
+        .or_else(|| if is_passed { None } else { counters::cookie_of(fd) });
     let Some(cookie) = cookie.filter(|cookie| *cookie != 0) else { return };
     for row in sockets().rows() {
         let connection = &sockets().connections[row];
@@ -358,6 +361,7 @@ pub(super) fn about_to_pass(at: usize) {
     each_passed(at, |fd| {
         // Pipes go to strangers more often than sockets do.
         pipes::pass(fd);
+        counters::leave(fd);
         if let Some(end) = fds::end_of(fd).filter(End::is_needed) {
             end.connection.sides[end.side].passed.fetch_add(1, AcqRel);
         }

@@ -6,7 +6,7 @@ use super::stream::{
     Source, by_kernel, receive as receive_bytes, send as send_bytes,
 };
 use super::user::{self, Pieces};
-use super::{ask, fds, meet, native, pipes, records};
+use super::{ask, counters, fds, meet, native, pipes, records};
 use crate::sys::{EFAULT, EINVAL, Errno, nr};
 
 /// `struct msghdr`.
@@ -47,6 +47,9 @@ const TO_RECEIVE: usize =
 pub(super) fn send(end: End, number: usize, args: [usize; 6]) -> isize {
     if end.connection.is_pipe() {
         return pipes::send(end, number, args);
+    }
+    if end.connection.is_counter() {
+        return counters::send(&end, number, args);
     }
     if end.connection.has_records() && number != nr::SENDMSG {
         return records::send(end, number, args);
@@ -108,6 +111,9 @@ pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
     if end.connection.is_pipe() {
         return pipes::receive(end, number, args, 0);
     }
+    if end.connection.is_counter() {
+        return counters::receive(end, number, args, 0);
+    }
     if end.connection.has_records() && number != nr::RECVMSG {
         return records::receive(end, number, args);
     }
@@ -144,6 +150,9 @@ pub(super) fn by_position(number: usize, args: [usize; 6]) -> isize {
     let Some(end) = end else { return native(number, args) };
     if end.connection.is_pipe() {
         return pipes::by_position(end, number, args);
+    }
+    if end.connection.is_counter() {
+        return counters::by_position(end, number, args);
     }
     let plain = [fd, vectors, count, 0, 0, 0];
     let message = core::cell::UnsafeCell::new(Message::of(vectors, count));

@@ -706,6 +706,9 @@ pub(super) fn shut(direction: &Direction) {
 
 /// Both directions go by the kernel from now on, but for what is in the rings.
 pub(super) fn leave_to_kernel(end: &End) {
+    if end.connection.is_counter() {
+        return super::counters::leave_end(end);
+    }
     shut(end.outgoing());
     shut(end.incoming());
 }
@@ -724,6 +727,10 @@ pub(super) fn about_to_close(end: &End) {
     let joined = end.connection.state.load(Acquire) == JOINED;
     if !joined || !is_last || is_passed {
         return;
+    }
+    if end.connection.is_counter() {
+        // A child that has it may not be known yet.
+        return super::counters::leave_end(end);
     }
     // A bell that nobody has taken out is unread to the kernel, too, which would say so by a reset.
     for _ in 0..BELL_LOOKS {

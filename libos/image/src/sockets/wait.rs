@@ -36,8 +36,7 @@ struct PollFd {
 /// Is what the kernel has to read of a carried socket there for the program, rather than a bell?
 pub(super) fn is_readable(end: &End, returned: u32) -> bool {
     let direction = end.incoming();
-    // In a pipe there are no bells.
-    if stream::is_left(direction) || end.connection.is_pipe() {
+    if stream::is_left(direction) || end.connection.has_no_bells() {
         return true;
     }
     stream::hear_bell(end, direction);

@@ -1,0 +1,109 @@
+//! Eventfds of unmodified programs through the region, beside the same without.
+
+use integration::carried::{
+    Running, carrying, mostly_carried, number, outside, program, sockets, wait_for, wait_for_none,
+};
+use integration::{Scratch, compile, full};
+
+#[test]
+fn random_steps_come_to_the_same() {
+    let sandbox = carrying("counter-steps");
+    let steps = compile("cc", "counters", &[]);
+    let (seeds, count) = if full() { (200, "20000") } else { (20, "5000") };
+    for seed in 1..=seeds {
+        let seed = seed.to_string();
+        let native = outside(&[steps.text(), &seed, count]);
+        assert_eq!(native.status, 0, "{native:?}");
+        let carried = sandbox.run(&[steps.text(), &seed, count]);
+        let lines = native.stdout.lines().zip(carried.stdout.lines());
+        let first = lines.enumerate().find(|(_, (one, other))| one != other);
+        assert!(carried == native, "seed {seed}: {first:?} {}", carried.stderr);
+    }
+    assert!(number(&sockets(&sandbox), "eventfds") > 20 * seeds, "{}", sockets(&sandbox));
+    assert!(number(&sockets(&sandbox), "carried_bytes") > 10_000, "{}", sockets(&sandbox));
+    wait_for_none(&sandbox);
+}
+
+#[test]
+fn python_uses_eventfds_in_every_way() {
+    let sandbox = carrying("eventfds");
+    let folder = Scratch::new("eventfds-stranger");
+    let socket = folder.text();
+    let _stranger = Running::start(None, &["/usr/bin/python3", &program("stranger.py"), socket]);
+    wait_for(&["test", "-S", socket]);
+    let argv = ["/usr/bin/python3", &program("eventfds.py"), socket];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stderr.as_str()), (0, ""));
+    assert_eq!(sandbox.run(&argv), native);
+    mostly_carried(&sandbox, 10_000);
+    // The same with a handler on every call.
+    sandbox.load(&integration::built("libthrough.so"));
+    assert_eq!(sandbox.run(&argv), native);
+    wait_for_none(&sandbox);
+}
+
+#[test]
+fn threads_of_node_tell_each_other_through_the_region() {
+    let sandbox = carrying("node-threads");
+    let argv = ["/usr/bin/node", &program("workers.js")];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stderr.as_str()), (0, ""));
+    assert_eq!(sandbox.run(&argv), native);
+    assert!(number(&sockets(&sandbox), "eventfds") > 2, "{}", sockets(&sandbox));
+    mostly_carried(&sandbox, 10_000);
+}
+
+#[test]
+fn whoever_is_killed_nothing_is_lost_or_counted_twice() {
+    let sandbox = carrying("killed-counters");
+    let counting = compile("cc", "counting", &[]);
+    for seed in 1..=if full() { 1000 } else { 60 } {
+        let ended = sandbox.run(&[counting.text(), &seed.to_string()]);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "all\n"), "{seed}: {ended:?}");
+    }
+    assert!(number(&sockets(&sandbox), "carried_bytes") > 100_000, "{}", sockets(&sandbox));
+    wait_for_none(&sandbox);
+}
+
+#[test]
+fn handlers_write_to_the_counter_that_they_interrupt() {
+    let sandbox = carrying("counter-handlers");
+    let counting = compile("cc", "counting", &[]);
+    for _ in 0..5 {
+        let ended = sandbox.run(&[counting.text()]);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "all\n"), "{ended:?}");
+    }
+}
+
+#[test]
+fn an_idle_counter_costs_nothing_and_is_shown() {
+    let sandbox = carrying("idle-counter");
+    let script = "
+import os, select, threading, time
+one, two = os.eventfd(0), os.eventfd(0)
+for _ in range(100):
+    os.eventfd_write(one, 1); os.eventfd_read(one); os.eventfd_write(two, 1); os.eventfd_read(two)
+threading.Thread(target=os.eventfd_read, args=(two,), daemon=True).start()
+epoll = select.epoll()
+epoll.register(one, select.EPOLLIN)
+before = time.process_time()
+epoll.poll(2)
+print('idle' if time.process_time() - before < 0.02 else time.process_time() - before, flush=True)
+time.sleep(1)
+os._exit(0)
+";
+    let argv = ["/usr/bin/python3", "-u", "-c", script];
+    let (ended, shown) = std::thread::scope(|scope| {
+        let running = scope.spawn(|| sandbox.run(&argv));
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let shown = sockets(&sandbox);
+        (running.join().expect("it runs"), shown)
+    });
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "idle\n"), "{ended:?}");
+    let rows = shown["connections"].as_array().expect("rows");
+    let mine = rows.iter().filter(|row| {
+        let is_named = row["name"].as_str().is_some_and(|name| name.starts_with("eventfd "));
+        is_named && number(&row["sent"], "carried") >= 800
+    });
+    assert_eq!(mine.count(), 2, "{shown}");
+}
