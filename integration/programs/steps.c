@@ -51,6 +51,7 @@ static uint64_t state;
 static unsigned char out[LEN + 64], in[2 * LEN];
 static int epoll, file, moved, listeners[4], passing[2], strangers[2];
 static unsigned long serial;
+static int messages; // that the last send consisted of
 static int named; // length of the address that was received from last
 
 static unsigned draw(unsigned below) {
@@ -159,6 +160,7 @@ static long send_some(int fd, long len) {
         for (int i = 0; i < MESSAGES; i++) many[i].msg_hdr = (struct msghdr){.msg_iov = pieces + i, .msg_iovlen = 1};
         long sent = sendmmsg(fd, many, MESSAGES, flags), sum = 0;
         for (int i = 0; i < sent; i++) sum += many[i].msg_len;
+        messages = MESSAGES;
         return sent > 0 ? sum : told(sent);
     }
     default: return told(send(fd, out, len, flags));
@@ -213,7 +215,7 @@ static void receive_all(struct pair *pair, int s, int fd, long len) {
 }
 
 // What a record's receiver is told, by every call that there is.
-static long receive_record(struct side *side, int fd, long len, int flags, int how) {
+static long receive_record(int fd, long len, int flags, int how) {
     long first = len / 3;
     struct iovec pieces[2] = {{in, first}, {in + first, len - first}};
     char control[64];
@@ -221,7 +223,6 @@ static long receive_record(struct side *side, int fd, long len, int flags, int h
     socklen_t from_len = sizeof from;
     struct msghdr message = {.msg_iov = pieces, .msg_iovlen = 2, .msg_control = control, .msg_controllen = sizeof control};
     if (how % 2) message.msg_name = &from, message.msg_namelen = sizeof from;
-    if (how < 2 && (flags & ~MSG_DONTWAIT || !side->nonblock)) how += 2;
     switch (how) {
     case 0: return told(read(fd, in, len));
     case 1: return told(readv(fd, pieces, 2));
@@ -276,7 +277,9 @@ static void receive_records(struct pair *pair, int s, int fd) {
     int flags = MSG_DONTWAIT | (draw(3) ? 0 : MSG_TRUNC) | (draw(3) ? 0 : MSG_PEEK) | (draw(8) ? 0 : MSG_WAITALL);
     long len = draw(3) ? LEN : draw(300);
     int how = draw(6);
-    long got = receive_record(side, fd, len, flags, how);
+    // Without flags, only of what does not wait.
+    if (how < 2 && (flags & ~MSG_DONTWAIT || !side->nonblock)) how += 2;
+    long got = receive_record(fd, len, flags, how);
     if (got >= 0 && !(flags & MSG_PEEK) && !(len == 0 && how < 2)) received(pair, 1 - s);
     printf("record %ld %x: %ld %u\n", len, flags, got, sum_of(in, got < len ? got : len));
 }
@@ -385,7 +388,9 @@ static int by_data(const void *a, const void *b) {
 static int is_writers_edge(struct epoll_event *event) {
     unsigned which = (unsigned)event->data.u64;
     struct pair *pair = &pairs[which / 2 % PAIRS];
-    return !(event->events & ~(EPOLLHUP | EPOLLRDHUP)) && is_tcp(pair->kind) && pair->sides[which % 2].events & EPOLLET;
+    // One that has ended can be read from, too.
+    unsigned ended = EPOLLHUP | EPOLLRDHUP | (pair->broken ? EPOLLIN : 0);
+    return !(event->events & ~ended) && is_tcp(pair->kind) && pair->sides[which % 2].events & EPOLLET;
 }
 
 static void wait_epoll(void) {
@@ -535,10 +540,12 @@ static void step(int p) {
         if (pair->under_way[s] + len > UNDER_WAY) return;
         // Of many small pieces that nobody takes TCP keeps some back for a while.
         if (pair->under_way[s] == 0) pair->pieces[s] = 0;
-        if (is_tcp(pair->kind) && ++pair->pieces[s] > PIECES) return;
+        if (is_tcp(pair->kind) && pair->pieces[s] + MESSAGES > PIECES) return;
         for (long i = 0; i < len; i++) out[i] = (unsigned char)(serial + i * 7);
         serial += 13;
+        messages = 1;
         long sent = send_some(fd, len);
+        pair->pieces[s] += messages;
         if (sent > 0 && other->count) pair->under_way[s] += sent;
         printf("send %ld: %ld\n", len, sent);
     } else if (what < 55) {

@@ -9,16 +9,20 @@
 //! Programs change what they wait for more often than they wait. So a change for a carried socket that is
 //! level-triggered is only noted; the kernel is told before a thread sleeps in it, and now and then.
 
+mod noted;
+
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use libos::sockets::{MANY, WATCHED_MAX, Watcher, watch_word};
 
+use noted::noted;
+
 use super::fds::{self, End};
 use super::stream;
 use super::wait::{ERR, HUP, IN, OUT, READ_HUP, READ_NORMAL, Timespec, Until, is_readable};
 use super::{ask, late, native, sockets, user};
-use crate::sys::{EEXIST, EFAULT, ENOENT, ENOMEM, nr};
+use crate::sys::{EFAULT, ENOMEM, nr};
 use crate::time;
 
 const ADD: usize = 1;
@@ -179,6 +183,22 @@ impl Set {
                 let index = at * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
                 self.sockets[index].tell(epoll, index);
+            }
+        }
+    }
+
+    /// Tell the kernel what has changed of connections that end, which is for it to say.
+    fn tell_ends(&self, epoll: usize) {
+        for (at, word) in self.untold.iter().enumerate() {
+            let mut bits = word.load(Relaxed);
+            while bits != 0 {
+                let index = at * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let socket = &self.sockets[index];
+                let end = (socket.fd.load(Relaxed) as usize).checked_sub(1).and_then(fds::end_of);
+                if end.is_some_and(|end| end.connection.is_ending()) {
+                    socket.tell(epoll, index);
+                }
             }
         }
     }
@@ -423,51 +443,6 @@ pub(super) fn watch(end: &End) {
     fence(SeqCst);
 }
 
-/// A change that the kernel need not be told of now; None if it is not one.
-fn noted(end: &End, epoll: usize, what: usize, at: usize, place: (usize, usize)) -> Option<isize> {
-    let set = fds::set(place.0);
-    let socket = &set.sockets[place.1];
-    let is_present = socket.present.load(Relaxed) != 0;
-    let is_plain = socket.events.load(Relaxed) & !PLAIN == 0 && !socket.is_asleep();
-    let word = watch_word(set.watcher.load(Relaxed) as usize, place.1);
-    let is_watched = set.is_watched() && end.incoming().waiting.watch.load(Relaxed) == word;
-    let is_steady =
-        stream::is_joined(end) && !end.connection.is_ending() && !end.incoming().is_in_kernel();
-    let is_socket = !end.connection.has_no_bells();
-    if !is_plain || !is_watched || !is_steady || !is_socket || fds::is_copied(end.fd) {
-        return None;
-    }
-    let event = match what {
-        DELETE => Event { events: 0, data: 0 },
-        ADD | MODIFY => user::read::<Event>(at)?,
-        _ => return None,
-    };
-    let events = event.events;
-    let writes = events & OUT != 0;
-    if events & !PLAIN != 0 || writes && end.outgoing().is_in_kernel() {
-        return None;
-    }
-    match (what, is_present) {
-        (ADD, true) => return Some(-(EEXIST as isize)),
-        (MODIFY | DELETE, false) => return Some(-(ENOENT as isize)),
-        _ => {}
-    }
-    socket.data.store(event.data, Relaxed);
-    socket.events.store(events, Release);
-    socket.present.store(u32::from(what != DELETE), Relaxed);
-    let bit = 1 << (place.1 % 64);
-    let word = &set.untold[place.1 / 64];
-    if word.load(Relaxed) & bit == 0 {
-        word.fetch_or(bit, AcqRel);
-    }
-    fence(SeqCst);
-    if writes || end.incoming().has_bytes() {
-        set.watcher().mark(place.1);
-    }
-    set.rouse(epoll, place.1, end);
-    Some(0)
-}
-
 /// It goes by the kernel: who waits for it cannot be told. What is in its ring already is kept apart.
 fn by_kernel(end: &End, args: [usize; 6]) -> isize {
     let [epoll, _, fd, at, ..] = args;
@@ -578,11 +553,8 @@ impl Wait {
                 self.set.told_ns.store(now, Relaxed);
                 self.set.tell(self.args[0]);
             }
-            let from_kernel = self.kernel(from_rings, Some(0));
-            if from_kernel < 0 && from_rings == 0 {
-                return from_kernel;
-            }
-            let all = match self.translate(from_rings, from_kernel.max(0) as usize) {
+            self.set.tell_ends(self.args[0]);
+            let all = match self.with_kernels(from_rings) {
                 Ok(all) => all,
                 Err(errno) => return errno,
             };
@@ -643,6 +615,22 @@ impl Wait {
         let time = ns.map(Timespec::of);
         let time_at = time.as_ref().map_or(0, Timespec::at);
         ask(nr::EPOLL_PWAIT2, [epoll, at, most, time_at, mask[0], mask[1]])
+    }
+
+    /// The kernel's events behind the `count` that there are; how many there are then.
+    fn with_kernels(&self, mut count: usize) -> Result<usize, isize> {
+        loop {
+            let kernels = self.kernel(count, Some(0));
+            if kernels < 0 && count == 0 {
+                return Err(kernels);
+            }
+            let (former, room) = (count, self.most - count);
+            count = self.translate(former, kernels.max(0) as usize)?;
+            // Some took the places of others, and were one with what was there.
+            if (kernels as usize) != room || count == former || count == self.most {
+                return Ok(count);
+            }
+        }
     }
 
     fn event_at(&self, index: usize) -> usize {
