@@ -396,7 +396,7 @@ fn noted(end: &End, what: usize, at: usize, place: (usize, usize)) -> Option<isi
     let is_watched = set.is_watched() && end.incoming().waiting.watch.load(Relaxed) == word;
     let is_steady =
         stream::is_joined(end) && !end.connection.is_ending() && !end.incoming().is_in_kernel();
-    let is_pipe = end.connection.is_pipe();
+    let is_pipe = end.connection.is_pipe() || end.connection.is_inlet();
     if !is_plain || !is_watched || !is_steady || is_pipe || fds::is_copied(end.fd) {
         return None;
     }
@@ -728,7 +728,10 @@ impl Wait {
         }
         // Of a pipe the kernel's end does not say that there is something to read.
         if events != 0
-            && end.is_some_and(|end| end.connection.is_pipe() && end.incoming().has_bytes())
+            && end.is_some_and(|end| {
+                (end.connection.is_pipe() || end.connection.is_inlet())
+                    && end.incoming().has_bytes()
+            })
         {
             events |= asked & (IN | READ_NORMAL);
         }

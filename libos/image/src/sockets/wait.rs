@@ -36,8 +36,9 @@ struct PollFd {
 /// Is what the kernel has to read of a carried socket there for the program, rather than a bell?
 pub(super) fn is_readable(end: &End, returned: u32) -> bool {
     let direction = end.incoming();
-    // In a pipe there are no bells.
-    if stream::is_left(direction) || end.connection.is_pipe() {
+    // In a pipe there are no bells, nor in an inlet.
+    let is_bell_less = end.connection.is_pipe() || end.connection.is_inlet();
+    if stream::is_left(direction) || is_bell_less {
         return true;
     }
     stream::hear_bell(end, direction);
