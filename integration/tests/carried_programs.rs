@@ -133,7 +133,8 @@ fn suites() -> Vec<(Vec<&'static str>, usize)> {
         let choice = these.iter().flat_map(|these| ["-m", *these]);
         choice.chain(NO_VSOCK).chain([suite]).collect::<Vec<_>>()
     };
-    let some = ["*Sendfile*", "*BasicTCP*", "*NonBlock*", "*FileObject*", "*CreateConnection*"];
+    let some =
+        ["*Sendfile*", "*UDP*", "*BasicTCP*", "*NonBlock*", "*FileObject*", "*CreateConnection*"];
     let managers = [
         "*WithManagerTestQueue*",
         "*WithManagerTestContainers*",
@@ -146,7 +147,13 @@ fn suites() -> Vec<(Vec<&'static str>, usize)> {
         (vec!["test_socketserver"], 20),
         (vec!["test_httpservers"], 60),
         (chosen("test_socket", &some), 120),
-        (chosen("test_asyncio", &["*test_streams*", "*test_sendfile*", "*test_server*"]), 120),
+        (
+            chosen(
+                "test_asyncio",
+                &["*test_streams*", "*test_sendfile*", "*test_server*", "*Datagram*"],
+            ),
+            120,
+        ),
         (
             chosen(
                 "test_ssl",

@@ -23,6 +23,7 @@
 
 pub mod counters;
 mod direction;
+pub mod inlets;
 mod linger;
 pub mod pipes;
 pub mod records;
@@ -63,15 +64,15 @@ pub const JOINED: u32 = 4;
 
 /// Numbers of the calls that are looked at, as bits.
 pub const CALLS: [u64; 8] = {
-    // read, write, open, close, poll, ioctl, readv, writev, pipe, select, dup, dup2, sendfile, connect, accept,
-    // sendto, recvfrom, sendmsg, recvmsg, shutdown, socketpair, setsockopt, getsockopt, fcntl, creat,
+    // read, write, open, close, poll, ioctl, readv, writev, pipe, select, dup, dup2, sendfile, socket, connect,
+    // accept, sendto, recvfrom, sendmsg, recvmsg, shutdown, bind, socketpair, setsockopt, getsockopt, fcntl, creat,
     // io_submit, epoll_create, epoll_wait, epoll_ctl, openat, pselect6, ppoll, splice, tee, vmsplice,
     // epoll_pwait, eventfd, accept4, eventfd2, epoll_create1, dup3, pipe2, recvmmsg, sendmmsg, preadv2,
     // pwritev2, close_range, openat2, epoll_pwait2
-    const NUMBERS: [usize; 49] = [
-        0, 1, 2, 3, 7, 16, 19, 20, 22, 23, 32, 33, 40, 42, 43, 44, 45, 46, 47, 48, 53, 54, 55, 72,
-        85, 209, 213, 232, 233, 257, 270, 271, 275, 276, 278, 281, 284, 288, 290, 291, 292, 293,
-        299, 307, 327, 328, 436, 437, 441,
+    const NUMBERS: [usize; 51] = [
+        0, 1, 2, 3, 7, 16, 19, 20, 22, 23, 32, 33, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 53, 54,
+        55, 72, 85, 209, 213, 232, 233, 257, 270, 271, 275, 276, 278, 281, 284, 288, 290, 291, 292,
+        293, 299, 307, 327, 328, 436, 437, 441,
     ];
     let mut bits = [0; 8];
     let mut index = 0;
@@ -139,6 +140,8 @@ pub struct Sockets {
     pub watchers: [Watcher; WATCHERS_MAX],
     /// The table.
     pub connections: [Connection; CONNECTIONS_MAX],
+    /// What datagram sockets have besides.
+    pub inlets: inlets::Inlets,
 }
 
 /// An epoll instance with carried sockets.
@@ -424,13 +427,17 @@ impl Sockets {
             return;
         }
         connection.ended_ns.store(now_ns, Ordering::Release);
-        if !connection.has_unread() {
+        let _ = self.close_inlet(row);
+        if !connection.has_unread() && !self.lingers(row) {
             self.free_if_over(row);
         }
     }
 
     fn free(&self, row: usize) {
         let connection = &self.connections[row];
+        if connection.is_inlet() {
+            self.end_inlet(row);
+        }
         for direction in &connection.directions {
             let carried = connection.carried(direction);
             self.carried_bytes.fetch_add(carried, Ordering::Relaxed);
@@ -499,6 +506,7 @@ impl Sockets {
                 }
             }
         }
+        self.end_turns(pid);
         self.reap(now_ns);
         for watcher in &self.watchers {
             if watcher.pid.load(Ordering::Relaxed) == pid {

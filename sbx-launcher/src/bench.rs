@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+mod datagrams;
 mod delay;
 mod events;
 mod faults;

@@ -682,6 +682,7 @@ fn connections(name: &str, json: bool) -> Result<i32> {
         "not carried: {} whose other end is no participant, {} accepted from none, {} for want of a row",
         answer["not_taken"], answer["no_offer"], answer["no_row"]
     );
+    crate::sockets::print_datagrams(&answer);
     Ok(0)
 }
 

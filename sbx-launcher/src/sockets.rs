@@ -1,5 +1,7 @@
 //! `ps --sockets`: which connections are carried, for people and scripts.
 
+mod inlets;
+
 use std::net::Ipv6Addr;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +13,8 @@ use serde_json::{Value, json};
 #[must_use]
 pub fn table(sockets: &Sockets) -> Value {
     let rows = sockets.rows().map(|row| &sockets.connections[row]);
-    let rows: Vec<&Connection> = rows.filter(|one| one.state.load(Relaxed) >= OFFERED).collect();
+    let is_one = |one: &&Connection| one.state.load(Relaxed) >= OFFERED && !one.is_inlet();
+    let rows: Vec<&Connection> = rows.filter(is_one).collect();
     let sum = |of: fn(&Connection, &Direction) -> u64| -> u64 {
         let known = rows.iter().filter(|one| one.state.load(Relaxed) >= ACCEPTED);
         known.flat_map(|one| one.directions.iter().map(|way| of(one, way))).sum()
@@ -28,6 +31,7 @@ pub fn table(sockets: &Sockets) -> Value {
         "no_row": sockets.no_row.load(Relaxed),
         "no_offer": sockets.no_offer.load(Relaxed),
         "not_taken": sockets.not_taken.load(Relaxed),
+        "datagrams": inlets::table(sockets),
     })
 }
 
@@ -82,12 +86,18 @@ fn name(one: &Connection) -> String {
         };
         return format!("unix {kind}{made}{}", first & u64::from(u32::MAX));
     }
-    let address = |[high, low]: [u64; 2], port: u64| {
-        let address = Ipv6Addr::from(u128::from(high) << 64 | u128::from(low));
-        match address.to_ipv4_mapped() {
-            Some(v4) => format!("{v4}:{}", port & 0xffff),
-            None => format!("[{address}]:{}", port & 0xffff),
-        }
-    };
     format!("{} > {}", address(from, first >> 16), address(to, first))
+}
+
+fn address([high, low]: [u64; 2], port: u64) -> String {
+    let address = Ipv6Addr::from(u128::from(high) << 64 | u128::from(low));
+    match address.to_ipv4_mapped() {
+        Some(v4) => format!("{v4}:{}", port & 0xffff),
+        None => format!("[{address}]:{}", port & 0xffff),
+    }
+}
+
+/// What a table says of datagram sockets, for people.
+pub fn print_datagrams(table: &Value) {
+    inlets::print(&table["datagrams"]);
 }

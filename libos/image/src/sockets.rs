@@ -7,6 +7,7 @@
 //!              stream: bytes in and out     meet: connections begin
 //!              records: the same, whole     batches: several at a time
 //!              pair, pipes, counters: or are made whole
+//!              inlets: datagrams, between many
 //!              wait: poll, select, epoll    fds: what descriptors stand for
 //! ```
 //!
@@ -19,6 +20,7 @@ mod batches;
 mod counters;
 mod epoll;
 mod fds;
+mod inlets;
 mod late;
 mod meet;
 mod messages;
@@ -90,6 +92,7 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         nr::WRITE | nr::SENDTO | nr::WRITEV | nr::SENDMSG | nr::SENDFILE => {
             match fds::end_of(first) {
                 Some(end) => messages::send(end, number, args),
+                None if inlets::is_first(first) => inlets::first(first, number, args),
                 None if number == nr::SENDMSG => {
                     messages::send_passing(args, || native(number, args))
                 }
@@ -115,6 +118,9 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
             counters::before_submit(args);
             native(number, args)
         }
+        nr::SOCKET => inlets::made(args),
+        nr::BIND => inlets::bind(args),
+        nr::CONNECT if inlets::concerns(first) => inlets::connect(args),
         nr::CONNECT => meet::connect(args),
         nr::ACCEPT | nr::ACCEPT4 => meet::accept(number, args),
         nr::CLOSE => fds::close(first),
@@ -129,7 +135,11 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
             counters::before_ioctl(second);
             options::control(number, args)
         }
-        nr::SHUTDOWN => stream::shutdown(first, second, native(number, args)),
+        nr::SHUTDOWN => match inlets::end_of(first) {
+            Some(end) => inlets::shutdown(&end, args),
+            None => stream::shutdown(first, second, native(number, args)),
+        },
+        nr::SETSOCKOPT if inlets::concerns(first) => inlets::set_option(args),
         nr::SETSOCKOPT if second == options::SOCKET => options::set_of_socket(args),
         nr::SETSOCKOPT if second == options::TCP => options::set(first, third, fourth, args),
         nr::GETSOCKOPT if second == options::TCP => options::get(first, third, args),

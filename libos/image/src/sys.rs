@@ -58,6 +58,7 @@ pub(crate) mod nr {
     pub(crate) const SENDMSG: usize = 46;
     pub(crate) const RECVMSG: usize = 47;
     pub(crate) const SHUTDOWN: usize = 48;
+    pub(crate) const BIND: usize = 49;
     pub(crate) const GETSOCKNAME: usize = 51;
     pub(crate) const GETPEERNAME: usize = 52;
     pub(crate) const SOCKETPAIR: usize = 53;

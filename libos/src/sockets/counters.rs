@@ -67,7 +67,14 @@ impl Connection {
     #[must_use]
     #[inline]
     pub fn has_no_bells(&self) -> bool {
-        self.is_pipe() || self.is_counter()
+        !self.is_socket() || self.is_inlet()
+    }
+
+    /// Is it what its program knows as a socket?
+    #[must_use]
+    #[inline]
+    pub fn is_socket(&self) -> bool {
+        !self.is_pipe() && !self.is_counter()
     }
 }
 

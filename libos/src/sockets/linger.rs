@@ -25,8 +25,9 @@ impl Connection {
                 && !side.is_held()
                 && side.passed.load(Ordering::Acquire) == 0
         };
-        // Of a counter there is one end.
-        let first = if self.is_counter() { super::pipes::READER } else { 0 };
+        // Of a counter there is one end, and whoever sends to a datagram socket has none of its row.
+        let is_one = self.is_counter() || self.is_inlet();
+        let first = if is_one { super::pipes::READER } else { 0 };
         self.sides[first..].iter().all(is_lost)
     }
 }
@@ -40,11 +41,22 @@ impl Sockets {
         if connection.state.load(Ordering::Acquire) < ACCEPTED || !connection.is_over() {
             return;
         }
+        if !self.close_inlet(row) {
+            return;
+        }
         // Several may come here at once: one of them frees it.
         let (next, order) = (life.wrapping_add(1), Ordering::AcqRel);
         if connection.generation.compare_exchange(life, next, order, Ordering::Relaxed).is_ok() {
             connection.state.store(TAKEN, Ordering::Release);
             self.free(row);
+        }
+    }
+
+    /// As [`Self::free_if_over`], by who had the turn of an inlet when that ended.
+    pub fn free_inlet(&self, row: usize) {
+        let connection = &self.connections[row];
+        if connection.is_inlet() && !connection.has_unread() {
+            self.free_if_over(row);
         }
     }
 

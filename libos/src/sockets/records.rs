@@ -50,6 +50,10 @@ impl Connection {
     #[must_use]
     pub fn carried(&self, direction: &Direction) -> u64 {
         let reading = &direction.reading;
+        if self.is_inlet() {
+            // Counted apart.
+            return 0;
+        }
         let is_apart = self.has_records() || self.is_counter();
         let of = if is_apart { &reading.record_bytes } else { &reading.head };
         of.load(Ordering::Relaxed)

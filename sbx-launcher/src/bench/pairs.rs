@@ -15,7 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{pipe2, read, write};
 
 use super::pin::{pin, time};
-use super::{BenchError, Measure};
+use super::{BenchError, Measure, datagrams};
 
 /// Kinds of pairs, all of which the region carries.
 pub(super) const KINDS: [&str; 5] = ["stream", "seqpacket", "datagram", "pipe", "eventfd"];
@@ -42,7 +42,7 @@ pub(super) fn by(by: &str, count: u64) -> Option<io::Result<f64>> {
         return Some(through(count));
     }
     let kind = by.strip_prefix("pair-")?;
-    KINDS.contains(&kind).then(|| ask(kind, count))
+    (KINDS.contains(&kind) || kind == datagrams::UDP).then(|| ask(kind, count))
 }
 
 /// What the asking side reads from and writes to, and the other.
@@ -67,6 +67,11 @@ fn pair(kind: &str) -> io::Result<Pair> {
             let (one, two): (OwnedFd, OwnedFd) = (EventFd::new()?.into(), EventFd::new()?.into());
             let copies = [two.try_clone()?, one.try_clone()?];
             Pair { own: [one, two], other: copies }
+        }
+        datagrams::UDP => {
+            let [one, two] = datagrams::pair()?;
+            let (own, other) = (one.try_clone()?, two.try_clone()?);
+            Pair { own: [one, own], other: [two, other] }
         }
         _ => {
             let flags = SockFlag::SOCK_CLOEXEC;
@@ -172,7 +177,12 @@ pub(super) fn rows<'a>(launcher: &'a Path, sandbox: &'a str, scale: u64) -> Vec<
     rows
 }
 
-fn rate(launcher: &Path, within: Option<&str>, kind: &str, count: u64) -> Result<f64, BenchError> {
+pub(super) fn rate(
+    launcher: &Path,
+    within: Option<&str>,
+    kind: &str,
+    count: u64,
+) -> Result<f64, BenchError> {
     let doing = |error| BenchError::Io("asking by a pair", error);
     let mut command = Command::new(launcher);
     if let Some(sandbox) = within {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use loads::{BOTH, LOADS};
 
-use super::{BenchError, Measure, Options, Report, measure, pairs, round_trip};
+use super::{BenchError, Measure, Options, Report, datagrams, measure, pairs, round_trip};
 
 /// By which way a client reaches its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -409,6 +409,7 @@ pub(super) fn run(mut options: Options) -> Result<Report, BenchError> {
     }
     bare_rows(&mut rows, scale);
     rows.extend(pairs::rows(&servers.launcher, &servers.sandbox, scale));
+    rows.extend(datagrams::rows(&servers.launcher, &servers.sandbox, scale));
     let mut report = Report::new("sockets", options.rounds, measure(&options, rows)?);
     goals(&mut report);
     Ok(report)

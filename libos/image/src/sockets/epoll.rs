@@ -675,7 +675,7 @@ impl Wait {
         let readable = || if incoming.has_bytes() { events & (IN | READ_NORMAL) } else { 0 };
         // Of a pipe the kernel says.
         let is_pipe = end.connection.is_pipe();
-        let is_socket = !end.connection.has_no_bells();
+        let is_socket = end.connection.is_socket();
         let writable = if is_socket && !outgoing.is_in_kernel() { events & OUT } else { 0 };
         let is_level = events & (EDGE | ONCE) == 0;
         let mut got = readable();
@@ -774,7 +774,7 @@ impl Wait {
             // What came with it may be an edge of its own: it stays.
             events &= !reads;
         }
-        // Of a pipe the kernel's end does not say that there is something to read.
+        // The kernel does not say that there is something to read if it has no bells.
         if events != 0
             && end.is_some_and(|end| end.connection.has_no_bells() && end.incoming().has_bytes())
         {

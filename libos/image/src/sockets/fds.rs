@@ -7,7 +7,7 @@ use libos::layout::SOCKETS_PRIVATE_OFFSET;
 use libos::sockets::{CONNECTIONS_MAX, Connection, Direction, FREE};
 
 use super::epoll::{self, Set};
-use super::{ask, late, native, own_pid, sockets};
+use super::{ask, inlets, late, native, own_pid, sockets};
 use crate::sys::{self, nr};
 use crate::{boot, start, time};
 
@@ -25,6 +25,7 @@ struct Table {
     fds: [AtomicU64; FDS_MAX],
     sets: [Set; SETS_MAX],
     late: late::Table,
+    known: inlets::Known,
 }
 
 pub(crate) const TABLE_LEN: usize = size_of::<Table>();
@@ -38,6 +39,11 @@ fn table() -> &'static Table {
 /// What was late for its epoll instance.
 pub(super) fn late() -> &'static late::Table {
     &table().late
+}
+
+/// Whom datagram sockets send to.
+pub(super) fn known() -> &'static inlets::Known {
+    &table().known
 }
 
 /// Make the table usable.
@@ -87,9 +93,13 @@ const COPIED: u64 = 1 << 62;
 const EPOLL: u64 = 1 << 63;
 /// It is in an epoll instance that is not known.
 const ELSEWHERE: u64 = 1 << 61;
+/// It is a datagram socket that may be carried, and has no row yet.
+const DATAGRAMS: u64 = 1 << 60;
+/// Of such a one: it has sent something.
+const SPOKEN: u64 = 1 << 59;
 
 const WHAT: u64 = (1 << SET_BIT) - 1;
-const PLACE: u64 = ((1 << 60) - 1) & !WHAT;
+const PLACE: u64 = ((1 << 52) - 1) & !WHAT;
 
 /// Descriptors that may stand for something.
 fn used() -> usize {
@@ -127,7 +137,7 @@ pub(super) fn end_of(fd: usize) -> Option<End> {
 
 /// The same, if it is a socket.
 pub(super) fn socket_of(fd: usize) -> Option<End> {
-    end_of(fd).filter(|end| !end.connection.has_no_bells())
+    end_of(fd).filter(|end| end.connection.is_socket())
 }
 
 /// `fd` stands for this end from now on. False if it cannot.
@@ -143,6 +153,43 @@ pub(super) fn is_new(fd: usize) {
     if let Some(entry) = entry(fd).filter(|entry| entry.load(Relaxed) != 0) {
         entry.store(0, Relaxed);
     }
+}
+
+/// `fd`, which is new, is a datagram socket that may be carried.
+pub(super) fn note_datagrams(fd: usize) {
+    put(fd, DATAGRAMS);
+}
+
+/// Is it one that has no row yet?
+#[inline]
+pub(super) fn has_datagrams(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & DATAGRAMS != 0)
+}
+
+/// It is not to be carried.
+pub(super) fn no_datagrams(fd: usize) {
+    if has_datagrams(fd)
+        && let Some(entry) = entry(fd)
+    {
+        entry.fetch_and(!(DATAGRAMS | SPOKEN), AcqRel);
+    }
+}
+
+/// Every such descriptor.
+pub(super) fn all_datagrams() -> impl Iterator<Item = usize> {
+    (0..used()).filter(|&fd| has_datagrams(fd))
+}
+
+/// It has sent something.
+pub(super) fn note_spoken(fd: usize) {
+    if let Some(entry) = entry(fd) {
+        entry.fetch_or(SPOKEN, AcqRel);
+    }
+}
+
+/// Has it?
+pub(super) fn has_spoken(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & SPOKEN != 0)
 }
 
 /// `fd` is added to an epoll instance that is not known.
@@ -298,6 +345,7 @@ fn copy_entry(from: usize, to: usize) {
     if own_pid().is_none() {
         return;
     }
+    no_datagrams(from);
     if let Some(place) = place_of(from) {
         epoll::tell(place);
     }

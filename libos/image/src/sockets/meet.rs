@@ -3,13 +3,13 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use libos::sockets::records::{DATAGRAM, STREAM};
-use libos::sockets::{ACCEPTED, MANY, Name, UNIX, watched};
+use libos::sockets::{ACCEPTED, MANY, Name, Side, UNIX, watched};
 
 use super::fds::{self, End};
 use super::options::SOCKET;
 use super::{
-    ask, counters, epoll, messages, native, open, options, own_pid, pipes, records, sockets,
-    stream, user,
+    ask, counters, epoll, inlets, messages, native, open, options, own_pid, pipes, records,
+    sockets, stream, user,
 };
 use crate::sys::{self, nr};
 use crate::{start, time};
@@ -17,7 +17,7 @@ use crate::{start, time};
 const SO_TYPE: usize = 3;
 const SO_PROTOCOL: usize = 38;
 pub(super) const SO_COOKIE: usize = 57;
-const SO_NETNS_COOKIE: usize = 71;
+pub(super) const SO_NETNS_COOKIE: usize = 71;
 const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -32,17 +32,17 @@ const ALONE_NS: u64 = 500;
 
 /// An address of a socket, as far as it is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Address {
+pub(super) enum Address {
     Unix,
     /// IPv6, or IPv4 as part of it, and the port.
     Ip([u64; 2], u16),
     Other,
 }
 
-type Raw = [u8; 28];
+pub(super) type Raw = [u8; 28];
 
 impl Address {
-    fn from_raw(raw: &Raw) -> Self {
+    pub(super) fn from_raw(raw: &Raw) -> Self {
         let word = |at: usize| {
             let bytes = raw.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
             u64::from_be_bytes(bytes.unwrap_or_default())
@@ -60,7 +60,7 @@ impl Address {
     }
 
     /// What `getsockname` or `getpeername` says.
-    fn of(fd: usize, number: usize) -> Option<Self> {
+    pub(super) fn of(fd: usize, number: usize) -> Option<Self> {
         let mut raw: Raw = [0; 28];
         let mut len = 28u32;
         let asked = ask(number, [fd, raw.as_mut_ptr() as usize, &raw mut len as usize]);
@@ -331,21 +331,32 @@ pub(super) fn adopt(fd: usize, pid: u32, is_passed: bool) {
     let cookie = option(fd, SO_COOKIE)
         .or_else(|| pipes::cookie_of(fd))
         .or_else(|| if is_passed { None } else { counters::cookie_of(fd) });
-    let Some(cookie) = cookie.filter(|cookie| *cookie != 0) else { return };
+    if let Some(cookie) = cookie.filter(|cookie| *cookie != 0)
+        && let Some(side) = adopt_known(fd, cookie, pid)
+        && is_passed
+    {
+        side.received();
+    }
+}
+
+/// The same, of a descriptor with this cookie; of which side it is an end.
+pub(super) fn adopt_known(fd: usize, cookie: u64, pid: u32) -> Option<&'static Side> {
     for row in sockets().rows() {
         let connection = &sockets().connections[row];
         let has_ends = connection.state.load(Acquire) >= ACCEPTED;
         let is_it = |side: &usize| connection.sides[*side].cookie.load(Relaxed) == cookie;
         let Some(side) = (0..2).find(is_it).filter(|_| has_ends) else { continue };
         connection.sides[side].hold(pid);
-        if is_passed {
-            connection.sides[side].received();
+        if connection.is_inlet() {
+            // Whoever has been told that nobody hears there asks again.
+            sockets().inlets.changes.fetch_add(1, AcqRel);
         }
-        if fds::carry_too(fd, row, side) {
-            return;
+        if !fds::carry_too(fd, row, side) {
+            stream::leave_to_kernel(&End { fd, row, side, connection });
         }
-        stream::leave_to_kernel(&End { fd, row, side, connection });
+        return Some(&connection.sides[side]);
     }
+    None
 }
 
 /// Descriptors may have come with the message at `at`.
@@ -362,6 +373,7 @@ pub(super) fn about_to_pass(at: usize) {
         // Pipes go to strangers more often than sockets do.
         pipes::pass(fd);
         counters::leave(fd);
+        inlets::pass(fd);
         if let Some(end) = fds::end_of(fd).filter(End::is_needed) {
             end.connection.sides[end.side].passed.fetch_add(1, AcqRel);
         }
@@ -458,7 +470,9 @@ fn wait_anew(pid: u32) {
 /// A forked child has what its parent had.
 pub(crate) fn hold_after_fork() {
     let Some(own) = start::this_process() else { return };
+    inlets::inherit(own.pid);
     for end in fds::ends() {
         end.connection.sides[end.side].hold(own.pid);
     }
+    sockets().inlets.changes.fetch_add(1, AcqRel);
 }

@@ -6,7 +6,7 @@ use super::stream::{
     Source, by_kernel, receive as receive_bytes, send as send_bytes,
 };
 use super::user::{self, Pieces};
-use super::{ask, counters, fds, meet, native, pipes, records};
+use super::{ask, counters, fds, inlets, meet, native, pipes, records};
 use crate::sys::{EFAULT, EINVAL, Errno, nr};
 
 /// `struct msghdr`.
@@ -23,6 +23,11 @@ pub(super) struct Message {
 }
 
 impl Message {
+    /// Where the address is, and how long.
+    pub(super) const fn named(&self) -> (usize, usize) {
+        (self.name, self.name_len as u32 as usize)
+    }
+
     /// Nothing but bytes.
     pub(super) const fn of(vectors: usize, count: usize) -> Self {
         Self { name: 0, name_len: 0, vectors, count, control: 0, control_len: 0, flags: 0 }
@@ -50,6 +55,13 @@ pub(super) fn send(end: End, number: usize, args: [usize; 6]) -> isize {
     }
     if end.connection.is_counter() {
         return counters::send(&end, number, args);
+    }
+    if end.connection.is_inlet() {
+        return match number {
+            nr::SENDMSG => inlets::send_message(&end, args),
+            nr::SENDFILE => inlets::spliced(&end, number, args),
+            _ => inlets::send(&end, number, args),
+        };
     }
     if end.connection.has_records() && number != nr::SENDMSG {
         return records::send(end, number, args);
@@ -92,6 +104,9 @@ pub(super) fn send_passing(args: [usize; 6], send: impl FnOnce() -> isize) -> is
 
 /// `sendmsg`.
 pub(super) fn send_message(end: End, args: [usize; 6]) -> isize {
+    if end.connection.is_inlet() {
+        return inlets::send_message(&end, args);
+    }
     if end.connection.has_records() {
         return records::send_message(&end, args);
     }
@@ -113,6 +128,9 @@ pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
     }
     if end.connection.is_counter() {
         return counters::receive(end, number, args, 0);
+    }
+    if end.connection.is_inlet() && number != nr::RECVMSG {
+        return inlets::receive(&end, number, args);
     }
     if end.connection.has_records() && number != nr::RECVMSG {
         return records::receive(end, number, args);
@@ -194,14 +212,27 @@ fn name_of_peer(end: &End, at: usize, room: u32) -> Result<u32, Errno> {
     if asked < 0 || len <= FAMILY_LEN {
         len = 0;
     }
+    give_name(&name[..len.min(name.len() as u32) as usize], at, room)?;
+    Ok(len)
+}
+
+/// Give the program an address, as much of it as there is room for.
+fn give_name(name: &[u8], at: usize, room: u32) -> Result<(), Errno> {
     if room > i32::MAX as u32 {
         return Err(EINVAL);
     }
-    let part = len.min(room).min(name.len() as u32) as usize;
+    let part = name.len().min(room as usize);
     if part != 0 && !user::copy(at, name.as_ptr() as usize, part) {
         return Err(EFAULT);
     }
-    Ok(len)
+    Ok(())
+}
+
+/// The sender of a datagram has this address.
+pub(super) fn say_name(name: &[u8], at: usize, len_at: usize) -> Result<(), Errno> {
+    let room = user::read(len_at).ok_or(EFAULT)?;
+    give_name(name, at, room)?;
+    if user::write(len_at, &(name.len() as u32)) { Ok(()) } else { Err(EFAULT) }
 }
 
 /// Say of the message at `at`, which is from a ring, what the kernel would have said.
@@ -224,6 +255,23 @@ pub(super) fn answer(
     if user::write(at, &message) { Ok(()) } else { Err(EFAULT) }
 }
 
+/// The same, of a datagram from who has this address.
+pub(super) fn answer_named(
+    at: usize,
+    given: Message,
+    name: &[u8],
+    flags: usize,
+) -> Result<(), Errno> {
+    let mut message = given;
+    if given.name != 0 {
+        give_name(name, given.name, given.name_len as u32)?;
+        message.name_len = given.name_len & !(u32::MAX as usize) | name.len();
+    }
+    message.control_len = 0;
+    message.flags = given.flags & !(u32::MAX as usize) | flags;
+    if user::write(at, &message) { Ok(()) } else { Err(EFAULT) }
+}
+
 /// Bytes of the message at `at`.
 pub(super) fn len_of(at: usize) -> Option<usize> {
     let message = user::read::<Message>(at)?;
@@ -232,6 +280,9 @@ pub(super) fn len_of(at: usize) -> Option<usize> {
 
 /// `recvmsg`.
 pub(super) fn receive_message(end: End, args: [usize; 6]) -> isize {
+    if end.connection.is_inlet() {
+        return inlets::receive_message(&end, args);
+    }
     if end.connection.has_records() {
         return records::receive_message(end, args);
     }

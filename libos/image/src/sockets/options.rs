@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use libos::sockets::{Direction, LARGE_RING};
 
 use super::fds::{self, End};
-use super::{counters, meet, native, pipes, records, stream, user};
+use super::{counters, inlets, meet, native, pipes, records, stream, user};
 use crate::sys::{EFAULT, nr};
 
 pub(super) const F_DUPFD: usize = 0;
@@ -49,6 +49,9 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
     }
     if end.connection.is_counter() {
         return counters::control(&end, number, args);
+    }
+    if end.connection.is_inlet() {
+        return inlets::control(&end, number, args);
     }
     if (number, request as u32 as usize) == (nr::IOCTL, FIONREAD) {
         stream::hear_bell(&end, end.incoming());

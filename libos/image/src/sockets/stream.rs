@@ -320,6 +320,14 @@ pub(super) fn upgrade(end: &End, direction: &Direction, tail: u64) -> bool {
     if direction.large.load(Relaxed) != 0 || is_socket && super::options::wants_little(end) {
         return false;
     }
+    take_large(direction, tail)
+}
+
+/// The same, whatever its program wants.
+pub(super) fn take_large(direction: &Direction, tail: u64) -> bool {
+    if direction.large.load(Relaxed) != 0 {
+        return false;
+    }
     let Some(large) = sockets().take_large() else { return false };
     direction.large_from.store(tail, Release);
     direction.large.store(large as u32 + 1, Release);
@@ -724,7 +732,7 @@ pub(super) fn about_to_close(end: &End) {
     let side = &end.connection.sides[end.side];
     let is_last = side.crowded.load(Relaxed) == 0 && !side.holders.iter().any(others);
     let is_passed = side.passed.load(Acquire) != 0;
-    let joined = end.connection.state.load(Acquire) == JOINED;
+    let joined = end.connection.state.load(Acquire) == JOINED && !end.connection.is_inlet();
     if !joined || !is_last || is_passed {
         return;
     }
@@ -752,6 +760,9 @@ pub(super) fn about_to_close(end: &End) {
 /// `splice` from a carried socket whose ring has bytes: a few of them.
 pub(super) fn splice(args: [usize; 6]) -> isize {
     let [from, _, to, _, len, _] = args;
+    if let Some(end) = [to, from].into_iter().find_map(super::inlets::end_of) {
+        return super::inlets::spliced(&end, nr::SPLICE, args);
+    }
     if let Some(end) =
         [to, from].into_iter().filter_map(fds::end_of).find(|end| end.connection.has_records())
     {

@@ -34,7 +34,7 @@ pub(super) fn to_write(direction: &Direction) -> (Turn<'_>, bool) {
 }
 
 /// Does what is at `here` of the stack interrupt what is at `frame`, which has not been left?
-fn is_on_top(here: usize, frame: usize) -> bool {
+pub(super) fn is_on_top(here: usize, frame: usize) -> bool {
     if here.abs_diff(frame) < NEAR {
         return frame.saturating_sub(here) > SIGNAL_FRAME;
     }
