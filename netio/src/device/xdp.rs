@@ -9,7 +9,8 @@
 //!
 //! Half of the chunks are for each way and stay so. A frame that the kernel has put into the first half is
 //! copied out and its chunk goes back to *fill* at once. Whatever another process writes to the memory
-//! changes the contents of frames at most.
+//! changes the contents of frames at most. Frames by the million are the fewest calls for an interface that
+//! gathers what comes in a moment (`napi_defer_hard_irqs`, `gro_flush_timeout`), which is the administrator's to say.
 #![expect(unsafe_code, reason = "hands memory to the kernel, and copies frames in and out of it")]
 
 use std::io;

@@ -331,12 +331,14 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let folder = std::env::temp_dir().join(&ours.name);
     std::fs::create_dir_all(&folder).map_err(doing)?;
     // Beside the client, so that a forwarder has its core for itself.
-    let _upstream = Server::rival_on("tcp-epoll", forward::UPSTREAM, CLIENT_CPU).map_err(doing)?;
+    let upstream = Server::rival_on("tcp-epoll", forward::UPSTREAM, CLIENT_CPU).map_err(doing)?;
     let mut forwarders = vec![("region", ours.server("tcp 8000").map_err(doing)?)];
     for (port, rival) in (forward::UPSTREAM + 1..).zip(&forward::RIVALS) {
         let server = rival.serve(&folder, port).map_err(doing)?;
         forwarders.extend(server.map(|server| (rival.name, server)));
     }
+    // What all of them have in common: nobody can be faster.
+    forwarders.push(("nothing between", upstream));
     let stacks = stack::Ways::start().map_err(doing)?;
     let caches = memcached::Caches::start()?;
     let last = Last::default();

@@ -59,6 +59,22 @@ fn ip(arguments: &str) -> Result<(), String> {
     Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&ended.stderr).trim()))
 }
 
+/// Have the interface hand over what has come in a moment together, whoever receives it.
+fn gather(namespace: &str) -> Result<(), String> {
+    const SETTINGS: [(&str, u32); 2] =
+        [("napi_defer_hard_irqs", 2), ("gro_flush_timeout", 200_000)];
+    for (name, value) in SETTINGS {
+        let write = format!("echo {value} > /sys/class/net/line/{name}");
+        // A namespace has a /sys of its own for as long as this command runs.
+        let argv = ["netns", "exec", namespace, "sh", "-c", &write];
+        let ended = Command::new("ip").args(argv).output().map_err(|error| error.to_string())?;
+        if !ended.status.success() {
+            return Err(format!("{write}: {}", String::from_utf8_lossy(&ended.stderr).trim()));
+        }
+    }
+    Ok(())
+}
+
 impl Flood {
     /// The reason if this machine has no such thing, or we may not.
     pub(super) fn start() -> Result<Self, String> {
@@ -84,6 +100,7 @@ impl Flood {
         ip(&format!("-n {receives} addr add 10.79.0.2/24 dev line"))?;
         ip(&format!("-n {sends} link set line up"))?;
         ip(&format!("-n {receives} link set line up"))?;
+        gather(receives)?;
         // Nobody answers for the address where the kernel sees no frames.
         ip(&format!("-n {sends} neigh add 10.79.0.2 lladdr {HARDWARE} dev line"))?;
         match flood.rate(Receiver::Xdp, Duration::from_millis(1)) {
