@@ -203,14 +203,16 @@ pub(super) fn poll(number: usize, args: [usize; 6]) -> isize {
     };
     let until = Until::after(ns);
     let mask = if number == nr::PPOLL { [args[3], args[4]] } else { [0, 0] };
-    let kernel = |ns: Option<u64>| {
+    let kernel = |ns: Option<u64>, mask: [usize; 2]| {
         let time = ns.map(Timespec::of);
         let time_at = time.as_ref().map_or(0, Timespec::at);
         ask(nr::PPOLL, [at, count, time_at, mask[0], mask[1]])
     };
     let mut has_looked = false;
     loop {
-        let result = kernel(Some(0));
+        // What is there comes before a signal that the call would let through.
+        let has_bytes = any_bytes || waiting.any_bytes();
+        let result = kernel(Some(0), if has_bytes { [0, 0] } else { mask });
         if result < 0 {
             return result;
         }
@@ -224,7 +226,7 @@ pub(super) fn poll(number: usize, args: [usize; 6]) -> isize {
                 continue;
             }
         }
-        match waiting.sleep(|| kernel(until.left())) {
+        match waiting.sleep(|| kernel(until.left(), mask)) {
             Some(result) if result < 0 && !waiting.any_bytes() => return result,
             Some(0) if !waiting.any_bytes() => return 0,
             _ => {}
@@ -318,7 +320,7 @@ pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
     let until = Until::after(ns);
     let mask = if number == nr::PSELECT6 { mask } else { 0 };
     let mut got = asked;
-    let mut kernel = |ns: Option<u64>| {
+    let mut kernel = |ns: Option<u64>, mask: usize| {
         got = asked;
         let time = ns.map(Timespec::of);
         let at = |index: usize| if sets[index] == 0 { 0 } else { got[index].as_ptr() as usize };
@@ -328,7 +330,8 @@ pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
     };
     let mut has_looked = false;
     let (ready, got) = loop {
-        let (result, mut got) = kernel(Some(0));
+        let has_bytes = left.iter().any(|word| *word != 0) || waiting.any_bytes();
+        let (result, mut got) = kernel(Some(0), if has_bytes { 0 } else { mask });
         if result < 0 {
             return result;
         }
@@ -354,7 +357,7 @@ pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
                 continue;
             }
         }
-        match waiting.sleep(|| kernel(until.left()).0) {
+        match waiting.sleep(|| kernel(until.left(), mask).0) {
             Some(result) if result < 0 && !waiting.any_bytes() => return result,
             _ => {}
         }
