@@ -75,6 +75,27 @@ print(fastest() / before < 3)
     assert_eq!(heap_used(), before);
 }
 
+#[test]
+fn a_map_that_was_made_too_small_forgets_nothing() {
+    let sandbox = Sandbox::up("small-map");
+    let image = built("libkv_cache.so");
+    let (name, image) = (&sandbox.name, image.display().to_string());
+    let loaded = launcher(&["ext", "load", name, &image, "--config", "entries=9,limit=8M"]);
+    assert_eq!(loaded.status, 0, "{}", loaded.stderr);
+    // Some 250 keys in a bucket, so that most lie in overflow buckets, and many have another's tag.
+    let script = "
+key = lambda n: b'%d:' % n + b'k' * (n % 30)
+value = lambda n: b'%d' % (n * n) * (n % 50)
+for n in range(2000): box.call('kv.put', key(n), value(n), 0)
+for n in range(0, 2000, 3): assert box.call('kv.delete', key(n))
+for n in range(1, 2000, 3): box.call('kv.put', key(n), value(n + 1), 0)
+wrong = [n for n in range(2000)
+         if box.call('kv.get', key(n)) != [None, value(n + 1), value(n)][n % 3]]
+print(box.call('kv.len'), wrong, [n for n in range(2000, 4000) if box.call('kv.get', key(n))])
+";
+    assert_eq!(said(&sandbox, script), "1333 [] []\n");
+}
+
 /// A process that makes upcalls for as long as it is there.
 struct Caller(Child, BufReader<ChildStdout>);
 

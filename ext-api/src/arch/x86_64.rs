@@ -32,36 +32,41 @@ pub(crate) fn stack_pointer() -> usize {
     at
 }
 
-/// A bit for each of five words whose highest byte is `tag`, the first word's the lowest. Others may
-/// change the words meanwhile: each was as it is taken to be at some moment.
+/// A bit for each of the first five words whose highest byte is `tag`, which is not 0, the first word's the
+/// lowest; the sixth word's is 0. Others may change the words meanwhile: each was as it is taken to be at some
+/// moment.
 #[inline]
-pub(crate) fn with_high_byte(words: &[AtomicU64; 5], tag: u8) -> u32 {
+pub(crate) fn with_high_byte(words: &[AtomicU64; 6], tag: u8) -> u32 {
     #[cfg(not(miri))]
-    // SAFETY: reads the five words, as atomics are read: a load of two aligned words does not tear
-    // either of them.
+    // SAFETY: reads the six words, as atomics are read: a load of two aligned words does not tear either of
+    // them.
     unsafe {
-        let (first_four, last): (u32, u32);
+        let bits: u32;
         core::arch::asm!(
-            "movd {tag_x4}, {tag:e}",
+            "movd {tags}, {tag:e}",
             "movdqu {low}, [{words}]",
             "movdqu {high}, [{words} + 16]",
-            "pshufd {tag_x4}, {tag_x4}, 0",
+            "movdqu {last}, [{words} + 32]",
+            "pshufd {tags}, {tags}, 0",
+            "pxor {none}, {none}",
             "shufps {low}, {high}, 0xdd",
             "psrld {low}, 24",
-            "pcmpeqd {low}, {tag_x4}",
-            "movmskps {bits:e}, {low}",
-            "xor {last:e}, {last:e}",
-            "cmp byte ptr [{words} + 39], {tag:l}",
-            "sete {last:l}",
-            words = in(reg) words, tag = in(reg) u32::from(tag),
-            tag_x4 = out(xmm_reg) _, low = out(xmm_reg) _, high = out(xmm_reg) _,
-            bits = out(reg) first_four, last = out(reg) last,
-            options(nostack, readonly),
+            "psrlq {last}, 56",
+            "pcmpeqd {low}, {tags}",
+            "pcmpeqd {last}, {tags}",
+            "packssdw {low}, {last}",
+            "packsswb {low}, {none}",
+            "pmovmskb {bits:e}, {low}",
+            words = in(reg) words, tag = in(reg) u32::from(tag), bits = lateout(reg) bits,
+            tags = out(xmm_reg) _, low = out(xmm_reg) _, high = out(xmm_reg) _,
+            last = out(xmm_reg) _, none = out(xmm_reg) _,
+            options(nostack, readonly, preserves_flags),
         );
-        first_four | last << 4
+        // Of the last two words there are halves, every other of which is 0.
+        bits
     }
     #[cfg(miri)]
-    words.iter().rev().fold(0, |bits, word| {
+    words[..5].iter().rev().fold(0, |bits, word| {
         bits << 1 | u32::from(word.load(core::sync::atomic::Ordering::Acquire) >> 56 == tag.into())
     })
 }
@@ -132,51 +137,81 @@ pub(crate) unsafe fn load_racing(from: *const u8) -> u64 {
 
 /// Copy words that others may change meanwhile: whatever is there is copied, in any order. Instructions of
 /// our own, because a compiler may take it that nobody writes what it reads. No word is written twice, so
-/// that whoever reads the copy at once gets it from the writes that are still under way.
+/// that whoever reads the copy at once gets it from the writes that are still under way. Addresses do not
+/// depend on `words`, which may be what is waited for.
 ///
 /// # Safety
 /// `words` of them can be read at `from` and written at `to`, where nobody else reads or writes.
 #[inline]
-pub(crate) unsafe fn copy_racing(mut from: *const AtomicU64, to: *mut u8, words: usize) {
-    let mut to = to.cast::<u64>();
+pub(crate) unsafe fn copy_racing(from: *const AtomicU64, to: *mut u8, words: usize) {
+    let (mut at, len) = (0, words * 8);
     #[cfg(not(miri))]
-    for _ in 0..words / 8 {
-        // SAFETY: by contract there are eight words more.
+    while at + 64 <= len {
+        // SAFETY: by contract there are 64 bytes more.
         unsafe {
             core::arch::asm!(
-                "movdqu {0}, [{from}]",
-                "movdqu {1}, [{from} + 16]",
-                "movdqu {2}, [{from} + 32]",
-                "movdqu {3}, [{from} + 48]",
-                "movdqu [{to}], {0}",
-                "movdqu [{to} + 16], {1}",
-                "movdqu [{to} + 32], {2}",
-                "movdqu [{to} + 48], {3}",
+                "movdqu {0}, [{from} + {at}]",
+                "movdqu {1}, [{from} + {at} + 16]",
+                "movdqu {2}, [{from} + {at} + 32]",
+                "movdqu {3}, [{from} + {at} + 48]",
+                "movdqu [{to} + {at}], {0}",
+                "movdqu [{to} + {at} + 16], {1}",
+                "movdqu [{to} + {at} + 32], {2}",
+                "movdqu [{to} + {at} + 48], {3}",
                 out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _, out(xmm_reg) _,
-                from = in(reg) from, to = in(reg) to,
+                from = in(reg) from, to = in(reg) to, at = in(reg) at,
                 options(nostack, preserves_flags),
             );
         }
-        (from, to) = (from.wrapping_add(8), to.wrapping_add(8));
+        at += 64;
     }
     #[cfg(not(miri))]
-    for _ in 0..words % 8 / 2 {
-        // SAFETY: by contract there are two words more.
+    if len & 32 != 0 {
+        // SAFETY: by contract there are 32 bytes more.
         unsafe {
             core::arch::asm!(
-                "movdqu {0}, [{from}]",
-                "movdqu [{to}], {0}",
-                out(xmm_reg) _, from = in(reg) from, to = in(reg) to,
+                "movdqu {0}, [{from} + {at}]",
+                "movdqu {1}, [{from} + {at} + 16]",
+                "movdqu [{to} + {at}], {0}",
+                "movdqu [{to} + {at} + 16], {1}",
+                out(xmm_reg) _, out(xmm_reg) _,
+                from = in(reg) from, to = in(reg) to, at = in(reg) at,
                 options(nostack, preserves_flags),
             );
         }
-        (from, to) = (from.wrapping_add(2), to.wrapping_add(2));
+        at += 32;
     }
-    for _ in 0..if cfg!(miri) { words } else { words % 2 } {
-        // SAFETY: by contract there is one word more.
-        let word = unsafe { &*from }.load(core::sync::atomic::Ordering::Relaxed);
+    #[cfg(not(miri))]
+    if len & 16 != 0 {
+        // SAFETY: by contract there are 16 bytes more.
+        unsafe {
+            core::arch::asm!(
+                "movdqu {0}, [{from} + {at}]",
+                "movdqu [{to} + {at}], {0}",
+                out(xmm_reg) _,
+                from = in(reg) from, to = in(reg) to, at = in(reg) at,
+                options(nostack, preserves_flags),
+            );
+        }
+        at += 16;
+    }
+    let copy_word = |at: usize| {
+        // SAFETY: by contract there is a word there.
+        let word = unsafe { &*from.wrapping_byte_add(at) };
         // SAFETY: as above.
-        unsafe { to.write_unaligned(word) };
-        (from, to) = (from.wrapping_add(1), to.wrapping_add(1));
+        unsafe {
+            to.wrapping_add(at)
+                .cast::<u64>()
+                .write_unaligned(word.load(core::sync::atomic::Ordering::Relaxed));
+        }
+    };
+    #[cfg(not(miri))]
+    if len & 8 != 0 {
+        copy_word(at);
+    }
+    #[cfg(miri)]
+    while at < len {
+        copy_word(at);
+        at += 8;
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  buckets: one cache line each                           entry: one block of the heap
-//!  ┌──────┬─────────┬──────┬─────────────────┬─────┐      ┌───────┬─────┬───────┬────────┐
-//!  │ lock │ version │ next │ tag age address │ ... │ ───► │ front │ key │ value │ expiry │
-//!  └──────┴─────────┴──┬───┴─────────────────┴─────┘      └───────┴─────┴───────┴────────┘
-//!                      └─► overflow bucket, never given back
+//!  ┌──────┬─────────┬─────────────────┬─────┬──────┐      ┌───────┬─────┬───────┬────────┐
+//!  │ lock │ version │ tag age address │ ... │ next │ ───► │ front │ key │ value │ expiry │
+//!  └──────┴─────────┴─────────────────┴─────┴──┬───┘      └───────┴─────┴───────┴────────┘
+//!                                              └─► overflow bucket, never given back
 //! ```
 //!
 //! A bucket is locked for each change. An entry is written whole, then linked by one store, and a
@@ -35,10 +35,14 @@ use super::counter::Counter;
 use super::guesses::Guesses;
 use super::lock::{Lock, WAIT_MAX_NS};
 use super::mutex::LockError;
-use crate::arch::{copy_racing, load_racing, prefetch, with_high_byte};
+use crate::arch::{copy_racing, prefetch, with_high_byte};
 use crate::extension::Out;
 use crate::runtime::{Here, World};
 use crate::sync::{AtomicU64, Ordering};
+
+mod look;
+
+use look::{Look, Seen};
 
 const LINKS: usize = 5;
 /// Addresses have 47 bits; above them lie the age, and a tag of the hash.
@@ -100,8 +104,28 @@ struct Bucket {
     lock: Lock,
     /// Counts changes, of the whole chain if it is the first. Raised under the lock before each.
     version: AtomicU64,
-    next: AtomicU64,
-    links: [AtomicU64; LINKS],
+    /// The last leads to the overflow bucket and has no tag, the others to entries.
+    links: [AtomicU64; LINKS + 1],
+}
+
+impl Bucket {
+    fn entries(&self) -> &[AtomicU64] {
+        &self.links[..LINKS]
+    }
+
+    fn next(&self) -> &AtomicU64 {
+        &self.links[LINKS]
+    }
+
+    /// It and its overflow buckets.
+    #[inline]
+    fn chain(&self) -> impl Iterator<Item = &Self> {
+        core::iter::successors(Some(self), |bucket| {
+            let next = bucket.next().load(Ordering::Acquire) as *const Self;
+            // SAFETY: null, or an overflow bucket, which is never given back while the map is shared.
+            unsafe { next.as_ref() }
+        })
+    }
 }
 
 /// Front of an entry. Key and value follow, each filled up by zeros to whole words, and then the
@@ -287,38 +311,18 @@ impl Map {
         Ok(self.get(key, now, |value| out.write(value))?.is_some())
     }
 
-    /// The common case of [`Map::copy`]: nobody changes the bucket meanwhile, no second tag fits,
-    /// the entry is in no overflow bucket, the value fits the caller's buffer. None if it is
-    /// another.
+    /// The common case of [`Map::copy`]: nobody changes the bucket meanwhile, and the value fits the caller's
+    /// buffer. None if it is another.
     #[inline]
     fn try_copy(&self, key: &[u8], now: impl Fn() -> u64, out: &mut Out<'_>) -> Option<bool> {
         let hash = self.hash(key);
         prefetch(self.guesses.of(hash));
-        let bucket = self.bucket(hash & self.mask);
-        let version = bucket.version.load(Ordering::Acquire);
-        let unchanged = || {
-            fence(Ordering::Acquire);
-            bucket.version.load(Ordering::Relaxed) == version
+        let look = Look::begin(self.bucket(hash & self.mask))?;
+        let Some(Seen { link, word, entry, head }) = look.find(hash, key)? else {
+            return Some(false);
         };
-        if bucket.lock.holder() != 0 {
-            return None;
-        }
-        let matching = with_high_byte(&bucket.links, tag(hash));
-        if matching == 0 {
-            return (bucket.next.load(Ordering::Relaxed) == 0 && unchanged()).then_some(false);
-        }
-        let link = bucket.links.get(place_of(matching))?;
-        let word = link.load(Ordering::Acquire);
-        // SAFETY: null, or an entry, or what was one a moment ago: readable, and 8-aligned.
-        let entry = unsafe { ((word & ADDRESS) as *const Entry).as_ref() }?;
-        let head = entry.head();
-        // If nothing has changed by now, it is the front of an entry that there was, so that its
-        // bytes are readable whatever becomes of it.
-        if head.key_len() != key.len() || !unchanged() || !is_same(key, entry.words()) {
-            return None;
-        }
         if head.expires() && now() >= entry.word(head.expiry_at()).load(Ordering::Relaxed) {
-            return unchanged().then_some(false);
+            return look.is_right().then_some(false);
         }
         let value_len = head.value_len();
         let len = words_of(value_len);
@@ -327,7 +331,7 @@ impl Map {
         let from = entry.words().wrapping_add(words_of(key.len()));
         // SAFETY: room for as many words, and `from` has them.
         unsafe { copy_racing(from, to, len) };
-        if !unchanged() {
+        if !look.is_right() {
             return None;
         }
         out.extend(value_len);
@@ -536,12 +540,12 @@ impl Drop for Map {
             while !at.is_null() {
                 // SAFETY: a bucket of the chain.
                 let one = unsafe { &*at };
-                for link in &one.links {
+                for link in one.entries() {
                     if let Some(entry) = Owned::of(link.load(Ordering::Relaxed)) {
                         entry.give_back();
                     }
                 }
-                at = one.next.load(Ordering::Relaxed) as *const Bucket;
+                at = one.next().load(Ordering::Relaxed) as *const Bucket;
                 chain.push(at);
             }
             for overflow in chain.into_iter().filter(|at| !at.is_null()) {
@@ -575,17 +579,9 @@ impl<'a> Locked<'a> {
         fence(Ordering::Release);
     }
 
-    fn chain(&self) -> impl Iterator<Item = &'a Bucket> + use<'a> {
-        core::iter::successors(Some(self.bucket), |bucket| {
-            let next = bucket.next.load(Ordering::Relaxed) as *const Bucket;
-            // SAFETY: null, or an overflow bucket, which is never given back.
-            unsafe { next.as_ref() }
-        })
-    }
-
     /// The link that leads to `key`.
     fn find(&self, hash: u64, key: &[u8]) -> Option<&'a AtomicU64> {
-        for bucket in self.chain() {
+        for bucket in self.bucket.chain() {
             let mut matching = with_high_byte(&bucket.links, tag(hash));
             while matching != 0 {
                 let link = &bucket.links[place_of(matching)];
@@ -600,21 +596,22 @@ impl<'a> Locked<'a> {
 
     /// A link that leads nowhere, in an overflow bucket if there is no other.
     fn vacant(&self) -> Option<&'a AtomicU64> {
-        let free =
-            |bucket: &'a Bucket| bucket.links.iter().find(|link| link.load(Ordering::Relaxed) == 0);
-        if let Some(link) = self.chain().find_map(free) {
+        let free = |bucket: &'a Bucket| {
+            bucket.entries().iter().find(|link| link.load(Ordering::Relaxed) == 0)
+        };
+        if let Some(link) = self.bucket.chain().find_map(free) {
             return Some(link);
         }
-        let last = self.chain().last()?;
+        let last = self.bucket.chain().last()?;
         // SAFETY: a bucket has a size.
         let fresh = unsafe { std::alloc::alloc_zeroed(Layout::new::<Bucket>()) };
-        last.next.store(fresh as u64, Ordering::Release);
+        last.next().store(fresh as u64, Ordering::Release);
         // SAFETY: null, or a zeroed and therefore empty bucket.
         unsafe { fresh.cast::<Bucket>().as_ref() }.map(|bucket| &bucket.links[0])
     }
 
     fn each(&self, mut visit: impl FnMut(&AtomicU64)) {
-        self.chain().for_each(|bucket| bucket.links.iter().for_each(&mut visit));
+        self.bucket.chain().for_each(|bucket| bucket.entries().iter().for_each(&mut visit));
     }
 
     /// The entry that a link leads to.
@@ -656,24 +653,6 @@ fn touch(link: &AtomicU64, word: u64, age: u8) {
 #[inline]
 const fn words_of(len: usize) -> usize {
     (len + 7) >> 3
-}
-
-/// Does `key` lie at `words`, filled up by zeros?
-#[inline]
-fn is_same(key: &[u8], words: *const AtomicU64) -> bool {
-    // SAFETY: within the words of a key of this length, as the caller has checked.
-    let load = |at: usize| unsafe { load_racing(words.cast::<u8>().wrapping_add(at)) };
-    let (Some(first), Some(last)) = (key.first_chunk::<8>(), key.last_chunk::<8>()) else {
-        let short = key.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        return key.is_empty() || load(0) == short;
-    };
-    // The ends, which meet or overlap if there are no more than 16 bytes.
-    if load(0) != u64::from_le_bytes(*first) || load(key.len() - 8) != u64::from_le_bytes(*last) {
-        return false;
-    }
-    let (inner, _) = key[8..].as_chunks::<8>();
-    let mut inner = (8..).step_by(8).zip(inner);
-    key.len() <= 16 || inner.all(|(at, word)| load(at) == u64::from_le_bytes(*word))
 }
 
 impl Entry {
