@@ -1,6 +1,7 @@
-//! Threads that wait for carried connections, and what interrupts or changes that, beside the same without.
+//! Threads that wait for carried connections, what interrupts or changes that, and sockets that were shared before they
+//! were connected, beside the same without.
 
-use integration::carried::{carried, carrying, outside};
+use integration::carried::{carried, carrying, outside, program};
 use integration::compile;
 
 #[test]
@@ -22,4 +23,13 @@ fn a_signal_that_a_call_lets_through_interrupts_it_unless_something_is_there() {
     assert_eq!(native.stdout.matches("nothing: interrupted 200,").count(), 15, "{native:?}");
     assert_eq!(sandbox.run(&[program.text()]), native);
     assert!(carried(&sandbox).1 > 10_000);
+}
+
+#[test]
+fn a_socket_that_was_shared_before_it_was_connected_is_the_kernels() {
+    let sandbox = carrying("copied");
+    let argv = ["/usr/bin/python3", &program("copied.py")];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stdout.matches("heard 0123456789").count()), (0, 8));
+    assert_eq!(sandbox.run(&argv), native);
 }

@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ext_api::abi::Entry;
@@ -237,6 +238,9 @@ impl Follower {
         if is_known {
             resume(listener, request.id);
             return events;
+        }
+        if !is_exec {
+            note_fork(common, process);
         }
         let options = if is_exec { EXEC_OPTIONS } else { FORK_OPTIONS };
         if still_there() && tracee::seize(tid, options).is_ok() {
@@ -485,6 +489,14 @@ fn parent_of(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
     rest.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// Have the process know, by the time that its fork is done, that another may have its descriptors.
+fn note_fork(common: Common, pid: u32) {
+    let rows = common.rows().map(|row| common.process(row));
+    for process in rows.filter(|process| process.claim.load().pid == pid) {
+        process.forks.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 /// Is there a file that exec would take? A failing exec need not be followed.

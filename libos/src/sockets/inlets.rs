@@ -26,7 +26,7 @@
 #[cfg(all(test, loom))]
 mod models;
 
-use super::{Connection, JOINED, Sockets, UNIX, zero, zero64};
+use super::{Connection, JOINED, Sockets, zero, zero64};
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 /// In [`Connection::kind`]: it is an inlet.
@@ -332,12 +332,6 @@ pub const fn of_port(port: u16) -> super::Name {
     [NAMED | port as u64, 0, 0, 0, 0]
 }
 
-/// What names the inlet of the AF_UNIX socket with this inode.
-#[must_use]
-pub const fn of_inode(inode: u32) -> super::Name {
-    [UNIX | NAMED | inode as u64, 0, 0, 0, 0]
-}
-
 /// What the kernel takes a datagram of UDP for, of a receiver's buffer: the memory that it is in.
 #[must_use]
 pub const fn charge(len: usize, is_four: bool) -> u32 {
@@ -429,7 +423,7 @@ impl Connection {
 }
 
 impl Sockets {
-    /// Make `row`, which has been taken under the name of its port or inode, an inlet. Others find it as soon as
+    /// Make `row`, which has been taken under the name of its port, an inlet. Others find it as soon as
     /// its connection is joined.
     pub fn begin_inlet(&self, row: usize, heard: &Heard, limit: u32, pids: u64) {
         let (connection, inlet) = (&self.connections[row], &self.inlets.all[row]);
@@ -487,14 +481,6 @@ impl Sockets {
         // Who shares its port with others may share it with strangers, unless it hears this sender only.
         let is_shared = heard.flags & SHARED != 0 && heard.peer.port == 0;
         (!is_shared && heard.flags & LEFT == 0).then_some((row, heard))
-    }
-
-    /// The row of the AF_UNIX socket with this inode.
-    #[must_use]
-    pub fn inlet_of_inode(&self, inode: u32) -> Option<(usize, Heard)> {
-        let row = self.named(of_inode(inode)).next()?;
-        let heard = self.inlets.all[row].heard()?;
-        (heard.flags & LEFT == 0).then_some((row, heard))
     }
 
     /// Nobody is to put anything into the inlet of `row` any more. False if somebody may be doing so, who has to

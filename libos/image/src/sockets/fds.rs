@@ -1,7 +1,7 @@
 //! What the descriptors of this process stand for.
 
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use libos::layout::SOCKETS_PRIVATE_OFFSET;
 use libos::sockets::{CONNECTIONS_MAX, Connection, Direction, FREE};
@@ -9,7 +9,7 @@ use libos::sockets::{CONNECTIONS_MAX, Connection, Direction, FREE};
 use super::epoll::{self, Set};
 use super::{ask, inlets, late, native, own_pid, sockets};
 use crate::sys::{self, nr};
-use crate::{boot, start, time};
+use crate::{boot, context, start, time};
 
 /// Descriptors from here on are not carried.
 const FDS_MAX: usize = 32 << 10;
@@ -26,6 +26,8 @@ struct Table {
     sets: [Set; SETS_MAX],
     late: late::Table,
     known: inlets::Known,
+    /// As of the process when it was last looked for.
+    forks: AtomicU32,
 }
 
 pub(crate) const TABLE_LEN: usize = size_of::<Table>();
@@ -97,6 +99,8 @@ const ELSEWHERE: u64 = 1 << 61;
 const DATAGRAMS: u64 = 1 << 60;
 /// Of such a one: it has sent something.
 const SPOKEN: u64 = 1 << 59;
+/// It is a socket of connections that has no peer yet, and nothing else stands for the same.
+const ALONE: u64 = 1 << 58;
 
 const WHAT: u64 = (1 << SET_BIT) - 1;
 const PLACE: u64 = ((1 << 52) - 1) & !WHAT;
@@ -190,6 +194,45 @@ pub(super) fn note_spoken(fd: usize) {
 /// Has it?
 pub(super) fn has_spoken(fd: usize) -> bool {
     entry(fd).is_some_and(|entry| entry.load(Relaxed) & SPOKEN != 0)
+}
+
+/// `fd`, which is new, is a socket of connections.
+pub(super) fn note_alone(fd: usize) {
+    look_for_forks();
+    put(fd, ALONE);
+}
+
+/// Is it one that has no peer yet, and that nobody else has?
+pub(super) fn is_alone(fd: usize) -> bool {
+    look_for_forks();
+    has_alone(fd)
+}
+
+fn has_alone(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & ALONE != 0)
+}
+
+/// Somebody else has it, or may get it.
+pub(super) fn not_alone(fd: usize) {
+    if has_alone(fd)
+        && let Some(entry) = entry(fd)
+    {
+        entry.fetch_and(!ALONE, AcqRel);
+    }
+}
+
+/// Somebody else has all there are.
+pub(super) fn none_is_alone() {
+    (0..used()).for_each(not_alone);
+}
+
+/// What was alone before a fork is no longer.
+fn look_for_forks() {
+    let Some(own) = start::this_process() else { return };
+    let forks = context::common().process(own.row).forks.load(Acquire);
+    if table().forks.swap(forks, AcqRel) != forks {
+        none_is_alone();
+    }
 }
 
 /// `fd` is added to an epoll instance that is not known.
@@ -339,6 +382,7 @@ pub(super) fn copied(fd: usize, result: isize) -> isize {
 }
 
 fn copy_entry(from: usize, to: usize) {
+    not_alone(from);
     let Some(word) = entry(from).map(|entry| entry.load(Relaxed)).filter(|word| *word != 0) else {
         return;
     };

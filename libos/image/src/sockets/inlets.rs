@@ -22,7 +22,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use libos::sockets::inlets::{
     Heard, INLET, Inlet, LEFT, ONE_FAMILY, Place, RECEIVER, SHARED, SIX, of_port,
 };
-use libos::sockets::records::DATAGRAM;
+use libos::sockets::records::{DATAGRAM, SEQPACKET, STREAM};
 
 use super::fds::{self, End};
 use super::meet::{self, Address, SO_COOKIE, SO_NETNS_COOKIE, option};
@@ -67,8 +67,11 @@ pub(super) fn made(args: [usize; 6]) -> isize {
     let is_one = kind & TYPE == DATAGRAM as usize
         && [AF_INET, AF_INET6].contains(&family)
         && [0, UDP].contains(&protocol);
-    if result >= 0 && is_one && own_pid().is_some() {
-        fds::note_datagrams(result as usize);
+    let connects = [STREAM as usize, SEQPACKET as usize].contains(&(kind & TYPE));
+    match usize::try_from(result) {
+        Ok(fd) if is_one && own_pid().is_some() => fds::note_datagrams(fd),
+        Ok(fd) if connects && own_pid().is_some() => fds::note_alone(fd),
+        _ => {}
     }
     result
 }

@@ -141,7 +141,7 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
         sockets().connecting.fetch_add(1, AcqRel);
     }
     let result = native(nr::CONNECT, args);
-    if result == 0 || result == -EINPROGRESS {
+    if (result == 0 || result == -EINPROGRESS) && fds::is_alone(fd) {
         let _ = offer(fd, to, pid);
     }
     if is_near {
@@ -185,12 +185,12 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
             named(own, to, 0, option(fd, SO_NETNS_COOKIE)?)?
         }
     };
-    let kind = option(fd, SO_TYPE)? as u32;
+    let (kind, cookie) = (option(fd, SO_TYPE)? as u32, option(fd, SO_COOKIE)?);
     let row = take_row(&name)?;
     let connection = &sockets().connections[row];
     connection.kind.store(kind, Relaxed);
     let side = &connection.sides[0];
-    side.cookie.store(option(fd, SO_COOKIE).unwrap_or(0), Relaxed);
+    side.cookie.store(cookie, Relaxed);
     side.nonblock.store(u32::from(options::is_nonblocking(fd)), Relaxed);
     side.hold(pid);
     // Known here before anybody takes it: what is sent from now on is counted.
@@ -374,6 +374,7 @@ pub(super) fn about_to_pass(at: usize) {
         pipes::pass(fd);
         counters::leave(fd);
         inlets::pass(fd);
+        fds::not_alone(fd);
         if let Some(end) = fds::end_of(fd).filter(End::is_needed) {
             end.connection.sides[end.side].passed.fetch_add(1, AcqRel);
         }
@@ -471,6 +472,7 @@ fn wait_anew(pid: u32) {
 pub(crate) fn hold_after_fork() {
     let Some(own) = start::this_process() else { return };
     inlets::inherit(own.pid);
+    fds::none_is_alone();
     for end in fds::ends() {
         end.connection.sides[end.side].hold(own.pid);
     }
