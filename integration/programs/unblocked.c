@@ -24,7 +24,7 @@ static volatile sig_atomic_t handled;
 static void handle(int signal) { handled += signal == SIGUSR1; }
 
 static int wait_by(int call, int fd, int epoll, const sigset_t *mask) {
-    struct timespec limit = {.tv_nsec = call == 4 ? 0 : 3000000};
+    struct timespec limit = {.tv_sec = call == 4 ? 0 : 1};
     struct pollfd one = {.fd = fd, .events = POLLIN};
     struct epoll_event event;
     fd_set reads;
@@ -32,7 +32,7 @@ static int wait_by(int call, int fd, int epoll, const sigset_t *mask) {
     FD_SET(fd, &reads);
     switch (call) {
     case 1: return pselect(fd + 1, &reads, NULL, NULL, &limit, mask);
-    case 2: return epoll_pwait(epoll, &event, 1, 3, mask);
+    case 2: return epoll_pwait(epoll, &event, 1, 1000, mask);
     case 3: return syscall(SYS_epoll_pwait2, epoll, &event, 1, &limit, mask, 8);
     default: return ppoll(&one, 1, &limit, mask);
     }

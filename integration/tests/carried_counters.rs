@@ -107,3 +107,27 @@ os._exit(0)
     });
     assert_eq!(mine.count(), 2, "{shown}");
 }
+
+#[test]
+fn what_takes_the_place_of_a_counter_gets_nothing_of_it() {
+    let sandbox = carrying("counter-replaced");
+    let script = "
+import os, tempfile
+with tempfile.TemporaryFile() as file:
+    for close in lambda at: os.dup2(file.fileno(), at), lambda at: os.closerange(at, at + 1):
+        at = os.eventfd(0)
+        os.eventfd_write(at, 5)
+        os.eventfd_write(at, 6)
+        close(at)
+        print(os.fstat(file.fileno()).st_size)
+    at = os.eventfd(7)
+    try:
+        os.dup2(99, at)
+    except OSError as error:
+        print(error.errno, os.eventfd_read(at))
+";
+    let argv = ["/usr/bin/python3", "-c", script];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stdout.as_str()), (0, "0\n0\n9 7\n"), "{native:?}");
+    assert_eq!(sandbox.run(&argv), native);
+}

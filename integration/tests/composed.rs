@@ -322,6 +322,31 @@ fn a_tee_sees_calls_as_they_are_made_and_changes_nothing() {
 }
 
 #[test]
+fn a_policy_decides_behind_a_tee() {
+    let folder = folder("decided", &[("f", "")]);
+    let sandbox = Sandbox::up("decided");
+    loaded(&sandbox, "libmeddler.so", &["--tee", "--config", "word=decided,answer=0"]);
+    loaded(&sandbox, "libthrough.so", &[]);
+    let policy = Scratch::new("decided.toml");
+    let names =
+        "names = [\"mkdir\", \"mkdirat\"]\naction = \"upcall:through.judge\"\nreason = \"r\"\n";
+    let text = format!("version = 1\n[[syscall]]\n{names}");
+    std::fs::write(&policy.0, text).expect("a scratch file");
+    let script = format!("cd {}; mkdir $PWD/forbidden $PWD/allowed; ls", folder.text());
+    let run = ["run", "--sandbox", &sandbox.name, "--policy", policy.text()];
+    let ended = launcher(&[&run[..], &["--", "/bin/bash", "-c", &script]].concat());
+    assert_eq!(ended.stdout, "allowed\nf\n", "{}", ended.stderr);
+    let asked = noticed(&sandbox, "forbidden");
+    assert!(asked.iter().any(|line| line.starts_with("before mkdir")), "{asked:?}");
+    // Whatever goes meanwhile, in a row the policy's handler stays where it is.
+    let unloaded = launcher(&["ext", "unload", &sandbox.name, "meddler"]);
+    assert_eq!(unloaded.status, 0, "{}", unloaded.stderr);
+    let script = format!("cd {}; rmdir allowed; mkdir $PWD/forbidden; ls", folder.text());
+    let ended = launcher(&[&run[..], &["--", "/bin/bash", "-c", &script]].concat());
+    assert_eq!(ended.stdout, "f\n", "{}", ended.stderr);
+}
+
+#[test]
 fn a_run_says_which_of_its_extensions_it_means() {
     let folder = folder("run", &[("refused", "here\n")]);
     let [audit, meddler] = ["libaudit.so", "libmeddler.so"].map(built);
@@ -359,6 +384,10 @@ fn a_run_says_which_of_its_extensions_it_means() {
 
 #[test]
 fn what_cannot_be_narrowed_is_said() {
+    for narrowed in [&["--clamp", "path=/srv"][..], &["--tee"]] {
+        let ended = launcher(&[&["run"][..], narrowed, &["--", "/bin/true"]].concat());
+        assert!(ended.status == 125 && ended.stderr.contains("--ext FILE"), "{}", ended.stderr);
+    }
     let sandbox = Sandbox::up("narrow-none");
     for options in [&["--clamp", "path=/srv"][..], &["--tee"]] {
         let ended = load(&sandbox, "libhello_upcall.so", options);

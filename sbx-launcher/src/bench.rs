@@ -78,8 +78,8 @@ pub enum BenchError {
     Io(&'static str, io::Error),
     /// The process in the sandbox said something else than a figure.
     Inside(String),
-    /// No row has a name like that.
-    NoRow,
+    /// No row has a name like these; what rows there are.
+    NoRow(String, Vec<String>),
 }
 
 impl fmt::Display for BenchError {
@@ -92,7 +92,13 @@ impl fmt::Display for BenchError {
                 write!(f, "{} is missing: run `cargo build --release` first", path.display())
             }
             Self::Io(doing, error) => write!(f, "{doing}: {error}"),
-            Self::NoRow => write!(f, "no row of it is called anything like that"),
+            Self::NoRow(typed, rows) => {
+                write!(
+                    f,
+                    "--only {typed}: no row with that in its name can be measured alone; there are {}",
+                    rows.join(", ")
+                )
+            }
             Self::Inside(said) => write!(f, "the process in the sandbox failed: {said}"),
         }
     }
@@ -143,10 +149,8 @@ type Measure<'a> = (String, &'static str, Box<dyn FnMut() -> Result<f64, BenchEr
 /// Measure the rows that are wanted in turns.
 fn measure(options: &Options, mut rows: Vec<Measure<'_>>) -> Result<Vec<Row>, BenchError> {
     use std::io::IsTerminal;
+    let names: Vec<String> = rows.iter().map(|(name, ..)| name.clone()).collect();
     rows.retain(|(name, ..)| options.wants(name));
-    if rows.is_empty() {
-        return Err(BenchError::NoRow);
-    }
     let rounds = options.rounds;
     let mut samples = vec![Vec::new(); rows.len()];
     for round in 0..rounds {
@@ -160,9 +164,16 @@ fn measure(options: &Options, mut rows: Vec<Measure<'_>>) -> Result<Vec<Row>, Be
     if io::stderr().is_terminal() {
         eprint!("\r\x1b[K");
     }
-    Ok(rows
-        .into_iter()
-        .zip(samples)
+    let rows = rows.into_iter().zip(samples);
+    // What another row measures is not there without that.
+    let is_there =
+        |samples: &[f64]| options.only.is_empty() || samples.iter().any(|it| !it.is_nan());
+    let rows: Vec<Row> = rows
+        .filter(|(_, samples)| is_there(samples))
         .map(|((name, unit, _), samples)| Row::of(name, unit, samples))
-        .collect())
+        .collect();
+    if rows.is_empty() {
+        return Err(BenchError::NoRow(options.only.join(", --only "), names));
+    }
+    Ok(rows)
 }

@@ -132,7 +132,7 @@ enum Command {
         /// Have local connections, pipes and eventfds of its programs go through the region.
         #[arg(long)]
         sockets: bool,
-        /// How the worker that serves the network waits; all but the first cost a core.
+        /// How the worker that serves the network waits; all but the first cost a core, `sqpoll` with traffic only.
         #[arg(long, value_name = "HOW", default_value = "sleep")]
         network_waits: Waits,
     },
@@ -474,7 +474,8 @@ fn carry_out(command: Command) -> Result<i32> {
             trace::run(trace::Trace { calls, count, json, out, argv })
         }
         Command::Bench { name, json, plot, quick, only, rounds } => {
-            let rounds = rounds.unwrap_or(if quick { 3 } else { 7 }).into();
+            let quick_rounds = if name == "sockets" { 1 } else { 3 };
+            let rounds = rounds.unwrap_or(if quick { quick_rounds } else { 7 }).into();
             measure(&name, bench::Options { rounds, quick, only }, json, plot)
         }
         Command::BenchInside { calls: Some(count), by } => Ok(bench::serve_calls(count, &by)),

@@ -1,8 +1,9 @@
 //! Who is asked about a system call, and what becomes of the answer.
 //!
-//! Tees stand first in a row, so that they see a call as the program has made it: what one changes is put
-//! back, its verdict is dropped. The others come one after the other, each with what those before it have
-//! left, until one has dealt with the call. A clamped one is asked if its clamp holds for the call as it
+//! Tees are asked first, so that they see a call as the program has made it: what one changes is put back, its
+//! verdict is dropped. The others come one after the other, each with what those before it have left, until one
+//! has dealt with the call. In a row handlers of policies, which are never unloaded, stand before all others: so
+//! none is missed by who is in the row while others go. A clamped one is asked if its clamp holds for the call as it
 //! would see it.
 //!
 //! Who is asked once a call is over is decided before it is made: by then its paths may be gone, and the
@@ -57,12 +58,13 @@ pub(crate) fn after(context: &Context, row: &Row, later: Option<&Later>, block: 
 
 /// True if a hook has dealt with the call.
 fn ask(context: &Context, row: &Row, block: &mut CallBlock) -> bool {
-    words(row).any(|word| {
-        if word & (TEE | CLAMPED) == 0 {
-            ask_one(context, word, block)
-        } else {
-            ask_narrowed(context, word, block)
-        }
+    if is_narrowed(row) {
+        words(row).filter(|word| word & TEE != 0).for_each(|word| ask_tee(context, word, block));
+    }
+    words(row).any(|word| match word & (TEE | CLAMPED) {
+        0 => ask_one(context, word, block),
+        CLAMPED => clamps::holds(word, block) && ask_one(context, word, block),
+        _ => false,
     })
 }
 
@@ -91,16 +93,12 @@ fn ask_one(context: &Context, word: u64, block: &mut CallBlock) -> bool {
 
 #[cold]
 #[inline(never)]
-fn ask_narrowed(context: &Context, word: u64, block: &mut CallBlock) -> bool {
-    if word & TEE == 0 {
-        return clamps::holds(word, block) && ask_one(context, word, block);
-    }
+fn ask_tee(context: &Context, word: u64, block: &mut CallBlock) {
     // What it looks at is what the kernel gets.
     clamps::copy_paths(block);
     if clamps::holds(word, block) {
         show(context, word, block);
     }
-    false
 }
 
 /// Ask a hook that may change nothing.

@@ -195,8 +195,9 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
             asked::before(context, [before, after], &mut block, &mut later)
         });
         let taken = taken == Some(true);
-        // From an exec nobody comes back to give it back.
-        if taken || block.scratch_used == 0 || matches!(number, nr::EXECVE | nr::EXECVEAT) {
+        // From an exec of a child of vfork nobody comes back to give it back.
+        let is_borrowed = own.pid != sys::getpid() && matches!(number, nr::EXECVE | nr::EXECVEAT);
+        if taken || block.scratch_used == 0 || is_borrowed {
             scratch.take().into_iter().for_each(Scratch::give_back);
         }
         if taken {

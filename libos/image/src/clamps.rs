@@ -130,7 +130,9 @@ fn copy_text(to: usize, from: usize, room: usize) -> Result<usize, u64> {
         let at = from.wrapping_add(len);
         let piece = (PIECE - at % PIECE).min(room - len);
         if piece == 0 {
-            return Err(TOO_LONG.as_ptr() as u64);
+            // Of a room that is full, the kernel gets what the program has there.
+            let is_too_long = room == PATH_LEN_MAX;
+            return Err(if is_too_long { TOO_LONG.as_ptr() as u64 } else { from as u64 });
         }
         // SAFETY: so much of the scratch room is the call's; the other side is the program's.
         if unsafe { copy_or_fail(to + len, at, piece) } != 0 {

@@ -126,7 +126,7 @@ pub(crate) fn call(number: usize, args: [usize; 6]) -> isize {
         nr::CLOSE => fds::close(first),
         nr::CLOSE_RANGE => fds::close_range(args),
         nr::DUP => fds::copied(first, native(number, args)),
-        nr::DUP2 | nr::DUP3 => fds::replaced(first, second, native(number, args)),
+        nr::DUP2 | nr::DUP3 => fds::replace(number, args),
         nr::FCNTL => match second {
             options::F_DUPFD | options::F_DUPFD_CLOEXEC => fds::copied(first, native(number, args)),
             _ => options::control(number, args),

@@ -169,7 +169,7 @@ impl Heard {
 impl Inlet {
     /// As it is from now on. `all` is told of it.
     pub fn change(&self, all: &Inlets, own: Place, peer: Place, flags: u32, space: u64) {
-        let stamp = self.begin_change();
+        self.begin_change();
         for (word, part) in self.address.iter().zip(own.address) {
             word.store(part, Ordering::Relaxed);
         }
@@ -177,19 +177,20 @@ impl Inlet {
             word.store(part, Ordering::Relaxed);
         }
         self.ports.store(u32::from(peer.port) << 16 | u32::from(own.port), Ordering::Relaxed);
-        self.flags.store(flags, Ordering::Relaxed);
+        // Another thread may have left it meanwhile.
+        let keep = |former: u32| Some(flags | former & LEFT);
+        let _ = self.flags.fetch_update(Ordering::AcqRel, Ordering::Relaxed, keep);
         self.space.store(space, Ordering::Relaxed);
-        self.stamp.store(stamp + 2, Ordering::SeqCst);
+        self.stamp.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         all.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Nobody who knows of it may put anything in from now on.
-    fn begin_change(&self) -> u64 {
+    fn begin_change(&self) {
         let stamp = self.stamp.load(Ordering::Relaxed) & !1;
         self.stamp.store(stamp + 1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        stamp
     }
 
     /// It has these flags as well from now on.
@@ -282,7 +283,8 @@ impl Inlet {
             charged.store(freed, Ordering::Relaxed);
             return 0;
         }
-        charged.load(Ordering::Relaxed).wrapping_sub(freed)
+        // What is counted as freed may be more for a moment: it is taken first.
+        (charged.load(Ordering::Relaxed).wrapping_sub(freed) as i64).max(0) as u64
     }
 
     fn reset(&self) {
@@ -430,6 +432,7 @@ impl Sockets {
         inlet.reset();
         inlet.limit.store(limit, Ordering::Relaxed);
         inlet.pids.store(pids, Ordering::Relaxed);
+        inlet.flags.store(0, Ordering::Relaxed);
         inlet.change(&self.inlets, heard.own, heard.peer, heard.flags, heard.space);
         if !connection.is_unix() {
             self.inlets.ports[usize::from(heard.own.port)].fetch_add(1, Ordering::AcqRel);

@@ -106,7 +106,10 @@ impl Batch {
             // Not this way: its path is too narrow, or its device cannot.
             self.without = WITHOUT;
             // SAFETY: the same contract.
-            return unsafe { self.send(fd, datagrams) };
+            let (count, is_sent) = unsafe { self.send(fd, datagrams) };
+            // Or nothing can be sent where the first is to go.
+            self.without = if is_sent { WITHOUT } else { 0 };
+            return (count, is_sent);
         }
         let full = matches!(error, Some(libc::EAGAIN | libc::ENOBUFS));
         (usize::from(!full), false)

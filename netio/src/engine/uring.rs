@@ -138,7 +138,6 @@ impl Uring {
                 "this kernel's io_uring cannot wait for a futex (Linux 6.7)",
             ));
         }
-        let lent = Lent::register(&ring, GROUP, options.incremental)?;
         let files = vec![false; if options.files { files_max() } else { 0 }];
         if options.files {
             ring.submitter().register_files_sparse(files.len() as u32)?;
@@ -148,6 +147,8 @@ impl Uring {
             // SAFETY: the kernel refuses what is not mapped there, and only reads it.
             unsafe { ring.submitter().register_buffers(&[all]) }?;
         }
+        // The last that can fail: it must not go before the ring.
+        let lent = Lent::register(&ring, GROUP, options.incremental)?;
         // SAFETY: plain numbers and null pointers.
         let mut message: Box<libc::msghdr> = unsafe { Box::new(std::mem::zeroed()) };
         message.msg_namelen = NAME_LEN as u32;
@@ -391,8 +392,15 @@ impl Driver for Uring {
     }
 
     fn release(&mut self, fd: BorrowedFd<'_>) {
-        // A request has its file from the moment that the kernel has the request.
+        // A request has its file from the moment that the kernel has the request: with SQPOLL when its thread
+        // has taken it.
         self.submit_all();
+        while self.options.sqpoll
+            && !self.ring.submission().is_empty()
+            && self.ring.submit().is_ok()
+        {
+            std::thread::yield_now();
+        }
         let number = fd.as_raw_fd();
         let known = usize::try_from(number).ok().and_then(|number| self.files.get_mut(number));
         if known.is_some_and(std::mem::take) {

@@ -389,14 +389,13 @@ fn with_cpu<'a>(
     rows.push((format!("{name}: CPU"), "s/M", Box::new(move || Ok(cpu.get()))));
 }
 
-pub(super) fn run(mut options: Options) -> Result<Report, BenchError> {
+pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let doing = |error| BenchError::Io("running servers and clients", error);
     let servers = &Servers::start().map_err(doing)?;
     // Some clients run for a second at least.
     let scale = if options.quick { 20 } else { 1 };
-    options.rounds = if options.quick { 1 } else { options.rounds };
     let mut rows: Vec<Measure<'_>> = Vec::new();
-    let cpu = &Cell::new(0.0);
+    let cpu = &Cell::new(f64::NAN);
     for load in LOADS.iter().filter(|load| servers.has(load.server)) {
         for &way in load.ways {
             let rate: Rate<'_> = Box::new(move || load.measure(servers, way, scale));

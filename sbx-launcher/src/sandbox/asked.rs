@@ -116,13 +116,13 @@ impl Sandbox {
             rows.iter().enumerate().map(move |(number, row)| (when, number, row))
         });
         for (when, number, row) in rows {
-            let asked = self.asked(number, when);
+            let asked = self.row_of(number, when);
             if asked.len() > row.len() {
                 let (most, name) = (row.len(), name_of(number as u32).unwrap_or("?"));
                 let text = format!("sbx: of the handlers hooked to {name} only {most} are asked\n");
                 self.common().log().append(text.as_bytes());
             }
-            let words = asked.iter().map(|one| one.word).chain(std::iter::repeat(0));
+            let words = asked.into_iter().chain(std::iter::repeat(0));
             row.iter().zip(words).for_each(|(to, word)| to.store(word, Ordering::Release));
         }
         for (number, only) in table.only.iter().enumerate() {
@@ -155,10 +155,19 @@ impl Sandbox {
         });
         let (mut asked, others): (Vec<_>, Vec<_>) = hooked.partition(|one| one.word & TEE != 0);
         asked.extend(by_policy.chain(others));
-        if asked.iter().any(|one| one.terms.is_some_and(Terms::is_narrowed)) {
-            asked[0].word |= NARROWED;
-        }
         asked
+    }
+
+    /// The same as a row of the table has it: those of policies, then tees, then the others.
+    fn row_of(&self, number: usize, after: bool) -> Vec<u64> {
+        let asked = self.asked(number, after);
+        let is_narrowed = asked.iter().any(|one| one.terms.is_some_and(Terms::is_narrowed));
+        let mut words: Vec<u64> = asked.iter().map(|one| one.word).collect();
+        words.sort_by_key(|word| word & MUST_DECIDE == 0);
+        if is_narrowed {
+            words[0] |= NARROWED;
+        }
+        words
     }
 
     /// The number of a clamp for an extension that is to be loaded on these terms, if they need one: written, and

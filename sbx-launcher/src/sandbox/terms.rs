@@ -78,6 +78,13 @@ impl Terms {
             .filter_map(|clamp| Some((clamp.extension.as_deref()?, format!("--clamp {clamp}"))));
         let tees = self.tees.iter().filter(|tee| !tee.is_empty());
         let mut all = clamps.chain(tees.map(|tee| (&tee[..], format!("--tee={tee}"))));
+        if self.is_narrowed() && names.clone().next().is_none() {
+            return Err(
+                "--clamp and --tee are about what this command loads, which is nothing: add \
+                        --ext FILE"
+                    .into(),
+            );
+        }
         all.find(|(name, _)| is_none(name)).map_or(Ok(()), |(name, typed)| {
             let known: Vec<&str> = names.clone().collect();
             let known = known.join(", ");

@@ -335,7 +335,8 @@ impl Read {
             stream::note_wait(&direction.reading.patience_ns, time::now_ns() - began);
             return match kernels {
                 Ok(kernels) if !self.end.connection.is_one_by_one() => {
-                    Ok(kernels.wrapping_add(self.there().unwrap_or(0)))
+                    // What is moved by who leaves it has woken this thread, or is for the next.
+                    Ok(kernels.wrapping_add(direction.take_count(false).unwrap_or(0)))
                 }
                 Err(_) if direction.has_bytes() => continue,
                 kernels => kernels,
@@ -449,6 +450,7 @@ pub(super) fn before_submit([_, count, at, ..]: [usize; 6]) {
         if let Some(fd) = user::read::<u32>(request + FD_AT) {
             leave(fd as usize);
             super::pipes::pass(fd as usize);
+            super::inlets::pass(fd as usize);
         }
         if let Some([flags, told]) = user::read::<[u32; 2]>(request + FLAGS_AT)
             && flags & TELLS != 0

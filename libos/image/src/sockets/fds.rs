@@ -170,13 +170,10 @@ pub(super) fn has_datagrams(fd: usize) -> bool {
     entry(fd).is_some_and(|entry| entry.load(Relaxed) & DATAGRAMS != 0)
 }
 
-/// It is not to be carried.
-pub(super) fn no_datagrams(fd: usize) {
-    if has_datagrams(fd)
-        && let Some(entry) = entry(fd)
-    {
-        entry.fetch_and(!(DATAGRAMS | SPOKEN), AcqRel);
-    }
+/// It is such a one no longer. False if it was not.
+pub(super) fn no_datagrams(fd: usize) -> bool {
+    let clear = |entry: &AtomicU64| entry.fetch_and(!(DATAGRAMS | SPOKEN), AcqRel) & DATAGRAMS != 0;
+    has_datagrams(fd) && entry(fd).is_some_and(clear)
 }
 
 /// Every such descriptor.
@@ -198,7 +195,6 @@ pub(super) fn has_spoken(fd: usize) -> bool {
 
 /// `fd`, which is new, is a socket of connections.
 pub(super) fn note_alone(fd: usize) {
-    look_for_forks();
     put(fd, ALONE);
 }
 
@@ -227,7 +223,7 @@ pub(super) fn none_is_alone() {
 }
 
 /// What was alone before a fork is no longer.
-fn look_for_forks() {
+pub(super) fn look_for_forks() {
     let Some(own) = start::this_process() else { return };
     let forks = context::common().process(own.row).forks.load(Acquire);
     if table().forks.swap(forks, AcqRel) != forks {
@@ -356,12 +352,10 @@ fn let_go(fd: usize, pid: u32) {
 
 /// `close_range`.
 pub(super) fn close_range(args: [usize; 6]) -> isize {
-    const CLOEXEC: usize = 4;
+    const UNSHARE: usize = 2;
     let [first, last, flags, ..] = args;
     let (first, last) = (first as u32 as usize, last as u32 as usize);
-    let result = native(nr::CLOSE_RANGE, args);
-    if result == 0
-        && flags & CLOEXEC == 0
+    if flags as u32 as usize & !UNSHARE == 0
         && let Some(pid) = own_pid()
     {
         for fd in first..(last + 1).min(used()) {
@@ -370,7 +364,7 @@ pub(super) fn close_range(args: [usize; 6]) -> isize {
             }
         }
     }
-    result
+    native(nr::CLOSE_RANGE, args)
 }
 
 /// A call has copied `fd` to `result`.
@@ -407,17 +401,23 @@ fn copy_entry(from: usize, to: usize) {
     }
 }
 
-/// A call has put a copy of `fd` in the place of `other`.
-pub(super) fn replaced(fd: usize, other: usize, result: isize) -> isize {
-    if result < 0 || fd as u32 == other as u32 {
-        return result;
+/// `dup2`, `dup3`: what was in the place is closed before something else is there.
+pub(super) fn replace(number: usize, args: [usize; 6]) -> isize {
+    const F_GETFD: usize = 1;
+    const O_CLOEXEC: usize = 0o2_000_000;
+    let [fd, other, flags, ..] = args;
+    if fd as u32 == other as u32 {
+        return native(number, args);
     }
+    let is_right = number == nr::DUP2 || flags as u32 as usize & !O_CLOEXEC == 0;
     if entry(other).is_some_and(|entry| entry.load(Relaxed) != 0)
         && let Some(pid) = own_pid()
+        && is_right
+        && ask(nr::FCNTL, [fd, F_GETFD]) >= 0
     {
         let_go(other, pid);
     }
-    copied(fd, result)
+    copied(fd, native(number, args))
 }
 
 /// Every end that this process has descriptors for.

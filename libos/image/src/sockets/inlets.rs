@@ -63,6 +63,8 @@ pub(super) fn end_of(fd: usize) -> Option<End> {
 #[inline(never)]
 pub(super) fn made(args: [usize; 6]) -> isize {
     let [family, kind, protocol, ..] = args;
+    // Of forks that come after this nothing is missed.
+    fds::look_for_forks();
     let result = native(nr::SOCKET, args);
     let is_one = kind & TYPE == DATAGRAM as usize
         && [AF_INET, AF_INET6].contains(&family)
@@ -159,9 +161,9 @@ fn read(fd: usize) -> Option<Heard> {
 /// The datagram socket `fd`, which is bound, has a row from now on, unless none is free.
 #[inline(never)]
 fn begin(fd: usize) {
-    let row = own_pid().and_then(|pid| take_row(fd, pid));
-    if row.is_none() {
-        fds::no_datagrams(fd);
+    // Of threads that come to this at once, one.
+    if fds::no_datagrams(fd) {
+        let _ = own_pid().and_then(|pid| take_row(fd, pid));
     }
 }
 

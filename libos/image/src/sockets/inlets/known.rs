@@ -141,14 +141,17 @@ pub(super) fn keep(key: &Key, found: &Found, changes: u64) {
     });
 }
 
-/// Fill what has this version, unless another thread does.
-fn fill(version: &AtomicU32, write: impl FnOnce()) {
+/// Fill what has this version, unless another thread does: then false.
+fn fill(version: &AtomicU32, write: impl FnOnce()) -> bool {
     let seen = version.load(Relaxed);
-    if seen & 1 == 0 && version.compare_exchange(seen, seen + 1, AcqRel, Relaxed).is_ok() {
+    let is_ours =
+        seen & 1 == 0 && version.compare_exchange(seen, seen + 1, AcqRel, Relaxed).is_ok();
+    if is_ours {
         fence(Release);
         write();
         version.store(seen.wrapping_add(2), Release);
     }
+    is_ours
 }
 
 /// The ways from `end`, which has this stamp, to `to` are kept under this.
@@ -184,14 +187,21 @@ pub(super) fn note_after(end: &End, stamp: u64, to: &Destination, after: u64) {
     let way = own.or_else(|| all.iter().find(|way| way.key[0].load(Relaxed) == 0));
     let way =
         way.unwrap_or_else(|| &all[fds::known().replaced.fetch_add(1, Relaxed) as usize % WAYS]);
-    let strays = super::inlet_of(end).strays.load(Acquire);
-    fill(&way.version, || {
+    let strays = &super::inlet_of(end).strays;
+    let seen = strays.load(Acquire);
+    let is_noted = fill(&way.version, || {
+        // Another thread may have noted a later one.
+        let former = if way.is_it(&key) { way.after.load(Relaxed) } else { 0 };
         for (word, part) in way.key.iter().zip(key) {
             word.store(part, Relaxed);
         }
-        way.after.store(after, Relaxed);
-        way.strays.store(strays, Relaxed);
+        way.after.store(after.max(former), Relaxed);
+        way.strays.store(seen, Relaxed);
     });
+    if !is_noted {
+        // Nothing that was noted is known to be the last.
+        strays.fetch_add(1, AcqRel);
+    }
 }
 
 impl Way {

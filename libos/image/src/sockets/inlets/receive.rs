@@ -158,7 +158,11 @@ impl Receiving {
             }
             // Nobody in the sandbox has ever sent anything to it.
             if self.inlet.sent.load(Acquire) == 0 {
-                return Taken::Kernel(native(self.number, self.args));
+                // Somebody may meanwhile, and another thread find that out.
+                match self.parked(|| native(self.number, self.args)) {
+                    Some(result) => return Taken::Kernel(result),
+                    None => continue,
+                }
             }
             let asked = if waits { self.sleep(&mut has_looked) } else { self.ask() };
             if let Some(result) = asked {
