@@ -451,6 +451,7 @@ pub(super) fn before_submit([_, count, at, ..]: [usize; 6]) {
             leave(fd as usize);
             super::pipes::pass(fd as usize);
             super::inlets::pass(fd as usize);
+            fds::socket_of(fd as usize).iter().for_each(stream::leave_to_kernel);
         }
         if let Some([flags, told]) = user::read::<[u32; 2]>(request + FLAGS_AT)
             && flags & TELLS != 0

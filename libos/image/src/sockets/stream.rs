@@ -1,6 +1,7 @@
 //! Bytes of carried connections, in and out.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::fence;
 
 use libos::sockets::{
     Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SHUT, SMALL_RING, SOON_SHUT, watched,
@@ -716,6 +717,12 @@ pub(super) fn shut(direction: &Direction) {
 pub(super) fn leave_to_kernel(end: &End) {
     if end.connection.is_counter() {
         return super::counters::leave_end(end);
+    }
+    if end.connection.is_inlet() {
+        // Whoever puts something in just now takes it out again.
+        end.incoming().waiting.watch.store(MANY, Release);
+        fence(SeqCst);
+        super::inlets::leave(end);
     }
     shut(end.outgoing());
     shut(end.incoming());
