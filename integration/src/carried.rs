@@ -156,3 +156,26 @@ pub fn wait_for(argv: &[&str]) {
         sleep(Duration::from_millis(30));
     }
 }
+
+/// Run a program of random steps, by each seed, in the sandbox and beside it: both say the same, at least in one of
+/// `tries` runs, for the kernel may hand a packet over a little later than usual.
+///
+/// # Panics
+/// They do not.
+pub fn same_steps(sandbox: &Sandbox, steps: &str, seeds: u64, count: &str, tries: u32) {
+    for seed in 1..=seeds {
+        let seed = seed.to_string();
+        let native = outside(&[steps, &seed, count]);
+        assert_eq!(native.status, 0, "{native:?}");
+        let is_same = (0..tries).any(|_| {
+            let carried = sandbox.run(&[steps, &seed, count]);
+            let lines = native.stdout.lines().zip(carried.stdout.lines());
+            let first = lines.enumerate().find(|(_, (one, other))| one != other);
+            if carried != native {
+                eprintln!("seed {seed}, once: {first:?} {}", carried.stderr);
+            }
+            carried == native
+        });
+        assert!(is_same, "seed {seed}: never the same in {tries} runs");
+    }
+}

@@ -1,7 +1,8 @@
 //! Eventfds of unmodified programs through the region, beside the same without.
 
 use integration::carried::{
-    Running, carrying, mostly_carried, number, outside, program, sockets, wait_for, wait_for_none,
+    Running, carrying, mostly_carried, number, outside, program, same_steps, sockets, wait_for,
+    wait_for_none,
 };
 use integration::{Scratch, compile, full};
 
@@ -10,15 +11,7 @@ fn random_steps_come_to_the_same() {
     let sandbox = carrying("counter-steps");
     let steps = compile("cc", "counters", &[]);
     let (seeds, count) = if full() { (200, "20000") } else { (20, "5000") };
-    for seed in 1..=seeds {
-        let seed = seed.to_string();
-        let native = outside(&[steps.text(), &seed, count]);
-        assert_eq!(native.status, 0, "{native:?}");
-        let carried = sandbox.run(&[steps.text(), &seed, count]);
-        let lines = native.stdout.lines().zip(carried.stdout.lines());
-        let first = lines.enumerate().find(|(_, (one, other))| one != other);
-        assert!(carried == native, "seed {seed}: {first:?} {}", carried.stderr);
-    }
+    same_steps(&sandbox, steps.text(), seeds, count, 1);
     assert!(number(&sockets(&sandbox), "eventfds") > 20 * seeds, "{}", sockets(&sandbox));
     assert!(number(&sockets(&sandbox), "carried_bytes") > 10_000, "{}", sockets(&sandbox));
     wait_for_none(&sandbox);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use integration::carried::{Running, carrying, number, outside, program, sockets};
+use integration::carried::{Running, carrying, number, outside, program, same_steps, sockets};
 use integration::{Sandbox, Scratch, built, compile, full, run};
 use serde_json::Value;
 
@@ -41,22 +41,7 @@ fn random_steps_come_to_the_same() {
     let sandbox = carrying("datagram-steps");
     let steps = compile("cc", "steps_datagrams", &[]);
     let (seeds, count) = if full() { (300, "20000") } else { (25, "5000") };
-    for seed in 1..=seeds {
-        let seed = seed.to_string();
-        let native = outside(&[steps.text(), &seed, count]);
-        assert_eq!(native.status, 0, "{native:?}");
-        // The kernel may hand a packet over a little later than usual, in either run.
-        let is_same = (0..3).any(|_| {
-            let carried = sandbox.run(&[steps.text(), &seed, count]);
-            let lines = native.stdout.lines().zip(carried.stdout.lines());
-            let first = lines.enumerate().find(|(_, (one, other))| one != other);
-            if carried != native {
-                eprintln!("seed {seed}, once: {first:?} {}", carried.stderr);
-            }
-            carried == native
-        });
-        assert!(is_same, "seed {seed}: never the same in three runs");
-    }
+    same_steps(&sandbox, steps.text(), seeds, count, 3);
     assert!(carried(&sandbox).0 > 1_000_000, "{}", sockets(&sandbox));
     wait_for_none(&sandbox);
 }
