@@ -228,6 +228,9 @@ impl Follower {
             return events;
         }
         pass_with(if is_exec { Point::ExecNotified } else { Point::ForkNotified }, tid, 0);
+        if !is_exec {
+            note_fork(common, process);
+        }
         // A signal came in the middle of a fork, which begins anew; or a supervisor died that had begun
         // to answer.
         let is_known = match self.seized.get(&tid) {
@@ -238,9 +241,6 @@ impl Follower {
         if is_known {
             resume(listener, request.id);
             return events;
-        }
-        if !is_exec {
-            note_fork(common, process);
         }
         let options = if is_exec { EXEC_OPTIONS } else { FORK_OPTIONS };
         if still_there() && tracee::seize(tid, options).is_ok() {

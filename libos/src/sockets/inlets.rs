@@ -44,7 +44,7 @@ pub const LINGERING_MAX: u32 = 256;
 /// Sockets that are remembered to have been inherited, the last ones.
 pub const INHERITED_MAX: usize = 1024;
 /// Bytes of the longest address.
-pub const NAME_MAX: usize = 112;
+pub const NAME_MAX: usize = 28;
 /// What precedes a datagram in a ring: its length, that of its sender's address, what it counts for, nothing.
 pub const HEAD: usize = 16;
 
@@ -434,9 +434,7 @@ impl Sockets {
         inlet.pids.store(pids, Ordering::Relaxed);
         inlet.flags.store(0, Ordering::Relaxed);
         inlet.change(&self.inlets, heard.own, heard.peer, heard.flags, heard.space);
-        if !connection.is_unix() {
-            self.inlets.ports[usize::from(heard.own.port)].fetch_add(1, Ordering::AcqRel);
-        }
+        self.inlets.ports[usize::from(heard.own.port)].fetch_add(1, Ordering::AcqRel);
         self.inlets.begun.fetch_add(1, Ordering::Relaxed);
         connection.state.store(JOINED, Ordering::Release);
         self.inlets.changes.fetch_add(1, Ordering::AcqRel);
@@ -519,12 +517,10 @@ impl Sockets {
         if inlet.lingers.swap(0, Ordering::AcqRel) != 0 {
             all.lingering.fetch_sub(1, Ordering::Relaxed);
         }
-        if !connection.is_unix() {
-            let port = connection.name[0].load(Ordering::Relaxed) as u16;
-            let less = |count: u8| count.checked_sub(1);
-            let of_port = &all.ports[usize::from(port)];
-            let _ = of_port.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
-        }
+        let port = connection.name[0].load(Ordering::Relaxed) as u16;
+        let less = |count: u8| count.checked_sub(1);
+        let of_port = &all.ports[usize::from(port)];
+        let _ = of_port.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
         let carried = connection.directions[SENDERS].reading.record_bytes.load(Ordering::Relaxed);
         all.carried_bytes.fetch_add(carried, Ordering::Relaxed);
         for (sum, part) in [

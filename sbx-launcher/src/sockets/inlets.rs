@@ -36,7 +36,7 @@ fn carried(one: &Connection) -> u64 {
 fn socket(one: &Connection, inlet: &Inlet) -> Value {
     let heard = inlet.heard();
     json!({
-        "name": heard.map_or_else(String::new, |heard| name(one, &heard)),
+        "name": heard.map_or_else(String::new, |heard| name(&heard)),
         "holders": holders(&one.sides[RECEIVER]),
         "state": state(one, heard.map_or(0, |heard| heard.flags), inlet),
         "carried": carried(one),
@@ -63,11 +63,8 @@ fn state(one: &Connection, flags: u32, inlet: &Inlet) -> &'static str {
     }
 }
 
-fn name(one: &Connection, heard: &Heard) -> String {
+fn name(heard: &Heard) -> String {
     let place = |place: &Place| address(place.address, u64::from(place.port));
-    if one.is_unix() {
-        return format!("unix datagram {}", one.name[0].load(Relaxed) as u32);
-    }
     match heard.peer.port {
         0 => format!("udp {}", place(&heard.own)),
         _ => format!("udp {} < {}", place(&heard.own), place(&heard.peer)),
