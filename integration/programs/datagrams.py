@@ -39,7 +39,7 @@ def servers():
     for kind in socketserver.UDPServer, socketserver.ThreadingUDPServer:
         kind.max_packet_size = 70000
         with kind(LOCAL, Reverse) as server:
-            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+            thread = threading.Thread(daemon=True, target=server.serve_forever, args=(0.05,))
             thread.start()
             for _ in range(3):
                 with made() as one:
@@ -130,7 +130,7 @@ def in_order():
             else:
                 one.sendto(text, receiver.getsockname())
 
-    threads = [threading.Thread(target=send, args=(which,)) for which in range(4)]
+    threads = [threading.Thread(daemon=True, target=send, args=(which,)) for which in range(4)]
     [thread.start() for thread in threads]
     last = [-1] * 4
     for index in range(4 * 1500):
@@ -151,7 +151,7 @@ def passed_on():
     program = "import socket, sys; one = socket.socket(fileno=int(sys.argv[1])); one.settimeout(20)\n" \
         "for _ in range(200): text, sender = one.recvfrom(999); one.sendto(text[::-1], sender)"
     with made() as one:
-        ask_some = threading.Thread(target=ask, args=(one, server.getsockname(), 200, 500))
+        ask_some = threading.Thread(daemon=True, target=ask, args=(one, server.getsockname(), 200, 500))
         child = subprocess.Popen([sys.executable, "-c", program, str(server.fileno())], pass_fds=[server.fileno()])
         ask_some.start()
         ask_some.join()
@@ -168,7 +168,7 @@ def passed_on():
                 got.sendto(text[::-1], sender)
             os._exit(0)
         other = made()
-        ask_before = threading.Thread(target=ask, args=(one, other.getsockname(), 220, 500))
+        ask_before = threading.Thread(daemon=True, target=ask, args=(one, other.getsockname(), 220, 500))
         ask_before.start()
         for _ in range(20):
             text, sender = other.recvfrom(999)

@@ -6,6 +6,7 @@
  *     exec            exec while another thread is inside an upcall
  *     vfork           an upcall between vfork and exec, in the parent's memory
  *     stale           an upcall, then another after a line of input
+ *     reused NAME     a thread after another, of the same stack, calls a handler that fails
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -53,6 +54,22 @@ static int raw_thread(void *done) {
     return 0;
 }
 
+static pthread_t former;
+
+static void *first_of_two(void *unused) {
+    one(1);
+    former = pthread_self();
+    return unused;
+}
+
+static void *second_of_two(void *name) {
+    uint64_t words[1] = {1 << 24};
+    sbx_reply reply = {0};
+    uint32_t status = sbx_call(&sbx, sbx_find(&sbx, name), words, &reply);
+    printf("%s %u\n", former == pthread_self() ? "same" : "other", status);
+    return NULL;
+}
+
 static void *sleeper(void *unused) {
     uint64_t words[1] = {60000};
     sbx_reply reply = {0};
@@ -96,6 +113,12 @@ int main(int argc, char **argv) {
         }
         waitpid(child, &status, 0);
         printf("%d %llu\n", status, (unsigned long long)one(0));
+    } else if (!strcmp(what, "reused")) {
+        void *(*both[])(void *) = {first_of_two, second_of_two};
+        for (int i = 0; i < 2; i++) {
+            pthread_create(&ids[i], NULL, both[i], argv[2]);
+            pthread_join(ids[i], NULL);
+        }
     } else if (!strcmp(what, "stale")) {
         char line[8];
         printf("%d\n", one(1) > 0);

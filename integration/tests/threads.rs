@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ext_api::abi::Status;
 use integration::{Sandbox, Scratch, built, compile, launcher, run};
 
 fn sandbox(test: &str) -> Sandbox {
@@ -45,6 +46,39 @@ fn threads_of_a_static_program() {
 #[test]
 fn threads_of_a_static_musl_program() {
     threads("musl", "musl-gcc", &["-static"], 2_000);
+}
+
+#[test]
+fn a_thread_in_the_place_of_one_that_has_ended_is_another_one() {
+    for (compiler, flags) in [("cc", None), ("cc", Some("-static")), ("musl-gcc", Some("-static"))]
+    {
+        let program = compile(compiler, "upcalls", flags.as_slice());
+        let sandbox = sandbox("reused");
+        sandbox.load(&built("libfaulty.so"));
+        for (handler, status) in [
+            ("read_at", Status::MemoryFault),
+            ("overflow", Status::StackOverflow),
+            ("spin", Status::Overrun),
+        ] {
+            let name = format!("faulty.{handler}");
+            let ended = until_restarted(&sandbox, &[program.text(), "reused", &name]);
+            assert_eq!(ended, format!("same {}\n", status as u32), "{compiler} {handler}");
+        }
+    }
+}
+
+/// What a program prints that begins when no extension restarts any more.
+fn until_restarted(sandbox: &Sandbox, argv: &[&str]) -> String {
+    let refused = format!("same {}\n", Status::Restarting as u32);
+    for _ in 0..200 {
+        let ended = sandbox.run(argv);
+        assert_eq!(ended.status, 0, "{argv:?}: {}", ended.stderr);
+        if ended.stdout != refused {
+            return ended.stdout;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    refused
 }
 
 #[test]

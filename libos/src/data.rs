@@ -116,8 +116,9 @@ pub struct Context {
     /// Address of the code that was called last, outermost: says whose code it is even when the
     /// handler has been given other code since.
     pub code: AtomicU64,
-    /// What names the context and its life in an owner word.
-    pub life: AtomicU64,
+    /// Address of a word of the thread's own that has its tid for as long as it lives, and that of the next one there
+    /// afterwards; of [`Self::tid`] if none is known.
+    pub mark: AtomicU64,
     /// System calls of the program's that came from patched sites.
     pub calls_patched: AtomicU64,
     /// Thread that holds the context.
@@ -128,6 +129,8 @@ pub struct Context {
     pub process_generation: AtomicU32,
     /// `errno` of the region libc.
     pub errno: AtomicI32,
+    /// What names the context and its life in an owner word.
+    pub life: AtomicU64,
     /// 1 once an allocation failed in the current upcall: tells an abort's cause.
     pub starved: AtomicU32,
     /// Bit per slot: the block in `tls` is initialised for this holder.

@@ -472,7 +472,7 @@ fn sigprocmask([how, new, old, len, ..]: [usize; 6], user: &mut UserContext) -> 
 }
 
 /// A value of the program's, if it can be read.
-fn copy_in<T: Copy>(at: usize) -> Option<T> {
+pub(crate) fn copy_in<T: Copy>(at: usize) -> Option<T> {
     let mut value = core::mem::MaybeUninit::<T>::uninit();
     let copied =
         sys::copy_between(nr::PROCESS_VM_READV, value.as_mut_ptr() as usize, at, size_of::<T>());

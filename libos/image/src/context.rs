@@ -5,8 +5,11 @@
 //! that changed its FS base (the first one of every program does); and raw clones that share
 //! their parent's FS base. The last never enter the cache while the other lives: each of their
 //! upcalls comes here.
+//!
+//! That a thread is the one that a context was made for is told by its *mark*, a word that its own C library keeps its tid
+//! in, and that of the next thread with the same stack and FS base.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::Release};
 
 use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
@@ -191,6 +194,7 @@ pub(crate) fn known_here() -> Option<&'static Context> {
 pub(crate) fn known_by(fs: u64) -> Option<&'static Context> {
     of_fs(fs).filter(|context| {
         stack_pointer().wrapping_sub(context.window.load(Relaxed) as usize) < WINDOW_LEN
+            && has_mark(context, context.tid.load(Relaxed))
     })
 }
 
@@ -202,9 +206,40 @@ pub(crate) fn of_fs(fs: u64) -> Option<&'static Context> {
 
 /// Note where the thread is now.
 fn settle(context: &Context, fs: u64, stack: usize) -> usize {
+    let tid = context.tid.load(Relaxed);
+    let is_here = context.fs_base.load(Relaxed) == fs;
+    let is_marked = context.mark.load(Relaxed) != no_mark(context);
+    if !is_here || !is_marked || !has_mark(context, tid) {
+        let mark = mark_of(fs, tid).map_or_else(|| no_mark(context), |at| at as u64);
+        context.mark.store(mark, Relaxed);
+    }
     context.fs_base.store(fs, Relaxed);
     context.window.store(stack.saturating_sub(WINDOW_BELOW) as u64, Relaxed);
     core::ptr::from_ref(context) as usize
+}
+
+/// Does the thread with this context have this tid, as far as can be told without the kernel?
+fn has_mark(context: &Context, tid: u32) -> bool {
+    let mark = context.mark.load(Relaxed) as *const AtomicU32;
+    // SAFETY: in the calling thread's own block, which has its FS base, or the context's.
+    tid == unsafe { &*mark }.load(Relaxed)
+}
+
+/// The mark of one that has none.
+fn no_mark(context: &Context) -> u64 {
+    &raw const context.tid as u64
+}
+
+/// Where the calling thread, which has this FS base, has its tid for as long as it lives.
+fn mark_of(fs: u64, tid: u32) -> Option<usize> {
+    const BLOCK_LEN: usize = 4 << 10;
+    /// In musl's thread block, and before Go's.
+    const PLACES: [isize; 2] = [0x30, -72];
+    // glibc has the kernel clear it when the thread ends.
+    let cleared = sys::tid_address().filter(|at| at.wrapping_sub(fs as usize) < BLOCK_LEN);
+    let places = PLACES.into_iter().map(|offset| (fs as usize).wrapping_add_signed(offset));
+    let mut known = cleared.into_iter().chain(places);
+    known.find(|at| at.is_multiple_of(4) && calls::copy_in::<u32>(*at) == Some(tid))
 }
 
 /// Give the idle context of a thread that has ended to this one, which has its FS base.
@@ -278,6 +313,7 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.caller.store(0, Relaxed);
         context.last_caller.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
+        context.mark.store(no_mark(context), Relaxed);
         scratch::forget(context);
         context.tid.store(tid, Release);
         signals::prepare_thread(index);

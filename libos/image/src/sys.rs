@@ -191,6 +191,15 @@ pub(crate) fn gettid() -> u32 {
     harmless!(nr::GETTID).unwrap_or(0) as u32
 }
 
+/// The word that the kernel clears when the calling thread ends, as its program has asked.
+pub(crate) fn tid_address() -> Option<usize> {
+    const PR_GET_TID_ADDRESS: usize = 40;
+    let mut address = 0usize;
+    // SAFETY: the kernel writes a word.
+    let asked = unsafe { call(nr::PRCTL, [PR_GET_TID_ADDRESS, &raw mut address as usize]) };
+    asked.ok().map(|_| address)
+}
+
 /// False only if the kernel says that there is no such thread.
 pub(crate) fn thread_exists(pid: u32, tid: u32) -> bool {
     harmless!(nr::TGKILL, pid as usize, tid as usize, 0) != Err(ESRCH)

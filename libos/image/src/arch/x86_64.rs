@@ -44,6 +44,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Context, frame) == 32);
     assert!(core::mem::offset_of!(Context, pending) == 40);
     assert!(core::mem::offset_of!(Context, code) == 48);
+    assert!(core::mem::offset_of!(Context, mark) == 56);
     assert!(core::mem::offset_of!(HandlerEntry, code) == 8);
     assert!(core::mem::offset_of!(Boot, cache) == 0);
     assert!(core::mem::offset_of!(Boot, handlers) == 8);
@@ -91,6 +92,11 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         "sub r8, [r9 + 16]",
         "cmp r8, {window}",
         "jae 20f",
+        // Another thread may have the place of one that has ended.
+        "mov r8, [r9 + 56]",
+        "mov r8d, [r8]",
+        "cmp r8d, [r9 + {tid}]",
+        "jne 20f",
         // Enter: odd sequence, then the handler.
         "30:",
         ".hidden sbx_gate_enters",
@@ -248,6 +254,7 @@ pub unsafe extern "C" fn sbx_call(handle: Handle, args: *const u64, reply: *mut 
         shift = const HASH_SHIFT,
         boot = sym SBX_BOOT,
         window = const WINDOW_LEN,
+        tid = const core::mem::offset_of!(Context, tid),
         room_mask = const STACK_LEN - 1,
         guard = const GUARD_OFFSET,
         handlers_max = const HANDLERS_MAX,
