@@ -132,6 +132,41 @@ print([box.call('ledger.noted', which) for which in (0, 1)])
     }
 }
 
+/// Urgent events for processes whose threads have ended, or gone elsewhere: see `left_events.c`.
+fn left(what: &[&str], expected: &str) {
+    let program = compile("cc", "left_events", &["-pthread"]);
+    let sandbox = Sandbox::up(&format!("events-{}", what[0]));
+    sandbox.load(&built("libledger.so"));
+    sandbox.load(&built("libfaulty.so"));
+    let ended = sandbox.run(&[&[program.text()], what].concat());
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected), "{}", ended.stderr);
+}
+
+#[test]
+fn an_urgent_event_finds_a_process_whose_first_thread_has_ended() {
+    left(&["leader"], "50\n");
+}
+
+#[test]
+fn an_urgent_event_finds_a_process_of_which_a_thread_ended_as_it_waited() {
+    left(&["waiter"], "50\n");
+}
+
+#[test]
+fn an_urgent_event_finds_a_process_that_has_jumped_out_of_its_wait() {
+    left(&["jumped"], "50\n");
+}
+
+#[test]
+fn events_come_to_a_process_of_which_a_thread_ended_as_it_delivered_one() {
+    left(&["delivering"], "50\n");
+}
+
+#[test]
+fn urgent_events_meet_children_that_have_never_made_an_upcall() {
+    left(&["forks", "40"], "2000\n");
+}
+
 #[test]
 fn an_urgent_event_that_fails_harms_nobody() {
     let sandbox = Sandbox::up("events-failing");

@@ -18,6 +18,8 @@ pub struct Bell {
     sleepers: AtomicU32,
     spinners: AtomicU32,
     signalled: AtomicU32,
+    /// The thread that began to look last.
+    spinner: AtomicU32,
 }
 
 /// Whom the poster has to wake.
@@ -68,9 +70,15 @@ impl Bell {
         self.pending.load(Ordering::Relaxed) != 0
     }
 
-    /// A thread begins to look at the mailbox all the time.
-    pub fn begin_to_spin(&self) {
+    /// Thread `tid` begins to look at the mailbox all the time.
+    pub fn begin_to_spin(&self, tid: u32) {
+        self.spinner.store(tid, Ordering::Relaxed);
         self.spinners.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The thread that began to look last. It may have ended since.
+    pub fn spinner(&self) -> u32 {
+        self.spinner.load(Ordering::Relaxed)
     }
 
     /// It does so no longer, and looks for the last time.
@@ -96,6 +104,11 @@ impl Bell {
     /// Is the caller the one to send a signal, since none is on its way?
     pub fn may_signal(&self) -> bool {
         self.signalled.swap(1, Ordering::AcqRel) == 0
+    }
+
+    /// Is one on its way?
+    pub fn is_signalled(&self) -> bool {
+        self.signalled.load(Ordering::Acquire) != 0
     }
 
     /// The signal has come.
@@ -148,7 +161,7 @@ mod models {
     fn loom_no_spinner_leaves_an_event_behind() {
         loom::model(|| {
             let shared = Arc::new((Bell::default(), Mail::new(0)));
-            shared.0.begin_to_spin();
+            shared.0.begin_to_spin(1);
             let other = shared.clone();
             let poster = loom::thread::spawn(move || {
                 other.1.swap(1, AcqRel);

@@ -188,6 +188,8 @@ pub struct Inbox {
     /// How long a waiter looks before it sleeps, in nanoseconds, as far as that has paid lately; 0
     /// before anybody has waited.
     pub patience_ns: AtomicU32,
+    /// How often threads have found that another one delivers.
+    pub turned_away: AtomicU32,
     /// The events.
     pub mail: Mailbox<{ ext_api::limits::INBOX_EVENTS_MAX }>,
 }

@@ -207,10 +207,14 @@ pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> S
         inbox.tally.refused.fetch_add(1, Relaxed);
         return Status::Full;
     }
-    match inbox.bell.ring() {
-        Wake::Sleeper => drop(wake(inbox)),
-        Wake::Nobody if urgent && inbox.bell.may_signal() => signal(inbox, pid),
-        Wake::Nobody | Wake::Spinner => {}
+    let is_told = match inbox.bell.ring() {
+        // Who said that it sleeps may have ended since, or have jumped out of its sleep.
+        Wake::Sleeper => wake(inbox),
+        Wake::Spinner => !urgent || sys::thread_exists(pid, inbox.bell.spinner()),
+        Wake::Nobody => false,
+    };
+    if urgent && !is_told && inbox.bell.may_signal() {
+        signal(inbox, pid);
     }
     Status::Ok
 }
@@ -224,13 +228,15 @@ fn wake(inbox: &Inbox) -> bool {
 /// Interrupt one thread of `pid` that is outside of libos. A thread that is inside looks on its
 /// way out.
 fn signal(inbox: &Inbox, pid: u32) {
-    let common = context::common();
-    let outside = |index: &usize| {
-        common.claim(*index).load().pid == pid
-            && common.context(*index).sequence.load(Relaxed).is_multiple_of(2)
-    };
-    let tid = common.contexts().find(outside).map(|index| common.context(index).tid.load(Relaxed));
-    if sys::queue_stop(pid, tid.unwrap_or(pid), WHY_EVENT, 0).is_err() {
+    let outside = context::of_process(pid)
+        .filter(|context| context.sequence.load(Relaxed).is_multiple_of(2))
+        .map(|context| context.tid.load(Relaxed));
+    // The first thread may have ended and still be there, which the kernel does not say; it finds another then.
+    let mut told = outside.map(|tid| match tid {
+        _ if tid == pid => sys::queue_stop_to_any(pid, WHY_EVENT),
+        _ => sys::queue_stop(pid, tid, WHY_EVENT, 0),
+    });
+    if !told.any(|told| told.is_ok()) && sys::queue_stop_to_any(pid, WHY_EVENT).is_err() {
         inbox.bell.signal_came();
     }
 }
@@ -245,10 +251,12 @@ fn put_in_pool(own: Claimant, event: Event) -> Status {
     for (index, word) in pool.idle.iter().enumerate() {
         let mut bits = word.load(Relaxed);
         while bits != 0 {
-            let inbox = context::common().inbox(index * 64 + bits.trailing_zeros() as usize);
+            let row = index * 64 + bits.trailing_zeros() as usize;
+            let inbox = context::common().inbox(row);
+            let pid = context::common().process(row).claim.load().pid;
             let takes_it = match inbox.bell.ring() {
                 Wake::Sleeper => wake(inbox),
-                Wake::Spinner => true,
+                Wake::Spinner => pid != 0 && sys::thread_exists(pid, inbox.bell.spinner()),
                 Wake::Nobody => false,
             };
             if takes_it {
@@ -267,6 +275,12 @@ pub(crate) extern "C" fn sbx_deliver(context: &Context) {
     if let Some(own) = start::this_process() {
         deliver(&own, context.tid.load(Relaxed));
     }
+}
+
+/// Is a signal on its way that says so?
+pub(crate) fn is_signalled() -> bool {
+    let own = start::this_process();
+    own.is_some_and(|own| context::common().inbox(own.row).bell.is_signalled())
 }
 
 /// A signal has come to say that there are events.
@@ -318,7 +332,24 @@ fn take_turn(inbox: &Inbox, tid: u32) -> bool {
     let mine = u64::from(tid) << 32 | (stack_pointer() as u64 >> 4 & 0xffff_ffff);
     let seen = inbox.turn.load(Relaxed);
     let jumped_out = seen >> 32 == mine >> 32 && seen as u32 <= mine as u32;
-    (seen == 0 || jumped_out) && inbox.turn.compare_exchange(seen, mine, Acquire, Relaxed).is_ok()
+    let is_free = seen == 0 || jumped_out || has_ended(inbox, (seen >> 32) as u32);
+    is_free && inbox.turn.compare_exchange(seen, mine, Acquire, Relaxed).is_ok()
+}
+
+/// Has the thread that delivers ended in the middle of it? Asked now and then.
+fn has_ended(inbox: &Inbox, tid: u32) -> bool {
+    const TURNS: u32 = 64;
+    inbox.turned_away.fetch_add(1, Relaxed) % TURNS == TURNS - 1 && !sys::task_lives(tid)
+}
+
+/// Thread `tid` has left all that it was in.
+pub(crate) fn has_left(tid: u32) {
+    let Some(own) = start::this_process() else { return };
+    let turn = &context::common().inbox(own.row).turn;
+    let seen = turn.load(Relaxed);
+    if seen >> 32 == u64::from(tid) {
+        let _ = turn.compare_exchange(seen, 0, Relaxed, Relaxed);
+    }
 }
 
 /// Why no more events are taken.
@@ -381,10 +412,10 @@ fn upcall(event: &Event) -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
     let Some(own) = start::this_process() else { return 0 };
-    let common = context::common();
+    let (common, tid) = (context::common(), context::own_tid());
     let (inbox, pool) = (common.inbox(own.row), common.pool());
     let work = || {
-        let count = deliver(&own, context::own_tid());
+        let count = deliver(&own, tid);
         let is_open = || inbox.masked.load(Relaxed) == 0;
         count + run(&pool.mail, &pool.tally, POOL_BATCH, is_open, |_| true).count
     };
@@ -397,7 +428,7 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
         }
     }
     let patience = patience(inbox).min(timeout_ns);
-    inbox.bell.begin_to_spin();
+    inbox.bell.begin_to_spin(tid);
     let found = look(patience, is_empty);
     inbox.bell.end_to_spin();
     note_patience(inbox, patience, found);
@@ -407,7 +438,7 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
     }
     // Who has the turn may have ended in the middle of it.
     let turn = inbox.turn.load(Relaxed);
-    if turn != 0 && !sys::thread_exists(own.pid, (turn >> 32) as u32) {
+    if turn != 0 && !sys::task_lives((turn >> 32) as u32) {
         let _ = inbox.turn.compare_exchange(turn, 0, Relaxed, Relaxed);
     }
     let seen = inbox.bell.lie_down();
@@ -436,7 +467,7 @@ pub unsafe extern "C" fn sbx_wait_on(word: *const u32, expected: u32, timeout_ns
     let Some(own) = start::this_process() else { return 0 };
     // SAFETY: by contract; others may write it at any time.
     let word = unsafe { core::sync::atomic::AtomicU32::from_ptr(word.cast_mut()) };
-    let common = context::common();
+    let (common, tid) = (context::common(), context::own_tid());
     let (inbox, pool) = (common.inbox(own.row), common.pool());
     let until = time::now_ns().saturating_add(timeout_ns);
     let has_changed = || word.load(Acquire) != expected;
@@ -447,7 +478,7 @@ pub unsafe extern "C" fn sbx_wait_on(word: *const u32, expected: u32, timeout_ns
             return 1;
         }
         if !is_empty() {
-            deliver(&own, context::own_tid());
+            deliver(&own, tid);
             // One at a time: whoever changes the word is not to wait for a queue of work.
             run(&pool.mail, &pool.tally, 1, is_open, |_| true);
             continue;
@@ -457,7 +488,7 @@ pub unsafe extern "C" fn sbx_wait_on(word: *const u32, expected: u32, timeout_ns
             return 0;
         }
         let patience = patience(inbox).min(until - now);
-        inbox.bell.begin_to_spin();
+        inbox.bell.begin_to_spin(tid);
         let found = look(patience, || !has_changed() && is_empty());
         inbox.bell.end_to_spin();
         note_patience(inbox, patience, found);

@@ -89,12 +89,7 @@ pub(crate) fn upcalls_here<T>(
     user: &UserContext,
     first: impl FnOnce(&'static Context) -> T,
 ) -> Option<T> {
-    let context = context::of_tid(own.pid, tid).or_else(|| {
-        start::hello();
-        // Making a context unblocks what faults need.
-        sys::set_mask(!0);
-        context::of_tid(own.pid, tid)
-    })?;
+    let context = context::of_tid(own.pid, tid).or_else(|| new_context(own, tid, user))?;
     let mut room = Room::make(context, user)?;
     let result = first(context);
     while room.give_back() {
@@ -103,6 +98,18 @@ pub(crate) fn upcalls_here<T>(
         timers::run_due(context);
     }
     Some(result)
+}
+
+/// The context of a thread that had none. No upcall makes it: that would deliver what has come on this stack,
+/// from whose top the next signal would begin.
+fn new_context(own: &start::ThisProcess, tid: u32, user: &UserContext) -> Option<&'static Context> {
+    if own.pid != sys::getpid() {
+        return None;
+    }
+    let made = context::settle_here(own, tid, user.regs.rsp as usize);
+    // Making a context unblocks what faults need.
+    sys::set_mask(!0);
+    made.map(|(context, _)| context)
 }
 
 impl Room {

@@ -23,7 +23,7 @@ use crate::arch::{self, Registers};
 use crate::context::{self, Frame};
 use crate::signals::{AltStack, SS_ONSTACK, UserContext};
 use crate::sys::nr;
-use crate::{boot, fault, log, scratch, sys};
+use crate::{boot, events, fault, log, scratch, sys};
 
 /// For the gate, from the stack at `stack`: `context` is in an upcall already. The context, if that one has
 /// been left; else [`Status::Reentered`].
@@ -130,6 +130,7 @@ fn end(context: &Context) {
     scratch::forget(context);
     // From here on nobody takes it for alive, and its locks are a dead upcall's.
     context.sequence.fetch_add(1, Release);
+    events::has_left(context.tid.load(Relaxed));
     fault::died_inside(code);
 }
 

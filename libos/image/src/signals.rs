@@ -227,21 +227,13 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
         calls::trapped(info, user);
         return false;
     }
-    if signal == STOP && info.code == sys::SI_QUEUE && info.errno == WHY_EVENT {
-        on_event(user);
-        return false;
-    }
-    if signal == STOP && info.code == sys::SI_QUEUE && info.errno == WHY_CLOCK {
-        tell_clock(info.value, user);
-        return false;
-    }
-    let for_timers = info.code == sys::SI_TIMER || info.errno == WHY_TIMER;
-    if signal == STOP && info.code < 0 && for_timers {
-        on_timer(user);
+    if signal == STOP && asks(info) {
+        answer(info, user);
         return false;
     }
     match interrupted(&user.regs, signal, info) {
         Some((context, status)) => {
+            events::signal_came();
             end_upcall(context, status, signal, info, user);
             false
         }
@@ -251,11 +243,50 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
             {
                 left::end_if_interrupted_outside(context, user);
             }
+            answer_others(user);
             false
         }
         None if hooks::offer(signal, info, user) => false,
         None => deliver(signal, info, user, jump),
     }
+}
+
+/// Does libos ask itself for something by this [`STOP`], rather than end an upcall?
+fn asks(info: &Info) -> bool {
+    let is_queued = info.code == sys::SI_QUEUE;
+    let is_asked = [WHY_EVENT, WHY_CLOCK, WHY_TIMER].contains(&info.errno);
+    info.code == sys::SI_TIMER || is_queued && is_asked
+}
+
+/// Do what is asked for.
+fn answer(info: &Info, user: &mut UserContext) {
+    if info.code == sys::SI_QUEUE && info.errno == WHY_CLOCK {
+        tell_clock(info.value, user);
+    }
+    let for_timers = info.code == sys::SI_TIMER || info.errno == WHY_TIMER;
+    if for_timers || is_lent() {
+        on_timer(user);
+    }
+    if info.errno == WHY_EVENT || events::is_signalled() {
+        on_event(user);
+    }
+}
+
+/// The kernel keeps one signal of a kind: what was sent while this one was on its way is answered with it.
+fn answer_others(user: &mut UserContext) {
+    if is_lent() {
+        on_timer(user);
+    }
+    if events::is_signalled() {
+        on_event(user);
+    }
+}
+
+/// Does this thread run timers of others?
+fn is_lent() -> bool {
+    let own = start::this_process();
+    let context = own.and_then(|own| context::of_tid(own.pid, sys::gettid()));
+    context.is_some_and(|context| context.lent.load(Relaxed) != 0)
 }
 
 /// Deliver events, if the interrupted code is the program's own. An upcall does it on its way out.

@@ -27,6 +27,8 @@ impl Child {
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
+                // SAFETY: takes no pointer. Whoever stops the benchmark stops it.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
                 match cpu {
                     Some(cpu) => pin(0, cpu),
                     None => unpin(),
