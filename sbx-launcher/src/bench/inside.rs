@@ -27,7 +27,15 @@ impl Inside {
     pub(super) fn start(images: &[PathBuf], config: &str) -> Result<Self, BenchError> {
         let doing = |error| BenchError::Io("starting a sandbox", error);
         let launcher = std::env::current_exe().map_err(doing)?;
-        let mut child = Command::new(&launcher)
+        let mut command = Command::new(&launcher);
+        // SAFETY: takes no pointer, and allocates nothing. Whoever kills the benchmark ends what it measures.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
+                Ok(())
+            });
+        }
+        let mut child = command
             .args(["run", "--config", config])
             .args(images.iter().map(|image| format!("--ext={}", image.display())))
             .arg("--")
