@@ -28,13 +28,13 @@ impl Inside {
         let doing = |error| BenchError::Io("starting a sandbox", error);
         let launcher = std::env::current_exe().map_err(doing)?;
         let mut command = Command::new(&launcher);
-        // SAFETY: takes no pointer, and allocates nothing. Whoever kills the benchmark ends what it measures.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                Ok(())
-            });
-        }
+        let end_with_it = || {
+            // SAFETY: takes no pointer.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
+            Ok(())
+        };
+        // SAFETY: it allocates nothing. Whoever kills the benchmark ends what that measures.
+        unsafe { command.pre_exec(end_with_it) };
         let mut child = command
             .args(["run", "--config", config])
             .args(images.iter().map(|image| format!("--ext={}", image.display())))
