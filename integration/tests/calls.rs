@@ -197,6 +197,29 @@ fn one_folder_appears_as_another() {
 }
 
 #[test]
+fn children_of_several_threads_at_once_are_asked_about_in_their_own_parents_names() {
+    let folder = Scratch::new("spawned");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    for (from, to) in [("/bin/true", "program"), ("/bin/false", "file")] {
+        std::fs::copy(from, folder.0.join(to)).expect("a scratch file");
+    }
+    let program = compile("gcc", "spawns", &[]);
+    let program_static = compile("musl-gcc", "spawns", &["-static"]);
+    let sandbox = Sandbox::up("spawned");
+    let image = built("libredirect.so");
+    let config = format!("from=/no/such/place,to={}", folder.text());
+    assert_eq!(load(&sandbox, image.to_str().expect("a UTF-8 path"), &config).status, 0);
+    for program in [&program, &program_static] {
+        for threads in ["2", "7"] {
+            let argv =
+                [program.text(), threads, "20", "/no/such/place/program", "/no/such/place/file"];
+            let ended = sandbox.run(&argv);
+            assert_eq!((ended.status, ended.stdout.as_str()), (0, "0 failed\n"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_hook_is_said() {
     let sandbox = Sandbox::up("bad-hook");
     let ended = launcher(&[

@@ -215,9 +215,18 @@ pub(crate) fn task_lives(tid: u32) -> bool {
     task_exists(tid) && !matches!(state_of(tid, tid), Some(b'Z' | b'X'))
 }
 
-/// Does thread `tid` of process `pid` sleep in a way that no signal ends, as one that has called vfork?
-pub(crate) fn waits_for_vfork(pid: u32, tid: u32) -> bool {
-    state_of(pid, tid) == Some(b'D')
+/// Does thread `tid` of process `pid` sleep in a way that no signal ends, as one that has called vfork? None if that
+/// cannot be seen, as without /proc.
+pub(crate) fn waits_for_vfork(pid: u32, tid: u32) -> Option<bool> {
+    /// More than it takes to come from a child's start to waiting for it.
+    const LOOKS: usize = 64;
+    for _ in 0..LOOKS {
+        match state_of(pid, tid) {
+            Some(b'R') => sched_yield(),
+            state => return state.map(|state| state == b'D'),
+        }
+    }
+    Some(false)
 }
 
 /// What thread `tid` of process `pid` is doing, by the kernel's letter.
