@@ -98,6 +98,21 @@ fn a_hundred_threads_of_a_static_go_program() {
 }
 
 #[test]
+fn a_forked_child_whose_threads_all_come_at_once_joins_once() {
+    let sandbox = sandbox("at-once");
+    let ended = run(Command::new(built("late-caller")).args([&sandbox.name, "300"]));
+    // Three threads of each make 50, and the program itself one.
+    let expected = "with its children: 45001\n";
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected), "{}", ended.stderr);
+    let pids = sandbox.participants().into_iter().filter_map(|row| row["pid"].as_u64());
+    let mut pids: Vec<u64> = pids.collect();
+    let rows = pids.len();
+    pids.sort_unstable();
+    pids.dedup();
+    assert!(rows > 300 && pids.len() == rows, "{rows} rows for {} processes", pids.len());
+}
+
+#[test]
 fn exec_while_another_thread_is_inside_an_upcall() {
     let program = compile("cc", "upcalls", &[]);
     let sandbox = sandbox("exec");

@@ -440,17 +440,26 @@ pub(crate) fn mapping_at(address: usize) -> Option<Mapping> {
 
 /// Unblock the signals of `mask` in this thread.
 pub(crate) fn unblock(mask: u64) {
-    change_mask(1, mask);
+    let _ = change_mask(1, mask);
 }
 
 /// Block exactly the signals of `mask` in this thread.
 pub(crate) fn set_mask(mask: u64) {
-    change_mask(2, mask);
+    let _ = change_mask(2, mask);
 }
 
-fn change_mask(how: usize, mask: u64) {
-    // SAFETY: the kernel reads eight bytes.
-    let _ = unsafe { call(nr::RT_SIGPROCMASK, [how, &raw const mask as usize, 0, 8]) };
+/// Block every signal in this thread; what was blocked before.
+pub(crate) fn block_all() -> u64 {
+    change_mask(0, !0)
+}
+
+/// The former mask.
+fn change_mask(how: usize, mask: u64) -> u64 {
+    let mut former = 0u64;
+    let args = [how, &raw const mask as usize, &raw mut former as usize, 8];
+    // SAFETY: the kernel reads eight bytes, and writes as many.
+    let _ = unsafe { call(nr::RT_SIGPROCMASK, args) };
+    former
 }
 
 /// Send this thread a signal.
