@@ -5,12 +5,14 @@
  *     raw             a thread by clone(2) alone, which shares its parent's FS base
  *     exec            exec while another thread is inside an upcall
  *     vfork           an upcall between vfork and exec, in the parent's memory
+ *     shared          an upcall in a process that shares this one's memory, while this makes another
  *     stale           an upcall, then another after a line of input
  *     reused NAME     a thread after another, of the same stack, calls a handler that fails
  */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +72,13 @@ static void *second_of_two(void *name) {
     return NULL;
 }
 
+static int shared_process(void *status) {
+    uint64_t words[1] = {1};
+    sbx_reply reply = {0};
+    *(uint32_t *)status = sbx_call(&sbx, add, words, &reply);
+    return 0;
+}
+
 static void *sleeper(void *unused) {
     uint64_t words[1] = {60000};
     sbx_reply reply = {0};
@@ -113,6 +122,13 @@ int main(int argc, char **argv) {
         }
         waitpid(child, &status, 0);
         printf("%d %llu\n", status, (unsigned long long)one(0));
+    } else if (!strcmp(what, "shared")) {
+        static char stack[1 << 18];
+        uint32_t status = 0;
+        if (clone(shared_process, stack + sizeof stack, CLONE_VM | SIGCHLD, &status) < 0) return 8;
+        one(1);
+        wait(NULL);
+        printf("%u %llu\n", status, (unsigned long long)one(0));
     } else if (!strcmp(what, "reused")) {
         void *(*both[])(void *) = {first_of_two, second_of_two};
         for (int i = 0; i < 2; i++) {

@@ -220,6 +220,19 @@ fn children_of_several_threads_at_once_are_asked_about_in_their_own_parents_name
 }
 
 #[test]
+fn children_of_a_process_that_cannot_look_into_proc_are_asked_about() {
+    const RMDIR: u64 = 84;
+    let folder = Scratch::new("root");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let program = compile("gcc", "unseen", &[]);
+    let sandbox = through("through-unseen");
+    let ended = sandbox.run(&[program.text()]);
+    assert_eq!((ended.status, count(&sandbox, RMDIR)), (0, 15), "{ended:?}");
+    let ended = sandbox.run(&[program.text(), folder.text()]);
+    assert_eq!((ended.status, count(&sandbox, RMDIR)), (0, 30), "{ended:?}");
+}
+
+#[test]
 fn what_is_wrong_with_a_hook_is_said() {
     let sandbox = Sandbox::up("bad-hook");
     let ended = launcher(&[

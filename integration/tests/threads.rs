@@ -82,6 +82,15 @@ fn until_restarted(sandbox: &Sandbox, argv: &[&str]) -> String {
 }
 
 #[test]
+fn a_process_in_anothers_memory_has_no_context_of_that_one() {
+    let program = compile("cc", "upcalls", &[]);
+    let sandbox = sandbox("shared");
+    let ended = sandbox.run(&[program.text(), "shared"]);
+    let expected = format!("{} 1\n", Status::NoContext as u32);
+    assert_eq!(ended.stdout, expected, "{}", ended.stderr);
+}
+
+#[test]
 fn a_hundred_threads_of_a_static_go_program() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/goroutines");
     let program = Scratch::new("goroutines");
