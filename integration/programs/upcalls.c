@@ -5,6 +5,7 @@
  *     raw             a thread by clone(2) alone, which shares its parent's FS base
  *     exec            exec while another thread is inside an upcall
  *     vfork           an upcall between vfork and exec, in the parent's memory
+ *     borrowed NAME   a child of vfork calls a handler that fails, and its parent goes on
  *     shared          an upcall in a process that shares this one's memory, while this makes another
  *     stale           an upcall, then another after a line of input
  *     reused NAME     a thread after another, of the same stack, calls a handler that fails
@@ -122,6 +123,18 @@ int main(int argc, char **argv) {
         }
         waitpid(child, &status, 0);
         printf("%d %llu\n", status, (unsigned long long)one(0));
+    } else if (!strcmp(what, "borrowed")) {
+        uint64_t words[1] = {1 << 24};
+        int status;
+        one(1);
+        pid_t child = vfork();
+        if (child == 0) {
+            sbx_reply reply = {0};
+            _exit((int)sbx_call(&sbx, sbx_find(&sbx, argv[2]), words, &reply));
+        }
+        waitpid(child, &status, 0);
+        one(1);
+        printf("same %d\n", WIFEXITED(status) ? WEXITSTATUS(status) : -1);
     } else if (!strcmp(what, "shared")) {
         static char stack[1 << 18];
         uint32_t status = 0;

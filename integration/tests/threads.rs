@@ -67,6 +67,22 @@ fn a_thread_in_the_place_of_one_that_has_ended_is_another_one() {
     }
 }
 
+#[test]
+fn a_fault_in_a_child_of_vfork_is_an_error_of_that_child() {
+    for (compiler, flags) in [("cc", None), ("musl-gcc", Some("-static"))] {
+        let program = compile(compiler, "upcalls", flags.as_slice());
+        let sandbox = sandbox("borrowed");
+        sandbox.load(&built("libfaulty.so"));
+        for (handler, status) in
+            [("read_at", Status::MemoryFault), ("overflow", Status::StackOverflow)]
+        {
+            let name = format!("faulty.{handler}");
+            let ended = until_restarted(&sandbox, &[program.text(), "borrowed", &name]);
+            assert_eq!(ended, format!("same {}\n", status as u32), "{compiler} {handler}");
+        }
+    }
+}
+
 /// What a program prints that begins when no extension restarts any more.
 fn until_restarted(sandbox: &Sandbox, argv: &[&str]) -> String {
     let refused = format!("same {}\n", Status::Restarting as u32);
