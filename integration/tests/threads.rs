@@ -68,6 +68,23 @@ fn a_thread_in_the_place_of_one_that_has_ended_is_another_one() {
 }
 
 #[test]
+fn a_thread_with_the_number_of_one_that_has_ended_is_another_one() {
+    let last = std::fs::OpenOptions::new().write(true).open("/proc/sys/kernel/ns_last_pid");
+    if last.is_err() {
+        return println!("skipped: the next thread's number cannot be chosen here");
+    }
+    let program = compile("cc", "upcalls", &[]);
+    let sandbox = sandbox("again");
+    sandbox.load(&built("libfaulty.so"));
+    for (handler, status) in [("read_at", Status::MemoryFault), ("overflow", Status::StackOverflow)]
+    {
+        let name = format!("faulty.{handler}");
+        let ended = until_restarted(&sandbox, &[program.text(), "again", &name]);
+        assert_eq!(ended, format!("same {}\n", status as u32), "{handler}");
+    }
+}
+
+#[test]
 fn a_fault_in_a_child_of_vfork_is_an_error_of_that_child() {
     for (compiler, flags) in [("cc", None), ("musl-gcc", Some("-static"))] {
         let program = compile(compiler, "upcalls", flags.as_slice());

@@ -20,7 +20,7 @@ use libos::layout::{
 };
 
 use crate::arch::{cache_index, stack_pointer};
-use crate::{boot, calls, hooks, scratch, signals, start, sys};
+use crate::{boot, calls, hooks, left, scratch, signals, start, sys};
 
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
@@ -149,6 +149,9 @@ fn find_of(own: &start::ThisProcess, tid: u32, fs: u64, stack: usize) -> usize {
     let Some(context) = context else {
         return Status::NoContext as usize;
     };
+    if is_successor(context, fs) {
+        renew(context);
+    }
     if is_unready(context) && tid == sys::gettid() {
         context.alt_stack.store(0, Relaxed);
         signals::prepare_thread(index_of(context));
@@ -277,22 +280,37 @@ fn of_block(pid: u32, fs: u64) -> impl Iterator<Item = &'static Context> {
 fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
     let holder = context.tid.load(Relaxed);
     let idle = context.sequence.load(Relaxed).is_multiple_of(2);
-    idle && !sys::thread_exists(pid, holder)
-        && context.tid.compare_exchange(holder, tid, Relaxed, Relaxed).is_ok()
-        && {
-            context.tls_live.store(0, Relaxed);
-            context.alt_stack.store(0, Relaxed);
-            hooks::forget(context);
-            context.lent.store(0, Relaxed);
-            context.room.store(0, Relaxed);
-            context.kept_blocked.store(0, Relaxed);
-            scratch::forget(context);
-            context.call_room.store(0, Relaxed);
-            context.caller.store(0, Relaxed);
-            context.last_caller.store(0, Relaxed);
-            signals::prepare_thread(index_of(context));
-            true
-        }
+    let is_free = idle
+        && !sys::thread_exists(pid, holder)
+        && context.tid.compare_exchange(holder, tid, Relaxed, Relaxed).is_ok();
+    if is_free {
+        renew(context);
+    }
+    is_free
+}
+
+/// The context is another thread's from now on, the calling one's.
+fn renew(context: &Context) {
+    context.tls_live.store(0, Relaxed);
+    context.alt_stack.store(0, Relaxed);
+    hooks::forget(context);
+    context.lent.store(0, Relaxed);
+    context.room.store(0, Relaxed);
+    context.kept_blocked.store(0, Relaxed);
+    scratch::forget(context);
+    context.call_room.store(0, Relaxed);
+    context.caller.store(0, Relaxed);
+    context.last_caller.store(0, Relaxed);
+    signals::prepare_thread(index_of(context));
+}
+
+/// Is the calling thread, with this FS base, another one than that which had its tid, and this context, before? Threads
+/// begin without a signal stack.
+fn is_successor(context: &Context, fs: u64) -> bool {
+    context.fs_base.load(Relaxed) != fs
+        && context.sequence.load(Relaxed).is_multiple_of(2)
+        && context.tid.load(Relaxed) == sys::gettid()
+        && !left::has_alternate_stack()
 }
 
 /// The contexts of a process.
