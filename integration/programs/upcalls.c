@@ -5,12 +5,16 @@
  *     raw             a thread by clone(2) alone, which shares its parent's FS base
  *     exec            exec while another thread is inside an upcall
  *     vfork           an upcall between vfork and exec, in the parent's memory
+ *     again NAME      a thread with the tid of one that has ended, and another stack, calls a handler that fails
+ *     borrowed NAME   a child of vfork calls a handler that fails, and its parent goes on
+ *     shared          an upcall in a process that shares this one's memory, while this makes another
  *     stale           an upcall, then another after a line of input
  *     reused NAME     a thread after another, of the same stack, calls a handler that fails
  */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +74,35 @@ static void *second_of_two(void *name) {
     return NULL;
 }
 
+static pid_t ended;
+
+static void *first_with_its_tid(void *unused) {
+    one(1);
+    ended = gettid();
+    return unused;
+}
+
+static void *second_with_its_tid(void *name) {
+    uint64_t words[1] = {1 << 24};
+    sbx_reply reply = {0};
+    if (gettid() != ended) return name;
+    printf("same %u\n", sbx_call(&sbx, sbx_find(&sbx, name), words, &reply));
+    return NULL;
+}
+
+/* Have the next thread get the tid of the one that has ended, if nobody else does. */
+static void come_to(pid_t tid) {
+    FILE *last = fopen("/proc/sys/kernel/ns_last_pid", "w");
+    if (!last || fprintf(last, "%d", tid - 1) < 0 || fclose(last)) exit(9);
+}
+
+static int shared_process(void *status) {
+    uint64_t words[1] = {1};
+    sbx_reply reply = {0};
+    *(uint32_t *)status = sbx_call(&sbx, add, words, &reply);
+    return 0;
+}
+
 static void *sleeper(void *unused) {
     uint64_t words[1] = {60000};
     sbx_reply reply = {0};
@@ -113,6 +146,37 @@ int main(int argc, char **argv) {
         }
         waitpid(child, &status, 0);
         printf("%d %llu\n", status, (unsigned long long)one(0));
+    } else if (!strcmp(what, "again")) {
+        pthread_attr_t large;
+        void *missed = argv;
+        pthread_attr_init(&large);
+        pthread_attr_setstacksize(&large, 16 << 20);
+        pthread_create(&ids[0], NULL, first_with_its_tid, NULL);
+        pthread_join(ids[0], NULL);
+        for (int left = 1000; missed && left > 0; left--) {
+            come_to(ended);
+            pthread_create(&ids[0], &large, second_with_its_tid, argv[2]);
+            pthread_join(ids[0], &missed);
+        }
+    } else if (!strcmp(what, "borrowed")) {
+        uint64_t words[1] = {1 << 24};
+        int status;
+        one(1);
+        pid_t child = vfork();
+        if (child == 0) {
+            sbx_reply reply = {0};
+            _exit((int)sbx_call(&sbx, sbx_find(&sbx, argv[2]), words, &reply));
+        }
+        waitpid(child, &status, 0);
+        one(1);
+        printf("same %d\n", WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+    } else if (!strcmp(what, "shared")) {
+        static char stack[1 << 18];
+        uint32_t status = 0;
+        if (clone(shared_process, stack + sizeof stack, CLONE_VM | SIGCHLD, &status) < 0) return 8;
+        one(1);
+        wait(NULL);
+        printf("%u %llu\n", status, (unsigned long long)one(0));
     } else if (!strcmp(what, "reused")) {
         void *(*both[])(void *) = {first_of_two, second_of_two};
         for (int i = 0; i < 2; i++) {

@@ -197,6 +197,42 @@ fn one_folder_appears_as_another() {
 }
 
 #[test]
+fn children_of_several_threads_at_once_are_asked_about_in_their_own_parents_names() {
+    let folder = Scratch::new("spawned");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    for (from, to) in [("/bin/true", "program"), ("/bin/false", "file")] {
+        std::fs::copy(from, folder.0.join(to)).expect("a scratch file");
+    }
+    let program = compile("gcc", "spawns", &[]);
+    let program_static = compile("musl-gcc", "spawns", &["-static"]);
+    let sandbox = Sandbox::up("spawned");
+    let image = built("libredirect.so");
+    let config = format!("from=/no/such/place,to={}", folder.text());
+    assert_eq!(load(&sandbox, image.to_str().expect("a UTF-8 path"), &config).status, 0);
+    for program in [&program, &program_static] {
+        for threads in ["2", "7"] {
+            let argv =
+                [program.text(), threads, "20", "/no/such/place/program", "/no/such/place/file"];
+            let ended = sandbox.run(&argv);
+            assert_eq!((ended.status, ended.stdout.as_str()), (0, "0 failed\n"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn children_of_a_process_that_cannot_look_into_proc_are_asked_about() {
+    const RMDIR: u64 = 84;
+    let folder = Scratch::new("root");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let program = compile("gcc", "unseen", &[]);
+    let sandbox = through("through-unseen");
+    let ended = sandbox.run(&[program.text()]);
+    assert_eq!((ended.status, count(&sandbox, RMDIR)), (0, 15), "{ended:?}");
+    let ended = sandbox.run(&[program.text(), folder.text()]);
+    assert_eq!((ended.status, count(&sandbox, RMDIR)), (0, 30), "{ended:?}");
+}
+
+#[test]
 fn what_is_wrong_with_a_hook_is_said() {
     let sandbox = Sandbox::up("bad-hook");
     let ended = launcher(&[

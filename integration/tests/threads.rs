@@ -67,6 +67,39 @@ fn a_thread_in_the_place_of_one_that_has_ended_is_another_one() {
     }
 }
 
+#[test]
+fn a_thread_with_the_number_of_one_that_has_ended_is_another_one() {
+    let last = std::fs::OpenOptions::new().write(true).open("/proc/sys/kernel/ns_last_pid");
+    if last.is_err() {
+        return println!("skipped: the next thread's number cannot be chosen here");
+    }
+    let program = compile("cc", "upcalls", &[]);
+    let sandbox = sandbox("again");
+    sandbox.load(&built("libfaulty.so"));
+    for (handler, status) in [("read_at", Status::MemoryFault), ("overflow", Status::StackOverflow)]
+    {
+        let name = format!("faulty.{handler}");
+        let ended = until_restarted(&sandbox, &[program.text(), "again", &name]);
+        assert_eq!(ended, format!("same {}\n", status as u32), "{handler}");
+    }
+}
+
+#[test]
+fn a_fault_in_a_child_of_vfork_is_an_error_of_that_child() {
+    for (compiler, flags) in [("cc", None), ("musl-gcc", Some("-static"))] {
+        let program = compile(compiler, "upcalls", flags.as_slice());
+        let sandbox = sandbox("borrowed");
+        sandbox.load(&built("libfaulty.so"));
+        for (handler, status) in
+            [("read_at", Status::MemoryFault), ("overflow", Status::StackOverflow)]
+        {
+            let name = format!("faulty.{handler}");
+            let ended = until_restarted(&sandbox, &[program.text(), "borrowed", &name]);
+            assert_eq!(ended, format!("same {}\n", status as u32), "{compiler} {handler}");
+        }
+    }
+}
+
 /// What a program prints that begins when no extension restarts any more.
 fn until_restarted(sandbox: &Sandbox, argv: &[&str]) -> String {
     let refused = format!("same {}\n", Status::Restarting as u32);
@@ -79,6 +112,15 @@ fn until_restarted(sandbox: &Sandbox, argv: &[&str]) -> String {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     refused
+}
+
+#[test]
+fn a_process_in_anothers_memory_has_no_context_of_that_one() {
+    let program = compile("cc", "upcalls", &[]);
+    let sandbox = sandbox("shared");
+    let ended = sandbox.run(&[program.text(), "shared"]);
+    let expected = format!("{} 1\n", Status::NoContext as u32);
+    assert_eq!(ended.stdout, expected, "{}", ended.stderr);
 }
 
 #[test]
@@ -95,6 +137,21 @@ fn a_hundred_threads_of_a_static_go_program() {
     let sandbox = sandbox("go");
     let ended = sandbox.run(&[program.text()]);
     assert_eq!(ended.stdout, "100000 true <nil>\n", "{}", ended.stderr);
+}
+
+#[test]
+fn a_forked_child_whose_threads_all_come_at_once_joins_once() {
+    let sandbox = sandbox("at-once");
+    let ended = run(Command::new(built("late-caller")).args([&sandbox.name, "300"]));
+    // Three threads of each make 50, and the program itself one.
+    let expected = "with its children: 45001\n";
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected), "{}", ended.stderr);
+    let pids = sandbox.participants().into_iter().filter_map(|row| row["pid"].as_u64());
+    let mut pids: Vec<u64> = pids.collect();
+    let rows = pids.len();
+    pids.sort_unstable();
+    pids.dedup();
+    assert!(rows > 300 && pids.len() == rows, "{rows} rows for {} processes", pids.len());
 }
 
 #[test]

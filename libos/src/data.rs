@@ -161,7 +161,8 @@ pub struct Context {
     /// The kernel's number of the timer that interrupts the thread for others' timers, and 1; 0 if it
     /// does not lend itself.
     pub lent: AtomicU32,
-    /// 1 while the holder's alternate signal stack is the context's, not one of its own.
+    /// 1 while the holder's alternate signal stack is the context's, not one of its own. 2 as long as only a child of
+    /// vfork has come on the holder's behalf, which has not been given any.
     pub alt_stack: AtomicU32,
     /// Of which upcall the thread has said what CPU time it had used: its sequence then.
     pub cpu_sequence: AtomicU64,

@@ -72,9 +72,10 @@ fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
     if !has_one && own.pid != sys::getpid() {
         return None;
     }
+    let is_ready = has_one && !former.is_some_and(context::is_unready);
     let (context, is_known) = context::settle_here(&own, tid, user.regs.rsp as usize)?;
-    if former.is_none() {
-        // Making a context unblocks what faults need.
+    if !is_ready {
+        // Making a context, or making it ready, unblocks what faults need.
         sys::set_mask(!0);
     }
     context.calls_trapped.fetch_add(1, Relaxed);
@@ -226,15 +227,28 @@ fn hooks_of(number: usize) -> [Option<&'static Row>; 2] {
         .map(|rows| rows.get(number).filter(|row| row[0].load(Relaxed) != 0))
 }
 
-/// The thread of the parent that waits until its child of vfork has executed a program, if it has a
-/// context. Mostly it is the one with the child's FS base; a thread that has changed its own since its
-/// last upcall is found by its waiting.
+/// The thread of the parent that waits until its child of vfork, which calls this, has executed a program. The
+/// child has that thread's block, which says who it is; threads by a raw clone, of which none says that, may have
+/// another's. If it cannot be told, it is nobody.
 pub(crate) fn lender(own: &start::ThisProcess) -> Option<u32> {
-    let by_fs = context::of_fs(fs_base()).into_iter();
-    by_fs
-        .chain(context::of_process(own.pid))
-        .map(|context| context.tid.load(Relaxed))
-        .find(|&tid| sys::waits_for_vfork(own.pid, tid))
+    let fs = fs_base();
+    let waits = |tid: &u32| waits_for_child(own.pid, *tid);
+    let named = context::names_of(own.pid, fs).find(waits);
+    let mut others =
+        context::nameless(own.pid, fs).filter(|&tid| Some(tid) != named && waits(&tid));
+    match (named, others.next()) {
+        (None, Some(one)) => others.next().is_none().then_some(one),
+        (named, None) => named,
+        _ => None,
+    }
+}
+
+/// Does thread `tid` of process `pid` wait for a child of vfork?
+fn waits_for_child(pid: u32, tid: u32) -> bool {
+    sys::waits_for_vfork(pid, tid).unwrap_or_else(|| {
+        // The kernel leaves its parent's signal stack to a child of vfork, and to no other that has its memory.
+        sys::thread_exists(pid, tid) && sys::getppid() == pid && left::has_alternate_stack()
+    })
 }
 
 /// For the entry of patched calls: ask the hooks of a call that the program is about to make. [`PASS`],

@@ -20,10 +20,15 @@ use libos::layout::{
 };
 
 use crate::arch::{cache_index, stack_pointer};
-use crate::{boot, calls, hooks, scratch, signals, start, sys};
+use crate::{boot, calls, hooks, left, scratch, signals, start, sys};
 
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
+
+/// In [`Context::alt_stack`]: the thread has not been made ready for faults.
+const UNREADY: u32 = 2;
+/// A window that no stack lies in.
+const NOWHERE: u64 = u64::MAX;
 
 /// Owner words: from the lowest bit, index of the context + 1 (13 bits), generation of its claim
 /// (19 bits), sequence (31 bits). Bit 63 stays clear.
@@ -119,38 +124,40 @@ fn find(fs: u64, stack: usize) -> usize {
     };
     // A child of vfork, in its parent's memory, borrows the context of the thread that waits for it.
     let is_child = own.pid != sys::getpid();
-    let lender = if is_child { calls::lender(&own) } else { None };
-    let tid = lender.unwrap_or_else(sys::gettid);
-    let entry = cache_entry(fs);
-    // What nobody lends it ends with it.
-    let to = Some(entry).filter(|_| !is_child || lender.is_some());
-    find_of(&own, tid, (fs, entry), to, stack)
+    let tid = if is_child { calls::lender(&own) } else { Some(sys::gettid()) };
+    let Some(tid) = tid else { return Status::NoContext as usize };
+    // One that is made for that thread gives it what faults need when it comes itself, which it then has to.
+    let is_unready = is_child && of_tid(own.pid, tid).is_none_or(is_unready);
+    let address = find_of(&own, tid, fs, stack);
+    if is_unready && let Some(context) = of_tid(own.pid, tid) {
+        context.alt_stack.store(UNREADY, Relaxed);
+        context.window.store(NOWHERE, Relaxed);
+    }
+    address
 }
 
-/// The context of thread `tid`, or a status below 64. It is noted in `to`, if `entry` has no other's.
-fn find_of(
-    own: &start::ThisProcess,
-    tid: u32,
-    (fs, entry): (u64, &AtomicU64),
-    to: Option<&AtomicU64>,
-    stack: usize,
-) -> usize {
+/// The context of thread `tid`, or a status below 64. It is noted in the cache, if that has no other's there.
+fn find_of(own: &start::ThisProcess, tid: u32, fs: u64, stack: usize) -> usize {
+    let entry = cache_entry(fs);
     let known = cached(entry).filter(|context| context.fs_base.load(Relaxed) == fs);
-    let context = match known {
-        Some(context) if context.tid.load(Relaxed) == tid => Some(context),
-        Some(context) if take_over(context, own.pid, tid) => Some(context),
-        Some(_) => {
-            return of_tid(own.pid, tid)
-                .or_else(|| new(own, tid))
-                .map_or(Status::NoContext as usize, |context| settle(context, fs, stack));
-        }
-        None => of_tid(own.pid, tid).or_else(|| new(own, tid)),
+    let is_its =
+        |context: &Context| context.tid.load(Relaxed) == tid || take_over(context, own.pid, tid);
+    let (context, has_other) = match known {
+        Some(context) if is_its(context) => (Some(context), false),
+        other => (of_tid(own.pid, tid).or_else(|| new(own, tid)), other.is_some()),
     };
     let Some(context) = context else {
         return Status::NoContext as usize;
     };
+    if is_successor(context, fs) {
+        renew(context);
+    }
+    if is_unready(context) && tid == sys::gettid() {
+        context.alt_stack.store(0, Relaxed);
+        signals::prepare_thread(index_of(context));
+    }
     let address = settle(context, fs, stack);
-    if let Some(entry) = to {
+    if !has_other {
         entry.store(address as u64, Release);
     }
     address
@@ -165,7 +172,7 @@ pub(crate) fn settle_here(
 ) -> Option<(&'static Context, bool)> {
     let fs = crate::arch::fs_base();
     let entry = cache_entry(fs);
-    let address = find_of(own, tid, (fs, entry), Some(entry), stack);
+    let address = find_of(own, tid, fs, stack);
     let index = address.checked_sub(boot::place().base + CONTEXTS_OFFSET)? / CONTEXT_LEN;
     let is_known = cached(entry).is_some_and(|known| index_of(known) == index);
     Some((common().context(index), is_known))
@@ -233,35 +240,77 @@ fn no_mark(context: &Context) -> u64 {
 /// Where the calling thread, which has this FS base, has its tid for as long as it lives.
 fn mark_of(fs: u64, tid: u32) -> Option<usize> {
     const BLOCK_LEN: usize = 4 << 10;
-    /// In musl's thread block, and before Go's.
-    const PLACES: [isize; 2] = [0x30, -72];
     // glibc has the kernel clear it when the thread ends.
     let cleared = sys::tid_address().filter(|at| at.wrapping_sub(fs as usize) < BLOCK_LEN);
-    let places = PLACES.into_iter().map(|offset| (fs as usize).wrapping_add_signed(offset));
-    let mut known = cleared.into_iter().chain(places);
+    let mut known = cleared.into_iter().chain(places_of_tid(fs));
     known.find(|at| at.is_multiple_of(4) && calls::copy_in::<u32>(*at) == Some(tid))
+}
+
+/// Where C libraries have a thread's tid, if its FS base is this.
+fn places_of_tid(fs: u64) -> impl Iterator<Item = usize> {
+    /// In the thread blocks of glibc, where debuggers look, and of musl, and before Go's.
+    const PLACES: [isize; 3] = [0x2d0, 0x30, -72];
+    PLACES.into_iter().map(move |offset| (fs as usize).wrapping_add_signed(offset))
+}
+
+/// The threads of process `pid` that the block at `fs` may say it is of: in a child of vfork, its parent's thread.
+pub(crate) fn names_of(pid: u32, fs: u64) -> impl Iterator<Item = u32> {
+    let is_marked = |context: &&Context| context.mark.load(Relaxed) != no_mark(context);
+    let marked = of_block(pid, fs).filter(is_marked).map(|context| context.tid.load(Relaxed));
+    let words = places_of_tid(fs).filter_map(calls::copy_in::<u32>);
+    marked.chain(words).filter(|&tid| tid != 0)
+}
+
+/// The threads of process `pid` with this FS base whose block does not say who they are.
+pub(crate) fn nameless(pid: u32, fs: u64) -> impl Iterator<Item = u32> {
+    let is_bare = |context: &&Context| context.mark.load(Relaxed) == no_mark(context);
+    of_block(pid, fs).filter(is_bare).map(|context| context.tid.load(Relaxed))
+}
+
+/// The contexts of process `pid` with this FS base, but for those that the block there says are another's.
+fn of_block(pid: u32, fs: u64) -> impl Iterator<Item = &'static Context> {
+    of_process(pid).filter(move |context| {
+        let mark = context.mark.load(Relaxed) as usize;
+        context.fs_base.load(Relaxed) == fs
+            && calls::copy_in::<u32>(mark) == Some(context.tid.load(Relaxed))
+    })
 }
 
 /// Give the idle context of a thread that has ended to this one, which has its FS base.
 fn take_over(context: &Context, pid: u32, tid: u32) -> bool {
     let holder = context.tid.load(Relaxed);
     let idle = context.sequence.load(Relaxed).is_multiple_of(2);
-    idle && !sys::thread_exists(pid, holder)
-        && context.tid.compare_exchange(holder, tid, Relaxed, Relaxed).is_ok()
-        && {
-            context.tls_live.store(0, Relaxed);
-            context.alt_stack.store(0, Relaxed);
-            hooks::forget(context);
-            context.lent.store(0, Relaxed);
-            context.room.store(0, Relaxed);
-            context.kept_blocked.store(0, Relaxed);
-            scratch::forget(context);
-            context.call_room.store(0, Relaxed);
-            context.caller.store(0, Relaxed);
-            context.last_caller.store(0, Relaxed);
-            signals::prepare_thread(index_of(context));
-            true
-        }
+    let is_free = idle
+        && !sys::thread_exists(pid, holder)
+        && context.tid.compare_exchange(holder, tid, Relaxed, Relaxed).is_ok();
+    if is_free {
+        renew(context);
+    }
+    is_free
+}
+
+/// The context is another thread's from now on, the calling one's.
+fn renew(context: &Context) {
+    context.tls_live.store(0, Relaxed);
+    context.alt_stack.store(0, Relaxed);
+    hooks::forget(context);
+    context.lent.store(0, Relaxed);
+    context.room.store(0, Relaxed);
+    context.kept_blocked.store(0, Relaxed);
+    scratch::forget(context);
+    context.call_room.store(0, Relaxed);
+    context.caller.store(0, Relaxed);
+    context.last_caller.store(0, Relaxed);
+    signals::prepare_thread(index_of(context));
+}
+
+/// Is the calling thread, with this FS base, another one than that which had its tid, and this context, before? Threads
+/// begin without a signal stack.
+fn is_successor(context: &Context, fs: u64) -> bool {
+    context.fs_base.load(Relaxed) != fs
+        && context.sequence.load(Relaxed).is_multiple_of(2)
+        && context.tid.load(Relaxed) == sys::gettid()
+        && !left::has_alternate_stack()
 }
 
 /// The contexts of a process.
@@ -276,6 +325,11 @@ pub(crate) fn of_process(pid: u32) -> impl Iterator<Item = &'static Context> {
 /// The context that `tid` has already.
 pub(crate) fn of_tid(pid: u32, tid: u32) -> Option<&'static Context> {
     of_process(pid).find(|context| context.tid.load(Relaxed) == tid)
+}
+
+/// Was the context made by a child of vfork for its thread, which has not come itself since?
+pub(crate) fn is_unready(context: &Context) -> bool {
+    context.alt_stack.load(Relaxed) == UNREADY
 }
 
 /// A free context, made ready for `tid`.

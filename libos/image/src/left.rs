@@ -115,6 +115,11 @@ fn alternate_stack() -> Option<AltStack> {
     asked.is_ok().then_some(now)
 }
 
+/// Has the calling thread an alternate signal stack?
+pub(crate) fn has_alternate_stack() -> bool {
+    alternate_stack().is_some_and(|it| it.len != 0)
+}
+
 /// Does an address lie on the thread's alternate signal stack?
 pub(crate) fn is_on_alternate(at: usize) -> bool {
     alternate_stack()

@@ -330,15 +330,22 @@ fn sent_by_supervisor(info: &Info) -> bool {
     info.errno >= WHY_BUDGET && info.errno <= WHY_RESTART
 }
 
+/// Is the context the calling thread's, or that of the thread whose child of vfork this is?
+fn is_own(context: &Context) -> bool {
+    let holder = context.tid.load(Relaxed);
+    let is_lent =
+        |own: start::ThisProcess| own.pid != sys::getpid() && calls::lender(&own) == Some(holder);
+    holder == sys::gettid() || start::this_process().is_some_and(is_lent)
+}
+
 /// The context whose upcall this signal ends, and how.
 fn interrupted(regs: &Registers, signal: i32, info: &Info) -> Option<(&'static Context, Status)> {
     let region = boot::place().shared();
     let inside = |address: u64| region.contains(&(address as usize));
     let index = context::index_of_room(regs.rsp as usize)?;
     let context = context::common().context(index);
-    let open = context.tid.load(Relaxed) == sys::gettid()
-        && context.sequence.load(Relaxed) % 2 == 1
-        && !arch::in_gate(regs.rip);
+    let open =
+        is_own(context) && context.sequence.load(Relaxed) % 2 == 1 && !arch::in_gate(regs.rip);
     if !open {
         return None;
     }

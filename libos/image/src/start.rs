@@ -5,6 +5,7 @@
 //! half only: no static of the data half, no context.
 
 use core::ffi::CStr;
+use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use ext_api::abi::{MapRecord, Status, Superblock, ZONE_CODE, ZONE_CONTROL, ZONE_DATA};
@@ -21,7 +22,8 @@ use crate::sys::{
 };
 use crate::{boot, context, events, fault, left, patch, signals, sockets, sys};
 
-/// What a process knows of itself; private, and zero in a forked child.
+/// What a process knows of itself; private, and zero in a forked child. The pid is written last. Behind it lies the
+/// tid of the thread that joins such a child, or has.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct ThisProcess {
@@ -34,16 +36,44 @@ pub(crate) struct ThisProcess {
 
 /// This process's own block, joined now if it is a child that nobody has joined yet.
 pub(crate) fn this_process() -> Option<ThisProcess> {
-    let block = private_block();
-    // SAFETY: the block is mapped, private, and written whole before any second thread can run
-    // region code (exec, late attach) or by this very thread (fork).
-    let own = unsafe { block.read_volatile() };
-    if own.pid != 0 {
-        return Some(own);
+    if !has_joined() {
+        join_once().ok()?;
     }
-    join(Joined::Fork).ok()?;
-    // SAFETY: as above.
-    Some(unsafe { block.read_volatile() })
+    // SAFETY: the block is mapped, private, and was whole before it had a pid.
+    Some(unsafe { private_block().read_volatile() })
+}
+
+fn has_joined() -> bool {
+    // SAFETY: the block is mapped and private, and begins with the pid, which changes by whole stores.
+    unsafe { &*private_block().cast::<AtomicU32>() }.load(Acquire) != 0
+}
+
+/// Join a forked child: one thread of it does, the others wait.
+fn join_once() -> Result<(), Errno> {
+    // What interrupts whoever joins may need it as well.
+    let mask = sys::block_all();
+    let result = take_turn_to_join(sys::gettid());
+    sys::set_mask(mask);
+    result
+}
+
+fn take_turn_to_join(tid: u32) -> Result<(), Errno> {
+    // SAFETY: behind the block, and like it; nothing else is there.
+    let turn = unsafe { &*private_block().add(1).cast::<AtomicU32>() };
+    while let Err(holder) = turn.compare_exchange(0, tid, Acquire, Relaxed) {
+        if has_joined() {
+            return Ok(());
+        }
+        if !sys::task_exists(holder) {
+            let _ = turn.compare_exchange(holder, 0, Relaxed, Relaxed);
+        }
+        sys::sched_yield();
+    }
+    let result = join(Joined::Fork);
+    if result.is_err() {
+        turn.store(0, Release);
+    }
+    result
 }
 
 /// Remember the vDSO's clock.
@@ -212,9 +242,11 @@ fn join(how: Joined) -> Result<(), Errno> {
     process.pid_space.store(sys::pid_space(), Relaxed);
     note_name(process, how);
     process.joined.store(how as u32, Release);
-    let own = ThisProcess { pid, row, generation, clock_gettime: 0 };
-    // SAFETY: mapped, private, and no other thread of this process runs region code yet.
+    let own = ThisProcess { pid: 0, row, generation, clock_gettime: 0 };
+    // SAFETY: mapped, private, and nobody reads it while it has no pid, or this is the only thread.
     unsafe { private_block().write_volatile(own) };
+    // SAFETY: as above; it begins with the pid.
+    unsafe { &*private_block().cast::<AtomicU32>() }.store(pid, Release);
     Ok(())
 }
 
@@ -295,5 +327,6 @@ fn refuse(errno: Errno) -> ! {
     sys::exit_group(125);
 }
 
-const _: () = assert!(PROCESS_OFFSET + size_of::<ThisProcess>() <= WIPED_LEN);
+const _: () = assert!(PROCESS_OFFSET + size_of::<ThisProcess>() + size_of::<u32>() <= WIPED_LEN);
+const _: () = assert!(core::mem::offset_of!(ThisProcess, pid) == 0);
 const _: () = assert!(WIPED_LEN.is_multiple_of(PAGE_LEN));

@@ -216,9 +216,18 @@ pub(crate) fn task_lives(tid: u32) -> bool {
     task_exists(tid) && !matches!(state_of(tid, tid), Some(b'Z' | b'X'))
 }
 
-/// Does thread `tid` of process `pid` sleep in a way that no signal ends, as one that has called vfork?
-pub(crate) fn waits_for_vfork(pid: u32, tid: u32) -> bool {
-    state_of(pid, tid) == Some(b'D')
+/// Does thread `tid` of process `pid` sleep in a way that no signal ends, as one that has called vfork? None if that
+/// cannot be seen, as without /proc.
+pub(crate) fn waits_for_vfork(pid: u32, tid: u32) -> Option<bool> {
+    /// More than it takes to come from a child's start to waiting for it.
+    const LOOKS: usize = 64;
+    for _ in 0..LOOKS {
+        match state_of(pid, tid) {
+            Some(b'R') => sched_yield(),
+            state => return state.map(|state| state == b'D'),
+        }
+    }
+    Some(false)
 }
 
 /// What thread `tid` of process `pid` is doing, by the kernel's letter.
@@ -432,17 +441,26 @@ pub(crate) fn mapping_at(address: usize) -> Option<Mapping> {
 
 /// Unblock the signals of `mask` in this thread.
 pub(crate) fn unblock(mask: u64) {
-    change_mask(1, mask);
+    let _ = change_mask(1, mask);
 }
 
 /// Block exactly the signals of `mask` in this thread.
 pub(crate) fn set_mask(mask: u64) {
-    change_mask(2, mask);
+    let _ = change_mask(2, mask);
 }
 
-fn change_mask(how: usize, mask: u64) {
-    // SAFETY: the kernel reads eight bytes.
-    let _ = unsafe { call(nr::RT_SIGPROCMASK, [how, &raw const mask as usize, 0, 8]) };
+/// Block every signal in this thread; what was blocked before.
+pub(crate) fn block_all() -> u64 {
+    change_mask(0, !0)
+}
+
+/// The former mask.
+fn change_mask(how: usize, mask: u64) -> u64 {
+    let mut former = 0u64;
+    let args = [how, &raw const mask as usize, &raw mut former as usize, 8];
+    // SAFETY: the kernel reads eight bytes, and writes as many.
+    let _ = unsafe { call(nr::RT_SIGPROCMASK, args) };
+    former
 }
 
 /// Send this thread a signal.
