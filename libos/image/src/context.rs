@@ -118,7 +118,7 @@ pub(crate) fn wake_watchdog() {
 }
 
 /// The calling thread's context, or a status below 64.
-fn find(fs: u64, stack: usize) -> usize {
+pub(crate) fn find(fs: u64, stack: usize) -> usize {
     let Some(own) = start::this_process() else {
         return Status::NotAttached as usize;
     };
@@ -185,7 +185,8 @@ pub(crate) fn own_tid() -> u32 {
     }
     let (tid, fs) = (sys::gettid(), crate::arch::fs_base());
     // Its stack is elsewhere since its last upcall, or the watchdog has gone to rest.
-    if let Some(context) = of_fs(fs).filter(|context| context.tid.load(Relaxed) == tid) {
+    let is_ready = |context: &&Context| context.tid.load(Relaxed) == tid && !is_unready(context);
+    if let Some(context) = of_fs(fs).filter(is_ready) {
         settle(context, fs, stack_pointer());
     }
     tid

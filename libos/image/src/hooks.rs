@@ -100,16 +100,13 @@ pub(crate) fn upcalls_here<T>(
     Some(result)
 }
 
-/// The context of a thread that had none. No upcall makes it: that would deliver what has come on this stack,
+/// The context of thread `tid`, which had none. No upcall makes it: that would deliver what has come on this stack,
 /// from whose top the next signal would begin.
 fn new_context(own: &start::ThisProcess, tid: u32, user: &UserContext) -> Option<&'static Context> {
-    if own.pid != sys::getpid() {
-        return None;
-    }
-    let made = context::settle_here(own, tid, user.regs.rsp as usize);
+    context::find(arch::fs_base(), user.regs.rsp as usize);
     // Making a context unblocks what faults need.
     sys::set_mask(!0);
-    made.map(|(context, _)| context)
+    context::of_tid(own.pid, tid)
 }
 
 impl Room {
