@@ -109,6 +109,13 @@ impl Direction {
         self.change(rest).map(taken)
     }
 
+    /// Would so much more be more than an eventfd has, whatever the kernel has of it?
+    #[must_use]
+    pub fn overflows(&self, more: u64) -> bool {
+        let word = self.tail.load(Ordering::Acquire);
+        word & LEFT == 0 && word.checked_add(more).is_none_or(|sum| sum == u64::MAX)
+    }
+
     /// Nothing is added from now on.
     pub fn leave_count(&self) {
         self.tail.fetch_or(LEFT, Ordering::AcqRel);

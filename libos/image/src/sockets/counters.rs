@@ -217,6 +217,10 @@ fn write_piece(end: &End, fd: usize, [at, len]: [usize; 2]) -> isize {
     }
 }
 
+fn is_nonblocking(end: &End) -> bool {
+    end.connection.sides[READER].nonblock.load(Relaxed) != 0
+}
+
 fn write(end: &End, more: u64, kernel: impl FnOnce() -> isize) -> isize {
     let direction = end.incoming();
     if let Some(left) = direction.left_count() {
@@ -239,6 +243,7 @@ fn write(end: &End, more: u64, kernel: impl FnOnce() -> isize) -> isize {
         Added::There => {}
         Added::Asleep(back) => wake(end, back),
         Added::Moving => move_left(end),
+        Added::Not if is_nonblocking(end) && direction.overflows(more) => return NOTHING,
         Added::Not => {
             leave_end(end);
             return kernel();
@@ -269,8 +274,7 @@ pub(super) fn receive(end: End, number: usize, args: [usize; 6], flags: usize) -
     if pieces.total().is_none_or(|total| total < COUNT_LEN) {
         return native(number, args);
     }
-    let is_nonblocking = || end.connection.sides[READER].nonblock.load(Relaxed) != 0;
-    let waits = flags & MSG_DONTWAIT == 0 && !is_nonblocking();
+    let waits = flags & MSG_DONTWAIT == 0 && !is_nonblocking(&end);
     match (Read { end, number, args, waits }).count() {
         Ok(count) => deliver(count, pieces),
         Err(answer) => answer,
