@@ -1,10 +1,11 @@
 //! What an extension can do wrong, and what it does not take down with it.
 
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Ended, Sandbox, built, compile, launcher, run};
+use integration::{Ended, Sandbox, Scratch, built, compile, launcher, run};
 
 fn with_faulty(test: &str) -> Sandbox {
     let sandbox = Sandbox::up(test);
@@ -182,4 +183,59 @@ fn paths_are_resolved() {
     assert_eq!(said.stdout, "/usr/lib\n", "{}", said.stderr);
     let said = sandbox.call(&["ledger.real_path", "/not/there"]);
     assert!(said.status != 0 && said.stderr.to_lowercase().contains("no such file"), "{said:?}");
+}
+
+/// `contained.c`, which has an extension fail somewhere.
+struct Contained(Scratch);
+
+impl Contained {
+    fn new() -> Self {
+        Self(compile("cc", "contained", &[]))
+    }
+
+    /// It in a sandbox of its own: an extension that fails often is kept away.
+    fn alone(&self, argv: &[&str]) -> Ended {
+        self.run(&sandbox_to_fail_in(), argv)
+    }
+
+    /// As [`Self::alone`], where every system call is hooked, and a handler fails that is asked about one.
+    fn asked(&self, argv: &[&str]) -> Ended {
+        let sandbox = sandbox_to_fail_in();
+        let image = built("libthrough.so");
+        let image = image.to_str().expect("a UTF-8 path");
+        let loaded = launcher(&["ext", "load", &sandbox.name, image, "--config", "fail=121"]);
+        assert_eq!(loaded.status, 0, "{}", loaded.stderr);
+        self.run(&sandbox, argv)
+    }
+
+    fn run(&self, sandbox: &Sandbox, argv: &[&str]) -> Ended {
+        sandbox.run(&[&[self.0.text()], argv].concat())
+    }
+}
+
+fn sandbox_to_fail_in() -> Sandbox {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let sandbox = with_faulty(&format!("contained-{}", COUNT.fetch_add(1, Relaxed)));
+    sandbox.load_hello();
+    sandbox
+}
+
+/// It ends as a status of its caller each time, and the program goes on to its end.
+fn is_contained(ended: &Ended, lines: &[&str]) {
+    let expected: String = lines.iter().chain(&["end"]).map(|line| format!("{line}\n")).collect();
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected.as_str()), "{}", ended.stderr);
+}
+
+const READ: [&str; 2] = ["faulty.read_at", "16"];
+const OVERFLOW: [&str; 2] = ["faulty.overflow", "1000000"];
+const READ_FAILS: &str = "faulty.read_at 37";
+const OVERFLOWS: &str = "faulty.overflow 40";
+/// The handler has failed, and the call is the kernel's.
+const ASKED: &str = "asked -3";
+
+#[test]
+fn a_thread_goes_on_making_calls_with_masks_when_the_first_one_has_ended() {
+    let contained = Contained::new();
+    let ended = contained.asked(&["after-main", "9000001"]);
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "0 0 0 0\n"), "{}", ended.stderr);
 }
