@@ -239,3 +239,11 @@ fn a_thread_goes_on_making_calls_with_masks_when_the_first_one_has_ended() {
     let ended = contained.asked(&["after-main", "9000001"]);
     assert_eq!((ended.status, ended.stdout.as_str()), (0, "0 0 0 0\n"), "{}", ended.stderr);
 }
+
+#[test]
+fn a_program_that_lets_no_page_become_code_is_left_on_the_trap() {
+    let contained = Contained::new();
+    let ended = contained.asked(&["no-new-code", "9000001"]);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    assert!(ended.stdout.ends_with("asked -3\nend\n"), "{}", ended.stdout);
+}

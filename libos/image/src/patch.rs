@@ -158,7 +158,7 @@ fn patch(site: &Site, call: usize, number: u32) -> Option<(usize, Form)> {
         Some(at) => at,
         None => {
             let at = stub_near(start, form)?;
-            put_stub(at, &stub(form, at, call));
+            put_stub(at, &stub(form, at, call))?;
             at
         }
     };
@@ -268,13 +268,15 @@ fn area_near(start: usize) -> Option<usize> {
         })
 }
 
-fn put_stub(at: usize, bytes: &[u8; STUB_LEN]) {
+/// None if the kernel does not let pages of code be written to (PR_SET_MDWE), or has no room for another mapping.
+fn put_stub(at: usize, bytes: &[u8; STUB_LEN]) -> Option<()> {
     let page = at & !(PAGE_LEN - 1);
     let writable = sys::PROT_READ | sys::PROT_WRITE | sys::PROT_EXEC;
     // SAFETY: a page of stubs, which stay executable meanwhile.
-    let _ = unsafe { sys::mprotect(page, PAGE_LEN, writable) };
+    unsafe { sys::mprotect(page, PAGE_LEN, writable) }.ok()?;
     // SAFETY: room on that page that no jump leads to yet.
     unsafe { (at as *mut [u8; STUB_LEN]).write_unaligned(*bytes) };
     // SAFETY: as before.
     let _ = unsafe { sys::mprotect(page, PAGE_LEN, sys::PROT_READ | sys::PROT_EXEC) };
+    Some(())
 }
