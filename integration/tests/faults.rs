@@ -247,3 +247,10 @@ fn a_program_that_lets_no_page_become_code_is_left_on_the_trap() {
     assert_eq!(ended.status, 0, "{}", ended.stderr);
     assert!(ended.stdout.ends_with("asked -3\nend\n"), "{}", ended.stdout);
 }
+
+#[test]
+fn where_no_signal_can_be_queued_an_upcall_is_stopped_all_the_same_and_no_other() {
+    let contained = Contained::new();
+    let lines = ["works 0", "faulty.spin 41"];
+    is_contained(&contained.alone(&["unqueued", "faulty.spin"]), &lines);
+}

@@ -253,6 +253,10 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
             }
             false
         }
+        None if signal == STOP && has_lost_its_reason(info) => {
+            on_any_reason(user);
+            false
+        }
         None if hooks::offer(signal, info, user) => false,
         None => deliver(signal, info, user, jump),
     }
@@ -297,6 +301,24 @@ fn on_timer(user: &mut UserContext) {
 /// The supervisor's own signals name a sequence; one that came too late is nobody's business.
 fn sent_by_supervisor(info: &Info) -> bool {
     info.errno >= WHY_BUDGET && info.errno <= WHY_RESTART
+}
+
+/// With as many signals queued as the user may have (RLIMIT_SIGPENDING) the kernel forgets what was queued with
+/// this one, and says that nobody has sent it.
+const fn has_lost_its_reason(info: &Info) -> bool {
+    info.code == 0 && info.address == 0
+}
+
+/// Whatever it was to say, but for the end of an upcall: the supervisor looks whether that has come, and sees to
+/// it otherwise.
+fn on_any_reason(user: &mut UserContext) {
+    if let Some(own) = start::this_process()
+        && let Some(context) = context::of_tid(own.pid, sys::gettid())
+    {
+        tell_clock(context.sequence.load(Relaxed), user);
+    }
+    on_event(user);
+    on_timer(user);
 }
 
 /// The context whose upcall this signal ends, and how.
