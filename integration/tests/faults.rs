@@ -254,3 +254,12 @@ fn where_no_signal_can_be_queued_an_upcall_is_stopped_all_the_same_and_no_other(
     let lines = ["works 0", "faulty.spin 41"];
     is_contained(&contained.alone(&["unqueued", "faulty.spin"]), &lines);
 }
+
+#[test]
+fn a_child_of_vfork_survives_a_fault() {
+    let contained = Contained::new();
+    for (argv, line) in [(READ, READ_FAILS), (OVERFLOW, OVERFLOWS)] {
+        is_contained(&contained.alone(&["vfork", argv[0], argv[1]]), &[line, "4", line]);
+    }
+    is_contained(&contained.asked(&["vfork", "9000001"]), &[ASKED, "4", ASKED]);
+}

@@ -327,10 +327,8 @@ fn interrupted(regs: &Registers, signal: i32, info: &Info) -> Option<(&'static C
     let inside = |address: u64| region.contains(&(address as usize));
     let index = context::index_of_room(regs.rsp as usize)?;
     let context = context::common().context(index);
-    let open = context.tid.load(Relaxed) == sys::gettid()
-        && context.sequence.load(Relaxed) % 2 == 1
-        && !arch::in_gate(regs.rip);
-    if !open {
+    let open = context.sequence.load(Relaxed) % 2 == 1 && !arch::in_gate(regs.rip);
+    if !open || !is_held_here(context) {
         return None;
     }
     if signal == STOP {
@@ -365,6 +363,15 @@ fn interrupted(regs: &Registers, signal: i32, info: &Info) -> Option<(&'static C
             _ => Status::MemoryFault,
         },
     ))
+}
+
+/// Is the context the calling thread's, or lent to it as to a child of vfork?
+fn is_held_here(context: &Context) -> bool {
+    let tid = context.tid.load(Relaxed);
+    tid == sys::gettid()
+        || start::this_process()
+            .filter(|own| own.pid != sys::getpid())
+            .is_some_and(|own| calls::lender(&own) == Some(tid))
 }
 
 /// The word at `address`, if that lies on the usable part of stack `index`.
