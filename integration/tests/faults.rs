@@ -263,3 +263,12 @@ fn a_child_of_vfork_survives_a_fault() {
     }
     is_contained(&contained.asked(&["vfork", "9000001"]), &[ASKED, "4", ASKED]);
 }
+
+#[test]
+fn a_thread_that_blocks_all_signals_survives_a_fault_where_calls_are_hooked() {
+    let contained = Contained::new();
+    for place in ["blocked", "masked"] {
+        is_contained(&contained.asked(&[place, "9000001"]), &[ASKED]);
+        is_contained(&contained.asked(&[place, READ[0], READ[1]]), &[READ_FAILS]);
+    }
+}

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A thread that has SIGSYS blocked when it makes such a call is killed by the kernel. So the calls
-//! that change signal masks come here as well, and what the program says of SIGSYS (and of SIGILL, which
-//! patching needs) is kept apart.
+//! that change signal masks come here as well, and what the program says of SIGSYS (and of the signals that end
+//! upcalls, among them SIGILL, which patching needs) is kept apart.
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -22,7 +22,7 @@ use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
 use crate::arch::{fs_base, stack_pointer, syscall6};
 use crate::asked::{Later, Row};
 use crate::scratch::Scratch;
-use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
+use crate::signals::{Info, UserContext, is_handled, ours_in_mask, table};
 use crate::sys::{EFAULT, EPERM, Errno, nr};
 use crate::{
     asked, boot, context, hooks, left, patch, scratch, signals, sockets, start, sys, time,
@@ -30,9 +30,9 @@ use crate::{
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
-/// SIGSYS, and SIGILL: a thread that meets a site while it is patched, or comes back to one afterwards,
-/// gets that.
-pub(crate) const NEVER_BLOCKED: u64 = 1 << (SIGSYS - 1) | 1 << (SIGILL - 1);
+/// SIGSYS, and what ends upcalls. A thread that meets a site while it is patched, or comes back to one afterwards,
+/// gets SIGILL.
+pub(crate) const NEVER_BLOCKED: u64 = 1 << (SIGSYS - 1) | ours_in_mask();
 
 pub(crate) fn call_table() -> &'static CallTable {
     let at = (boot::place().base + CALLS_OFFSET) as *const CallTable;

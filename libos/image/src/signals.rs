@@ -30,7 +30,7 @@ use crate::{
     boot, calls, context, events, fault, hooks, left, patch, start, sys, text, time, timers,
 };
 
-pub(crate) const SIGILL: i32 = 4;
+const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
 const SIGFPE: i32 = 8;
 const SIGCHLD: i32 = 17;
@@ -160,6 +160,16 @@ pub(crate) fn install(signal: i32, action: &Action) {
 /// Is this the signal of an instruction that failed?
 pub(crate) fn is_fault(signal: i32) -> bool {
     OURS.contains(&signal) && signal != STOP
+}
+
+/// [`OURS`], in a signal mask.
+pub(crate) const fn ours_in_mask() -> u64 {
+    let (mut mask, mut at) = (0, 0);
+    while at < OURS.len() {
+        mask |= 1 << (OURS[at] - 1);
+        at += 1;
+    }
+    mask
 }
 
 /// Where the application's actions are kept: private memory that a forked child inherits.
