@@ -272,3 +272,9 @@ fn a_thread_that_blocks_all_signals_survives_a_fault_where_calls_are_hooked() {
         is_contained(&contained.asked(&[place, READ[0], READ[1]]), &[READ_FAILS]);
     }
 }
+
+#[test]
+fn a_handler_that_asked_for_an_alternate_stack_without_having_one_has_room() {
+    let contained = Contained::new();
+    is_contained(&contained.alone(&["much", READ[0], READ[1]]), &["much 1", READ_FAILS]);
+}
