@@ -274,6 +274,51 @@ fn a_thread_that_blocks_all_signals_survives_a_fault_where_calls_are_hooked() {
 }
 
 #[test]
+fn a_thread_whose_context_was_made_in_a_signal_handler_survives_an_overflow() {
+    let contained = Contained::new();
+    is_contained(&contained.alone(&["after-handler", OVERFLOW[0], OVERFLOW[1]]), &[OVERFLOWS]);
+    for place in ["thread", "after-handler"] {
+        is_contained(&contained.asked(&[place, "9000002"]), &[ASKED]);
+        is_contained(&contained.asked(&[place, OVERFLOW[0], OVERFLOW[1]]), &[OVERFLOWS]);
+    }
+}
+
+#[test]
+fn an_upcall_of_a_handler_on_the_alternate_stack_may_be_interrupted_and_may_fail() {
+    let contained = Contained::new();
+    for place in ["alternate", "no-alternate"] {
+        let times = if place == "alternate" { 3 } else { 2 };
+        for (argv, line) in [
+            (["faulty.work", "20000000"], "faulty.work 0"),
+            (["faulty.spin", ""], "faulty.spin 41"),
+            (READ, READ_FAILS),
+            (OVERFLOW, OVERFLOWS),
+        ] {
+            let ended = contained.alone(&[place, argv[0], argv[1]]);
+            is_contained(&ended, &[line; 3][..times]);
+        }
+        for (call, line) in [("9000001", ASKED), ("9000002", ASKED), ("9000003", "asked 78")] {
+            is_contained(&contained.asked(&[place, call]), &[line; 3][..times]);
+        }
+    }
+}
+
+#[test]
+fn a_program_may_give_its_alternate_stack_back() {
+    let contained = Contained::new();
+    let ended = contained.alone(&["disarmed", OVERFLOW[0], OVERFLOW[1]]);
+    is_contained(&ended, &[OVERFLOWS; 2]);
+    is_contained(&contained.asked(&["disarmed", "9000002"]), &[ASKED; 2]);
+}
+
+#[test]
+fn an_alternate_stack_that_is_too_small_for_libos_is_not_overrun() {
+    let contained = Contained::new();
+    is_contained(&contained.alone(&["small", READ[0], READ[1]]), &[READ_FAILS; 2]);
+    is_contained(&contained.asked(&["small", "9000001"]), &[ASKED; 2]);
+}
+
+#[test]
 fn a_handler_that_asked_for_an_alternate_stack_without_having_one_has_room() {
     let contained = Contained::new();
     is_contained(&contained.alone(&["much", READ[0], READ[1]]), &["much 1", READ_FAILS]);

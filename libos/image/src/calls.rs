@@ -25,7 +25,7 @@ use crate::scratch::Scratch;
 use crate::signals::{Info, UserContext, is_handled, ours_in_mask, table};
 use crate::sys::{EFAULT, EPERM, Errno, nr};
 use crate::{
-    asked, boot, context, hooks, left, patch, scratch, signals, sockets, start, sys, time,
+    asked, boot, context, hooks, left, patch, scratch, signals, sockets, stacks, start, sys, time,
 };
 
 /// `si_code` of a call that the filter has sent here.
@@ -64,7 +64,7 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
 /// The stub of the site that has been trapped, if it can have one. The call is made from there, this time
 /// as well: on the program's own stack, where a signal handler of the program's that interrupts it has
 /// room, and from where a child that this forks may never come back.
-fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
+fn stub_of_site(number: usize, user: &mut UserContext) -> Option<usize> {
     let (own, tid) = (start::this_process()?, sys::gettid());
     let former = context::of_fs(fs_base());
     // A child of vfork has no context that the cache knows.
@@ -72,12 +72,16 @@ fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
     if !has_one && own.pid != sys::getpid() {
         return None;
     }
-    let (context, is_known) = context::settle_here(&own, tid, user.regs.rsp as usize)?;
+    let stack = user.regs.rsp as usize;
+    let (context, is_known) = context::settle_here(&own, tid, stack)?;
     if former.is_none() {
         // Making a context unblocks what faults need.
         sys::set_mask(!0);
     }
     context.calls_trapped.fetch_add(1, Relaxed);
+    if context::is_at_home(context, stack) {
+        stacks::keep(context, user);
+    }
     if hooks_of(number).iter().any(Option::is_some) {
         context::wake_watchdog();
     }
@@ -86,7 +90,9 @@ fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
         patch::leave(user.regs.rip as usize);
         return None;
     }
-    patch::consider(user.regs.rip as usize, number as u32)
+    // A handler of the program's on a signal stack: who is asked needs another one.
+    let is_at_home = context::is_at_home(context, stack);
+    patch::consider(user.regs.rip as usize, number as u32).filter(|_| is_at_home)
 }
 
 /// Does the call come with a signal mask, or set one?

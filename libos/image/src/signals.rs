@@ -12,14 +12,14 @@
 //! ```
 //!
 //! The handler needs a stack when the upcall's has run out: each context has an alternate stack,
-//! given to threads that have none of their own, and hidden from them.
+//! given to threads that have none of their own, and hidden from them ([`crate::stacks`]).
 
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use ext_api::abi::Status;
 use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
-use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET, NAME_OFFSET};
+use libos::layout::{GUARD_OFFSET, KEPT_OFFSET, NAME_OFFSET};
 use libos::signals::{
     Action, OURS, SIGSYS, STOP, SignalTable, WHY_BUDGET, WHY_CLOCK, WHY_EVENT, WHY_RESTART,
     WHY_TIMER, in_mask,
@@ -48,7 +48,7 @@ const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 pub(crate) const SS_ONSTACK: u64 = 1;
-const SS_DISABLE: u64 = 2;
+pub(crate) const SS_DISABLE: u64 = 2;
 
 /// `siginfo_t`, as far as this module reads it.
 #[derive(Debug)]
@@ -177,29 +177,10 @@ pub(crate) fn table() -> *mut SignalTable {
     (boot::place().cache() + KEPT_OFFSET) as *mut SignalTable
 }
 
-/// Give the calling thread what a fault in an upcall needs: the signals unblocked, and a stack to
-/// handle them on if the application has not given it one.
-pub(crate) fn prepare_thread(index: usize) {
-    let mask = OURS.iter().fold(0u64, |mask, &signal| mask | 1 << (signal - 1));
-    sys::unblock(mask);
-    let mut has = AltStack::default();
-    // SAFETY: the kernel writes a stack_t.
-    let asked = unsafe { sys::sigaltstack(core::ptr::null(), (&raw mut has).cast()) };
-    let stacks = boot::place().stacks() as u64;
-    // A forked child has its parent's, which belongs to another context here.
-    let former = context::index_of_room(has.address as usize).is_some();
-    if asked.is_err() || has.flags & SS_DISABLE == 0 && !former {
-        return;
-    }
-    let ours = AltStack {
-        address: stacks + (index * STACK_LEN + ALT_STACK_OFFSET) as u64,
-        flags: 0,
-        len: ALT_STACK_LEN as u64,
-    };
-    // SAFETY: a part of this context's private stack that is used for nothing else.
-    if unsafe { sys::sigaltstack((&raw const ours).cast(), core::ptr::null_mut()) }.is_ok() {
-        context::common().context(index).alt_stack.store(1, Relaxed);
-    }
+/// Unblock what ends upcalls, in the calling thread, which makes the first one. What that is handled on
+/// [`crate::stacks`] sees to.
+pub(crate) fn prepare_thread() {
+    sys::unblock(ours_in_mask());
 }
 
 /// The handler, called by [`arch::sbx_signal_entry`]. True: go on as `jump` says; false: return

@@ -435,6 +435,16 @@ pub(crate) fn unblock(mask: u64) {
     change_mask(1, mask);
 }
 
+/// Block every signal in this thread; those that were blocked.
+pub(crate) fn block_all() -> u64 {
+    const SET: usize = 2;
+    let (all, mut former) = (!0u64, 0u64);
+    let args = [SET, &raw const all as usize, &raw mut former as usize, 8];
+    // SAFETY: the kernel reads and writes eight bytes.
+    let _ = unsafe { call(nr::RT_SIGPROCMASK, args) };
+    former
+}
+
 /// Block exactly the signals of `mask` in this thread.
 pub(crate) fn set_mask(mask: u64) {
     change_mask(2, mask);
