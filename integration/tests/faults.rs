@@ -323,3 +323,11 @@ fn a_handler_that_asked_for_an_alternate_stack_without_having_one_has_room() {
     let contained = Contained::new();
     is_contained(&contained.alone(&["much", READ[0], READ[1]]), &["much 1", READ_FAILS]);
 }
+
+#[test]
+fn a_program_that_has_restricted_itself_is_not_killed_for_what_patching_takes() {
+    let contained = Contained::new();
+    for call in ["9000001", "9000002"] {
+        is_contained(&contained.asked(&["restricted", call]), &[ASKED]);
+    }
+}

@@ -171,6 +171,7 @@ fn reaches_region(number: usize, args: [usize; 6]) -> bool {
 
 /// Ask the hooks; the call's result.
 fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
+    see_filter(number, args);
     let Some(own) = start::this_process() else { return perform(number, args, user) };
     // A child of vfork, in its parent's memory, borrows the context of the thread that waits for it.
     let tid = if own.pid == sys::getpid() { Some(sys::gettid()) } else { lender(&own) };
@@ -302,11 +303,30 @@ fn look_at(number: usize, call: &mut PatchedCall) -> Option<u32> {
         nr::RT_SIGRETURN | nr::CLONE | nr::FORK | nr::VFORK | nr::CLONE3 => Some(TRAP),
         // What it would unblock or block is looked at there.
         nr::RT_SIGACTION | nr::RT_SIGPROCMASK => Some(TRAP),
+        nr::PRCTL | nr::SECCOMP => {
+            see_filter(number, args);
+            None
+        }
         _ if reaches_region(number, args) => result(-(EPERM as isize)),
         _ if has_mask(number, args) => {
             result(with_own_mask(number, args, |args| make_for_program(number, args)))
         }
         _ => None,
+    }
+}
+
+/// If the call sets a filter on those of the program, libos does no more than it must.
+fn see_filter(number: usize, args: [usize; 6]) {
+    const PR_SET_SECCOMP: usize = 22;
+    const SECCOMP_SET_MODE_FILTER: usize = 1;
+    let sets_one = match number {
+        nr::PRCTL => args[0] == PR_SET_SECCOMP,
+        nr::SECCOMP => args[0] == SECCOMP_SET_MODE_FILTER,
+        _ => false,
+    };
+    // Some ask by a null pointer whether they could.
+    if sets_one && args[2] != 0 {
+        patch::end();
     }
 }
 

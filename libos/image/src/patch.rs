@@ -52,8 +52,8 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
         // It stays on the trap, or has been patched since this thread met it.
         return known(call).map(|(stub, _)| stub);
     }
-    if lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
-        // Another thread is at it: the next time, then.
+    if patches().over.load(Relaxed) != 0 || lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+        // The program's filter may not let this process do what it takes. Or another thread is at it: the next time, then.
         return None;
     }
     let site = former.or_else(|| free_site(call));
@@ -71,6 +71,11 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
 /// to its stub by the fault, each time.
 pub(crate) fn forked() {
     patches().lock.store(0, Release);
+}
+
+/// The program sets a filter on its own calls: no more sites are patched.
+pub(crate) fn end() {
+    patches().over.store(1, Relaxed);
 }
 
 /// The site whose call ends at `behind` stays on the trap.

@@ -144,6 +144,7 @@ pub(crate) mod nr {
     pub(crate) const PROCESS_VM_WRITEV: usize = 311;
     pub(crate) const EPOLL_PWAIT2: usize = 441;
     pub(crate) const RT_TGSIGQUEUEINFO: usize = 297;
+    pub(crate) const SECCOMP: usize = 317;
     pub(crate) const GETRANDOM: usize = 318;
     pub(crate) const EXECVEAT: usize = 322;
     pub(crate) const MEMBARRIER: usize = 324;
