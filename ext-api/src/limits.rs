@@ -38,8 +38,9 @@ pub const PROCESSES_MAX: usize = 1024;
 /// Contexts (threads that have made an upcall) alive at one time, over all participants.
 pub const CONTEXTS_MAX: usize = 4096;
 
-/// An upcall stack, guard page included. Power of two: the context is found by its address.
-pub const STACK_LEN: usize = 256 << 10;
+/// An upcall stack with its guard pages and what else a context has, 200 KiB of it for handlers. Power of two: the
+/// context is found by its address.
+pub const STACK_LEN: usize = 512 << 10;
 
 /// Upcalls within upcalls, on one context.
 pub const NESTING_MAX: usize = 8;

@@ -1,10 +1,11 @@
 //! What an extension can do wrong, and what it does not take down with it.
 
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::{Ended, Sandbox, built, compile, launcher, run};
+use integration::{Ended, Sandbox, Scratch, built, compile, launcher, run};
 
 fn with_faulty(test: &str) -> Sandbox {
     let sandbox = Sandbox::up(test);
@@ -182,4 +183,151 @@ fn paths_are_resolved() {
     assert_eq!(said.stdout, "/usr/lib\n", "{}", said.stderr);
     let said = sandbox.call(&["ledger.real_path", "/not/there"]);
     assert!(said.status != 0 && said.stderr.to_lowercase().contains("no such file"), "{said:?}");
+}
+
+/// `contained.c`, which has an extension fail somewhere.
+struct Contained(Scratch);
+
+impl Contained {
+    fn new() -> Self {
+        Self(compile("cc", "contained", &[]))
+    }
+
+    /// It in a sandbox of its own: an extension that fails often is kept away.
+    fn alone(&self, argv: &[&str]) -> Ended {
+        self.run(&sandbox_to_fail_in(), argv)
+    }
+
+    /// As [`Self::alone`], where every system call is hooked, and a handler fails that is asked about one.
+    fn asked(&self, argv: &[&str]) -> Ended {
+        let sandbox = sandbox_to_fail_in();
+        let image = built("libthrough.so");
+        let image = image.to_str().expect("a UTF-8 path");
+        let loaded = launcher(&["ext", "load", &sandbox.name, image, "--config", "fail=121"]);
+        assert_eq!(loaded.status, 0, "{}", loaded.stderr);
+        self.run(&sandbox, argv)
+    }
+
+    fn run(&self, sandbox: &Sandbox, argv: &[&str]) -> Ended {
+        sandbox.run(&[&[self.0.text()], argv].concat())
+    }
+}
+
+fn sandbox_to_fail_in() -> Sandbox {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let sandbox = with_faulty(&format!("contained-{}", COUNT.fetch_add(1, Relaxed)));
+    sandbox.load_hello();
+    sandbox
+}
+
+/// It ends as a status of its caller each time, and the program goes on to its end.
+fn is_contained(ended: &Ended, lines: &[&str]) {
+    let expected: String = lines.iter().chain(&["end"]).map(|line| format!("{line}\n")).collect();
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, expected.as_str()), "{}", ended.stderr);
+}
+
+const READ: [&str; 2] = ["faulty.read_at", "16"];
+const OVERFLOW: [&str; 2] = ["faulty.overflow", "1000000"];
+const READ_FAILS: &str = "faulty.read_at 37";
+const OVERFLOWS: &str = "faulty.overflow 40";
+/// The handler has failed, and the call is the kernel's.
+const ASKED: &str = "asked -3";
+
+#[test]
+fn a_thread_goes_on_making_calls_with_masks_when_the_first_one_has_ended() {
+    let contained = Contained::new();
+    let ended = contained.asked(&["after-main", "9000001"]);
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "0 0 0 0\n"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_program_that_lets_no_page_become_code_is_left_on_the_trap() {
+    let contained = Contained::new();
+    let ended = contained.asked(&["no-new-code", "9000001"]);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    assert!(ended.stdout.ends_with("asked -3\nend\n"), "{}", ended.stdout);
+}
+
+#[test]
+fn where_no_signal_can_be_queued_an_upcall_is_stopped_all_the_same_and_no_other() {
+    let contained = Contained::new();
+    let lines = ["works 0", "faulty.spin 41"];
+    is_contained(&contained.alone(&["unqueued", "faulty.spin"]), &lines);
+}
+
+#[test]
+fn a_child_of_vfork_survives_a_fault() {
+    let contained = Contained::new();
+    for (argv, line) in [(READ, READ_FAILS), (OVERFLOW, OVERFLOWS)] {
+        is_contained(&contained.alone(&["vfork", argv[0], argv[1]]), &[line, "4", line]);
+    }
+    is_contained(&contained.asked(&["vfork", "9000001"]), &[ASKED, "4", ASKED]);
+}
+
+#[test]
+fn a_thread_that_blocks_all_signals_survives_a_fault_where_calls_are_hooked() {
+    let contained = Contained::new();
+    for place in ["blocked", "masked"] {
+        is_contained(&contained.asked(&[place, "9000001"]), &[ASKED]);
+        is_contained(&contained.asked(&[place, READ[0], READ[1]]), &[READ_FAILS]);
+    }
+}
+
+#[test]
+fn a_thread_whose_context_was_made_in_a_signal_handler_survives_an_overflow() {
+    let contained = Contained::new();
+    is_contained(&contained.alone(&["after-handler", OVERFLOW[0], OVERFLOW[1]]), &[OVERFLOWS]);
+    for place in ["thread", "after-handler"] {
+        is_contained(&contained.asked(&[place, "9000002"]), &[ASKED]);
+        is_contained(&contained.asked(&[place, OVERFLOW[0], OVERFLOW[1]]), &[OVERFLOWS]);
+    }
+}
+
+#[test]
+fn an_upcall_of_a_handler_on_the_alternate_stack_may_be_interrupted_and_may_fail() {
+    let contained = Contained::new();
+    for place in ["alternate", "no-alternate"] {
+        let times = if place == "alternate" { 3 } else { 2 };
+        for (argv, line) in [
+            (["faulty.work", "20000000"], "faulty.work 0"),
+            (["faulty.spin", ""], "faulty.spin 41"),
+            (READ, READ_FAILS),
+            (OVERFLOW, OVERFLOWS),
+        ] {
+            let ended = contained.alone(&[place, argv[0], argv[1]]);
+            is_contained(&ended, &[line; 3][..times]);
+        }
+        for (call, line) in [("9000001", ASKED), ("9000002", ASKED), ("9000003", "asked 78")] {
+            is_contained(&contained.asked(&[place, call]), &[line; 3][..times]);
+        }
+    }
+}
+
+#[test]
+fn a_program_may_give_its_alternate_stack_back() {
+    let contained = Contained::new();
+    let ended = contained.alone(&["disarmed", OVERFLOW[0], OVERFLOW[1]]);
+    is_contained(&ended, &[OVERFLOWS; 2]);
+    is_contained(&contained.asked(&["disarmed", "9000002"]), &[ASKED; 2]);
+}
+
+#[test]
+fn an_alternate_stack_that_is_too_small_for_libos_is_not_overrun() {
+    let contained = Contained::new();
+    is_contained(&contained.alone(&["small", READ[0], READ[1]]), &[READ_FAILS; 2]);
+    is_contained(&contained.asked(&["small", "9000001"]), &[ASKED; 2]);
+}
+
+#[test]
+fn a_handler_that_asked_for_an_alternate_stack_without_having_one_has_room() {
+    let contained = Contained::new();
+    is_contained(&contained.alone(&["much", READ[0], READ[1]]), &["much 1", READ_FAILS]);
+}
+
+#[test]
+fn a_program_that_has_restricted_itself_is_not_killed_for_what_patching_takes() {
+    let contained = Contained::new();
+    for call in ["9000001", "9000002"] {
+        is_contained(&contained.asked(&["restricted", call]), &[ASKED]);
+    }
 }

@@ -164,6 +164,9 @@ pub struct Context {
     /// 1 while the holder's alternate signal stack is the context's, not one of its own. 2 as long as only a child of
     /// vfork has come on the holder's behalf, which has not been given any.
     pub alt_stack: AtomicU32,
+    /// The program's own alternate signal stack, when it was last seen, as `sigaltstack` has it: address, flags and
+    /// length, which is 0 for none. The kernel may have one of the context's in its place.
+    pub own_stack: [AtomicU64; 3],
     /// Of which upcall the thread has said what CPU time it had used: its sequence then.
     pub cpu_sequence: AtomicU64,
     /// That time, in nanoseconds since the thread began.
@@ -256,6 +259,9 @@ struct Marks {
 
 /// What tells the supervisor to look at once. Ignored by whoever does not expect it.
 pub const DOORBELL: i32 = 23;
+
+/// A [`Context::window`] that no stack lies in: none is as far up.
+pub const NOWHERE: u64 = u64::MAX;
 
 /// Bytes of one context.
 pub const CONTEXT_LEN: usize = 1024;
@@ -359,8 +365,6 @@ impl Common {
     /// The watchdog is at rest from now on: whoever makes the next upcall takes the slow way into the gate
     /// and wakes it. An upcall that is on its way in meanwhile wakes nobody.
     pub fn rest(&self) {
-        /// No stack is as far up.
-        const NOWHERE: u64 = u64::MAX;
         self.marks().resting.store(1, Ordering::SeqCst);
         let taken = self.contexts().filter(|&index| self.claim(index).load().pid != 0);
         taken.for_each(|index| self.context(index).window.store(NOWHERE, Ordering::Relaxed));

@@ -95,8 +95,12 @@ pub const SOCKETS_PRIVATE_LEN: usize = CACHE_AREA_LEN - SOCKETS_PRIVATE_OFFSET;
 /// stack. The second one is for signals that come while a handler of the first one makes an upcall.
 pub const ALT_STACK_OFFSET: usize = PAGE_LEN;
 /// Length of an alternate signal stack: the kernel's largest frame (11 KiB with AMX) and what an
-/// application's own handler may need that runs there.
-pub const ALT_STACK_LEN: usize = 32 << 10;
+/// application's own handler may need that runs there. One that asks for an alternate stack (SA_ONSTACK) in a program
+/// that has none expects what is left of the thread's own.
+pub const ALT_STACK_LEN: usize = 128 << 10;
+/// An alternate stack of a program's that libos's own handlers run on as well has this length at least: the kernel's
+/// frame and what they need.
+pub const OWN_STACK_MIN: usize = 16 << 10;
 /// The guard page below the upcall stack.
 pub const GUARD_OFFSET: usize = CALL_ROOM_OFFSET + CALL_ROOM_LEN;
 /// A stack for calls from stacks that have no room for them: those of goroutines.

@@ -65,6 +65,8 @@ pub struct SignalTable {
 pub struct Patches {
     /// 1 while a thread patches a site.
     pub lock: AtomicU32,
+    /// 1 once the program has set a filter on its own calls: no site is patched any more.
+    pub over: AtomicU32,
     /// Where stubs lie.
     pub areas: [StubArea; AREAS_MAX],
     /// Sites, found by hashing.
@@ -134,9 +136,9 @@ pub struct CallTable {
 }
 
 /// Calls that libos looks at itself, whoever is hooked to them: those that reach for memory, set or have
-/// signal masks, or look at the stack pointer. Beside them, where sockets are carried, [`crate::sockets::CALLS`].
-pub const LOOKED_AT: [usize; 17] =
-    [9, 10, 11, 13, 14, 15, 25, 28, 56, 57, 58, 130, 270, 271, 281, 435, 441];
+/// signal masks, look at the stack pointer, or set filters on calls. Beside them, where sockets are carried, [`crate::sockets::CALLS`].
+pub const LOOKED_AT: [usize; 19] =
+    [9, 10, 11, 13, 14, 15, 25, 28, 56, 57, 58, 130, 157, 270, 271, 281, 317, 435, 441];
 
 /// Is `number` one of [`LOOKED_AT`]?
 #[must_use]

@@ -106,10 +106,11 @@ impl Armed {
         self.signals | for_calls
     }
 
-    /// Numbers of the calls that are trapped: those that are hooked, and those by which SIGSYS could be
-    /// blocked.
+    /// Numbers of the calls that are trapped: those that are hooked, those by which SIGSYS could be
+    /// blocked, and the one that sets filters as [`PR_SET_SECCOMP`] does.
     fn trapped(self) -> impl Iterator<Item = u32> {
-        const MASKS: [i64; 7] = [
+        const LIBOS: [i64; 8] = [
+            libc::SYS_seccomp,
             libc::SYS_rt_sigaction,
             libc::SYS_rt_sigprocmask,
             libc::SYS_rt_sigsuspend,
@@ -121,7 +122,7 @@ impl Armed {
         let any = self.calls != [0; 8];
         let hooked =
             (0..512u32).filter(move |at| self.calls[*at as usize / 64] >> (at % 64) & 1 == 1);
-        hooked.chain(MASKS.into_iter().filter(move |_| any).map(|number| number as u32))
+        hooked.chain(LIBOS.into_iter().filter(move |_| any).map(|number| number as u32))
     }
 }
 
@@ -307,6 +308,9 @@ impl<'a> Builder<'a> {
             self.asm.branch_within(Field::Ip, &spec.libos_text, from_libos, trap);
             self.asm.bind(from_libos);
         }
+        if i64::from(number) == libc::SYS_prctl && spec.armed.calls != [0; 8] {
+            self.prctl();
+        }
         for at in 0..self.built_in.len() {
             let (of, rule) = self.built_in[at];
             if of == number {
@@ -325,6 +329,17 @@ impl<'a> Builder<'a> {
         self.asm.bind(allowed);
         self.allowed(number);
         Ok(())
+    }
+
+    /// Of the many things that prctl does libos has to know of one.
+    fn prctl(&mut self) {
+        let (trap, other) = (self.returning(libc::SECCOMP_RET_TRAP), self.asm.label());
+        let sets_filter = self.asm.label();
+        self.asm.load(Field::Arg(0));
+        self.asm.branch(Test::Equal(PR_SET_SECCOMP), sets_filter, other);
+        self.asm.bind(sets_filter);
+        self.asm.branch_within(Field::Ip, &self.spec.libos_text, other, trap);
+        self.asm.bind(other);
     }
 
     /// EPERM for a call that reaches for the region from anywhere but libos.
@@ -417,6 +432,8 @@ const fn in_force(rule: &BuiltIn, spec: &FilterSpec) -> bool {
 }
 
 const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+
+const PR_SET_SECCOMP: u32 = libc::PR_SET_SECCOMP as u32;
 
 const CLONE_VM: u32 = libc::CLONE_VM as u32;
 

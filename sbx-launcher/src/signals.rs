@@ -6,9 +6,10 @@
 //! of its parent: its calls go to the kernel.
 
 use std::io;
+use std::sync::atomic::Ordering::Relaxed;
 
-use libos::data::{Common, Context};
-use libos::layout::{KEPT_OFFSET, PROCESS_OFFSET, Place};
+use libos::data::{Common, Context, NOWHERE};
+use libos::layout::{KEPT_OFFSET, OWN_STACK_MIN, PROCESS_OFFSET, Place};
 use libos::signals::{Action, OURS, SignalTable};
 
 use crate::memory;
@@ -100,36 +101,82 @@ fn owns_its_memory(place: Place, tid: i32, pid: i32) -> bool {
     memory::read(tid, at, &mut block).is_ok() && i32::from_le_bytes(block) == pid
 }
 
-/// Answer `sigaltstack(new, old)` of thread `tid` in process `pid`: while the kernel has a stack
-/// of libos for the thread, the thread is told that it has none.
+/// Answer `sigaltstack(new, old)` of thread `tid` in process `pid`: while the kernel has a stack of libos for the
+/// thread, the thread is told of its own, if it has one. What libos has to see to then, it does at the next upcall.
 #[must_use]
-pub fn sigaltstack(common: Common, [tid, pid]: [i32; 2], [new, old]: [u64; 2]) -> Answer {
-    const DISABLED: [u64; 3] = [0, libc::SS_DISABLE as u64, 0];
-    let Some(context) = with_our_stack(common, tid, pid) else { return Answer::Continue };
+pub fn sigaltstack(common: Common, ids: [i32; 2], [new, old]: [u64; 2]) -> Answer {
+    let Some(context) = context_of(common, ids) else { return Answer::Continue };
+    let is_ours = context.alt_stack.load(Relaxed) == 1;
+    let [.., former_len] = own_stack(context);
     if new != 0 {
-        let Ok([_, flags, _]) = memory::read_words::<3>(tid, new) else {
+        let Ok(given) = memory::read_words::<3>(ids[0], new) else {
             return Answer::Failed(libc::EFAULT);
         };
-        if flags as i32 & libc::SS_DISABLE == 0 {
-            // A stack of its own serves libos as well.
-            context.alt_stack.store(0, std::sync::atomic::Ordering::Relaxed);
+        let [_, flags, len] = given;
+        if is_refused(given) {
             return Answer::Continue;
         }
+        let is_none = flags as i32 & SS_DISABLE != 0;
+        // It serves libos as well; or the kernel may have it again, after the return of a signal handler.
+        if !is_ours
+            || !is_none && len as usize >= OWN_STACK_MIN
+            || is_none && former_len != 0 && old == 0
+        {
+            note_own(context, given);
+            context.alt_stack.store(0, Relaxed);
+            context.window.store(NOWHERE, Relaxed);
+            return Answer::Continue;
+        }
+        return tell(ids[0], old, context, Some(given));
     }
-    if old != 0 && memory::write_words(tid, old, &DISABLED).is_err() {
+    if is_ours { tell(ids[0], old, context, None) } else { Answer::Continue }
+}
+
+/// Say which stack the thread has itself, and note what it has from now on. The kernel is not asked.
+fn tell(tid: i32, old: u64, context: &Context, given: Option<Stack>) -> Answer {
+    if old != 0 && memory::write_words(tid, old, &own_stack(context)).is_err() {
         return Answer::Failed(libc::EFAULT);
+    }
+    if let Some(given) = given {
+        note_own(context, given);
     }
     Answer::Done
 }
 
-/// The context of this thread, if the kernel has the context's alternate stack for it.
-fn with_our_stack(common: Common, tid: i32, pid: i32) -> Option<&'static Context> {
-    use std::sync::atomic::Ordering::Relaxed;
+/// `stack_t`.
+type Stack = [u64; 3];
+
+const SS_DISABLE: i32 = libc::SS_DISABLE;
+const SS_AUTODISARM: i32 = 1 << 31;
+
+/// Does the kernel refuse it, whatever it has?
+const fn is_refused([_, flags, len]: Stack) -> bool {
+    match flags as i32 & !SS_AUTODISARM {
+        SS_DISABLE => false,
+        0 | libc::SS_ONSTACK => len < libc::MINSIGSTKSZ as u64,
+        _ => true,
+    }
+}
+
+/// The stack that the thread thinks it has.
+fn own_stack(context: &Context) -> Stack {
+    match context.own_stack.each_ref().map(|word| word.load(Relaxed)) {
+        [.., 0] => [0, SS_DISABLE as u64, 0],
+        [address, flags, len] => [address, flags & u64::from(SS_AUTODISARM.cast_unsigned()), len],
+    }
+}
+
+fn note_own(context: &Context, given: Stack) {
+    let is_none = given[1] as i32 & SS_DISABLE != 0;
+    let own = if is_none { [0; 3] } else { given };
+    context.own_stack.iter().zip(own).for_each(|(to, word)| to.store(word, Relaxed));
+}
+
+/// The context of this thread.
+fn context_of(common: Common, [tid, pid]: [i32; 2]) -> Option<&'static Context> {
     common
         .contexts()
         .filter(|&index| common.claim(index).load().pid == pid as u32)
         .map(|index| common.context(index))
-        .find(|context| {
-            context.tid.load(Relaxed) == tid as u32 && context.alt_stack.load(Relaxed) == 1
-        })
+        .find(|context| context.tid.load(Relaxed) == tid as u32)
 }

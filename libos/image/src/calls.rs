@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A thread that has SIGSYS blocked when it makes such a call is killed by the kernel. So the calls
-//! that change signal masks come here as well, and what the program says of SIGSYS (and of SIGILL, which
-//! patching needs) is kept apart.
+//! that change signal masks come here as well, and what the program says of SIGSYS (and of the signals that end
+//! upcalls, among them SIGILL, which patching needs) is kept apart.
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -22,17 +22,17 @@ use crate::arch::patched::{DONE, PASS, PatchedCall, TRAP};
 use crate::arch::{fs_base, stack_pointer, syscall6};
 use crate::asked::{Later, Row};
 use crate::scratch::Scratch;
-use crate::signals::{Info, SIGILL, UserContext, is_handled, table};
+use crate::signals::{Info, UserContext, is_handled, ours_in_mask, table};
 use crate::sys::{EFAULT, EPERM, Errno, nr};
 use crate::{
-    asked, boot, context, hooks, left, patch, scratch, signals, sockets, start, sys, time,
+    asked, boot, context, hooks, left, patch, scratch, signals, sockets, stacks, start, sys, time,
 };
 
 /// `si_code` of a call that the filter has sent here.
 pub(crate) const SYS_SECCOMP: i32 = 1;
-/// SIGSYS, and SIGILL: a thread that meets a site while it is patched, or comes back to one afterwards,
-/// gets that.
-pub(crate) const NEVER_BLOCKED: u64 = 1 << (SIGSYS - 1) | 1 << (SIGILL - 1);
+/// SIGSYS, and what ends upcalls. A thread that meets a site while it is patched, or comes back to one afterwards,
+/// gets SIGILL.
+pub(crate) const NEVER_BLOCKED: u64 = 1 << (SIGSYS - 1) | ours_in_mask();
 
 pub(crate) fn call_table() -> &'static CallTable {
     let at = (boot::place().base + CALLS_OFFSET) as *const CallTable;
@@ -64,7 +64,7 @@ pub(crate) fn trapped(info: &Info, user: &mut UserContext) {
 /// The stub of the site that has been trapped, if it can have one. The call is made from there, this time
 /// as well: on the program's own stack, where a signal handler of the program's that interrupts it has
 /// room, and from where a child that this forks may never come back.
-fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
+fn stub_of_site(number: usize, user: &mut UserContext) -> Option<usize> {
     let (own, tid) = (start::this_process()?, sys::gettid());
     let former = context::of_fs(fs_base());
     // A child of vfork has no context that the cache knows.
@@ -73,12 +73,16 @@ fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
         return None;
     }
     let is_ready = has_one && !former.is_some_and(context::is_unready);
-    let (context, is_known) = context::settle_here(&own, tid, user.regs.rsp as usize)?;
+    let stack = user.regs.rsp as usize;
+    let (context, is_known) = context::settle_here(&own, tid, stack)?;
     if !is_ready {
         // Making a context, or making it ready, unblocks what faults need.
         sys::set_mask(!0);
     }
     context.calls_trapped.fetch_add(1, Relaxed);
+    if context::is_at_home(context, stack) {
+        stacks::keep(context, user);
+    }
     if hooks_of(number).iter().any(Option::is_some) {
         context::wake_watchdog();
     }
@@ -87,7 +91,9 @@ fn stub_of_site(number: usize, user: &UserContext) -> Option<usize> {
         patch::leave(user.regs.rip as usize);
         return None;
     }
-    patch::consider(user.regs.rip as usize, number as u32)
+    // A handler of the program's on a signal stack: who is asked needs another one.
+    let is_at_home = context::is_at_home(context, stack);
+    patch::consider(user.regs.rip as usize, number as u32).filter(|_| is_at_home)
 }
 
 /// Does the call come with a signal mask, or set one?
@@ -166,6 +172,7 @@ fn reaches_region(number: usize, args: [usize; 6]) -> bool {
 
 /// Ask the hooks; the call's result.
 fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
+    see_filter(number, args);
     let Some(own) = start::this_process() else { return perform(number, args, user) };
     // A child of vfork, in its parent's memory, borrows the context of the thread that waits for it.
     let tid = if own.pid == sys::getpid() { Some(sys::gettid()) } else { lender(&own) };
@@ -310,11 +317,30 @@ fn look_at(number: usize, call: &mut PatchedCall) -> Option<u32> {
         nr::RT_SIGRETURN | nr::CLONE | nr::FORK | nr::VFORK | nr::CLONE3 => Some(TRAP),
         // What it would unblock or block is looked at there.
         nr::RT_SIGACTION | nr::RT_SIGPROCMASK => Some(TRAP),
+        nr::PRCTL | nr::SECCOMP => {
+            see_filter(number, args);
+            None
+        }
         _ if reaches_region(number, args) => result(-(EPERM as isize)),
         _ if has_mask(number, args) => {
             result(with_own_mask(number, args, |args| make_for_program(number, args)))
         }
         _ => None,
+    }
+}
+
+/// If the call sets a filter on those of the program, libos does no more than it must.
+fn see_filter(number: usize, args: [usize; 6]) {
+    const PR_SET_SECCOMP: usize = 22;
+    const SECCOMP_SET_MODE_FILTER: usize = 1;
+    let sets_one = match number {
+        nr::PRCTL => args[0] == PR_SET_SECCOMP,
+        nr::SECCOMP => args[0] == SECCOMP_SET_MODE_FILTER,
+        _ => false,
+    };
+    // Some ask by a null pointer whether they could.
+    if sets_one && args[2] != 0 {
+        patch::end();
     }
 }
 

@@ -13,22 +13,19 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::Rele
 
 use ext_api::abi::{HandlerEntry, Status};
 use ext_api::limits::{CONTEXTS_MAX, HANDLERS_MAX, NESTING_MAX, PAGE_LEN, SLOTS_MAX, STACK_LEN};
-use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context, DOORBELL};
+use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Claimed, Common, Context, DOORBELL, NOWHERE};
 use libos::layout::{
-    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, SECOND_STACK_OFFSET,
-    WINDOW_BELOW, WINDOW_LEN,
+    ALT_STACK_LEN, ALT_STACK_OFFSET, CACHE_ENTRIES, GUARD_OFFSET, SECOND_STACK_OFFSET, WINDOW_LEN,
 };
 
 use crate::arch::{cache_index, stack_pointer};
-use crate::{boot, calls, hooks, left, scratch, signals, start, sys};
+use crate::{boot, calls, hooks, scratch, signals, stacks, start, sys};
 
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
 
 /// In [`Context::alt_stack`]: the thread has not been made ready for faults.
 const UNREADY: u32 = 2;
-/// A window that no stack lies in.
-const NOWHERE: u64 = u64::MAX;
 
 /// Owner words: from the lowest bit, index of the context + 1 (13 bits), generation of its claim
 /// (19 bits), sequence (31 bits). Bit 63 stays clear.
@@ -106,7 +103,18 @@ pub(crate) fn frame(context: &Context) -> Option<&'static Frame> {
 /// For the gate: the calling thread's context, or a status below 64.
 pub(crate) extern "C" fn sbx_context_slow(fs: u64, stack: usize) -> usize {
     wake_watchdog();
-    find(fs, stack)
+    let found = find(fs, stack);
+    let context = at(found).filter(|context| {
+        !is_at_home(context, stack) && context.sequence.load(Relaxed).is_multiple_of(2)
+    });
+    // SAFETY: the gate has put its arguments there, and the thread is in no upcall.
+    let done = context.and_then(|context| unsafe { hooks::call_on_alternate(context, stack) });
+    done.map_or(found, |status| status as usize)
+}
+
+/// Would the gate believe that this thread is the one that has the context, by its stack?
+pub(crate) fn is_at_home(context: &Context, stack: usize) -> bool {
+    stack.wrapping_sub(context.window.load(Relaxed) as usize) < WINDOW_LEN
 }
 
 /// An upcall is about to be made, after a time without any: the watchdog looks from now on.
@@ -154,7 +162,7 @@ fn find_of(own: &start::ThisProcess, tid: u32, fs: u64, stack: usize) -> usize {
     }
     if is_unready(context) && tid == sys::gettid() {
         context.alt_stack.store(0, Relaxed);
-        signals::prepare_thread(index_of(context));
+        signals::prepare_thread();
     }
     let address = settle(context, fs, stack);
     if !has_other {
@@ -173,9 +181,9 @@ pub(crate) fn settle_here(
     let fs = crate::arch::fs_base();
     let entry = cache_entry(fs);
     let address = find_of(own, tid, fs, stack);
-    let index = address.checked_sub(boot::place().base + CONTEXTS_OFFSET)? / CONTEXT_LEN;
-    let is_known = cached(entry).is_some_and(|known| index_of(known) == index);
-    Some((common().context(index), is_known))
+    let context = at(address)?;
+    let is_known = cached(entry).is_some_and(|known| core::ptr::eq(known, context));
+    Some((context, is_known))
 }
 
 /// The tid of the calling thread, without a system call if it has a context that the cache knows.
@@ -201,8 +209,7 @@ pub(crate) fn known_here() -> Option<&'static Context> {
 #[inline]
 pub(crate) fn known_by(fs: u64) -> Option<&'static Context> {
     of_fs(fs).filter(|context| {
-        stack_pointer().wrapping_sub(context.window.load(Relaxed) as usize) < WINDOW_LEN
-            && has_mark(context, context.tid.load(Relaxed))
+        is_at_home(context, stack_pointer()) && has_mark(context, context.tid.load(Relaxed))
     })
 }
 
@@ -222,7 +229,9 @@ fn settle(context: &Context, fs: u64, stack: usize) -> usize {
         context.mark.store(mark, Relaxed);
     }
     context.fs_base.store(fs, Relaxed);
-    context.window.store(stack.saturating_sub(WINDOW_BELOW) as u64, Relaxed);
+    if let Some(above) = stacks::see_to(context, stack) {
+        context.window.store((stack + above).saturating_sub(WINDOW_LEN) as u64, Relaxed);
+    }
     core::ptr::from_ref(context) as usize
 }
 
@@ -302,7 +311,7 @@ fn renew(context: &Context) {
     context.call_room.store(0, Relaxed);
     context.caller.store(0, Relaxed);
     context.last_caller.store(0, Relaxed);
-    signals::prepare_thread(index_of(context));
+    signals::prepare_thread();
 }
 
 /// Is the calling thread, with this FS base, another one than that which had its tid, and this context, before? Threads
@@ -311,7 +320,7 @@ fn is_successor(context: &Context, fs: u64) -> bool {
     context.fs_base.load(Relaxed) != fs
         && context.sequence.load(Relaxed).is_multiple_of(2)
         && context.tid.load(Relaxed) == sys::gettid()
-        && !left::has_alternate_stack()
+        && !crate::left::has_alternate_stack()
 }
 
 /// The contexts of a process.
@@ -369,9 +378,10 @@ fn new(own: &start::ThisProcess, tid: u32) -> Option<&'static Context> {
         context.last_caller.store(0, Relaxed);
         context.alt_stack.store(0, Relaxed);
         context.mark.store(no_mark(context), Relaxed);
+        context.window.store(NOWHERE, Relaxed);
         scratch::forget(context);
         context.tid.store(tid, Release);
-        signals::prepare_thread(index);
+        signals::prepare_thread();
         return Some(context);
     }
     None
@@ -418,7 +428,11 @@ fn cache_entry(fs: u64) -> &'static AtomicU64 {
 }
 
 fn cached(entry: &AtomicU64) -> Option<&'static Context> {
-    let address = entry.load(Relaxed) as usize;
+    at(entry.load(Relaxed) as usize)
+}
+
+/// The context at this address, if there is one.
+fn at(address: usize) -> Option<&'static Context> {
     let offset = address.checked_sub(boot::place().base + CONTEXTS_OFFSET)?;
     let index = offset / CONTEXT_LEN;
     (index < CONTEXTS_MAX).then(|| common().context(index))

@@ -15,12 +15,12 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use ext_api::abi::{Reply, Status};
 use ext_api::limits::STACK_LEN;
 use libos::data::Context;
-use libos::layout::{ALT_STACK_LEN, HOOKS_OFFSET, SECOND_STACK_OFFSET};
-use libos::signals::{DEFERRED_TIMER, HookTable, OURS, SIGNALS};
+use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, HOOKS_OFFSET, SECOND_STACK_OFFSET};
+use libos::signals::{DEFERRED_TIMER, HookTable, SIGNALS};
 
-use crate::arch::{self, sbx_call};
-use crate::signals::{AltStack, Info, UserContext, is_fault, table};
-use crate::{boot, context, events, left, start, sys, timers};
+use crate::arch::{self, sbx_call, sbx_call_in};
+use crate::signals::{AltStack, Info, SS_DISABLE, UserContext, is_fault, ours_in_mask, table};
+use crate::{boot, context, events, left, stacks, start, sys, timers};
 
 fn hook_table() -> &'static HookTable {
     let at = (boot::place().base + HOOKS_OFFSET) as *const HookTable;
@@ -80,20 +80,55 @@ struct Room {
     former: AltStack,
 }
 
+/// For the gate: code at `stack` makes an upcall, and its thread has no other open. If it is a handler of the program's on
+/// the alternate stack, it is made here: its status.
+///
+/// # Safety
+/// The gate's arguments lie at `stack`: reply, arguments, handle. The calling thread holds `context`.
+pub(crate) unsafe fn call_on_alternate(context: &'static Context, stack: usize) -> Option<u32> {
+    if !left::is_on_alternate(stack) {
+        return None;
+    }
+    // SAFETY: by contract.
+    let [reply, args, handle] = unsafe { (stack as *const [u64; 3]).read() };
+    let mask = sys::block_all();
+    let status = within_room(context, stack as u64, mask, |context| {
+        // SAFETY: the caller's own upcall.
+        unsafe { sbx_call_in(handle, args as *const u64, reply as *mut Reply, context) }
+    });
+    sys::set_mask(mask);
+    Some(status.unwrap_or(Status::Reentered as u32))
+}
+
 /// Run `first`, which makes upcalls, in a signal handler, and then what has come meanwhile: faults must
 /// be able to come, and find a stack that is not this handler's. None if a handler further out is at
 /// it: that one runs what has come.
 pub(crate) fn upcalls_here<T>(
     own: &start::ThisProcess,
     tid: u32,
-    user: &UserContext,
+    user: &mut UserContext,
     first: impl FnOnce(&'static Context) -> T,
 ) -> Option<T> {
-    let context = context::of_tid(own.pid, tid).or_else(|| new_context(own, tid, user))?;
-    let mut room = Room::make(context, user)?;
+    let context = context::of_tid(own.pid, tid).or_else(|| {
+        let context = new_context(own, tid, user)?;
+        stacks::keep(context, user);
+        Some(context)
+    })?;
+    within_room(context, user.regs.rsp, user.mask, first)
+}
+
+/// Run `first` with room for upcalls, and then what has come meanwhile: in a handler on the stack at `rsp`, or that
+/// has interrupted code there. Signals are blocked as `mask` says, and before and afterwards all.
+fn within_room<T>(
+    context: &'static Context,
+    rsp: u64,
+    mask: u64,
+    first: impl FnOnce(&'static Context) -> T,
+) -> Option<T> {
+    let mut room = Room::make(context, rsp, mask)?;
     let result = first(context);
     while room.give_back() {
-        room = Room::make(context, user)?;
+        room = Room::make(context, rsp, mask)?;
         events::deliver_here();
         timers::run_due(context);
     }
@@ -110,22 +145,27 @@ fn new_context(own: &start::ThisProcess, tid: u32, user: &UserContext) -> Option
 }
 
 impl Room {
-    fn make(context: &'static Context, user: &UserContext) -> Option<Self> {
-        let further_out = context.room.load(Relaxed);
-        if further_out != 0 && is_within(context, further_out, user.regs.rsp) {
+    fn make(context: &'static Context, rsp: u64, mask: u64) -> Option<Self> {
+        if is_in_room(context, rsp as usize) {
             context.room_again.store(1, Relaxed);
             return None;
         }
         context.room.store(arch::stack_pointer() as u64, Relaxed);
-        let index = context::index_of(context);
-        let second = boot::place().stacks() + index * STACK_LEN + SECOND_STACK_OFFSET;
-        let second = AltStack { address: second as u64, flags: 0, len: ALT_STACK_LEN as u64 };
+        let mut second = stack_of(context, SECOND_STACK_OFFSET);
+        // A handler that made room was jumped out of: the kernel has that one since.
+        if second.has(arch::stack_pointer()) {
+            second = stack_of(context, ALT_STACK_OFFSET);
+        }
         let mut former = AltStack::default();
         // SAFETY: the second stack is this context's and not in use: its thread is in no upcall, and
         // no other handler makes any. Every signal is blocked.
         unsafe { sys::exchange_alt_stack(elsewhere(context), &second, &mut former) };
-        let ours = OURS.iter().fold(0, |mask, &signal| mask | 1 << (signal - 1));
-        sys::set_mask(user.mask & !ours);
+        if former.flags & SS_DISABLE == 0
+            && context::index_of_room(former.address as usize).is_none()
+        {
+            stacks::note_own(context, &former);
+        }
+        sys::set_mask(mask & !ours_in_mask());
         Some(Self { context, former })
     }
 
@@ -138,6 +178,17 @@ impl Room {
         self.context.room.store(0, Relaxed);
         self.context.room_again.swap(0, Relaxed) != 0
     }
+}
+
+fn stack_of(context: &Context, offset: usize) -> AltStack {
+    let room = boot::place().stacks() + context::index_of(context) * STACK_LEN;
+    AltStack { address: (room + offset) as u64, flags: 0, len: ALT_STACK_LEN as u64 }
+}
+
+/// Does code at `stack` run within a handler that has made room for upcalls?
+pub(crate) fn is_in_room(context: &Context, stack: usize) -> bool {
+    let further_out = context.room.load(Relaxed);
+    further_out != 0 && is_within(context, further_out, stack as u64)
 }
 
 /// An address on none of the signal stacks.

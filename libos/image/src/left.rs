@@ -17,13 +17,13 @@ use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use ext_api::abi::Status;
 use ext_api::limits::STACK_LEN;
-use libos::data::Context;
+use libos::data::{Context, NOWHERE};
 
 use crate::arch::{self, Registers};
 use crate::context::{self, Frame};
 use crate::signals::{AltStack, SS_ONSTACK, UserContext};
 use crate::sys::nr;
-use crate::{boot, events, fault, log, scratch, sys};
+use crate::{boot, events, fault, log, scratch, stacks, sys};
 
 /// For the gate, from the stack at `stack`: `context` is in an upcall already. The context, if that one has
 /// been left; else [`Status::Reentered`].
@@ -39,7 +39,7 @@ pub(crate) extern "C" fn sbx_reentered(context: &'static Context, stack: usize) 
 /// stack at `stack`.
 pub(crate) fn end_if_left(context: &Context, stack: usize) -> bool {
     let left = context.tid.load(Relaxed) == sys::gettid()
-        && alternate_stack().is_some_and(|alternate| is_outside(stack, &alternate))
+        && stacks::of_thread().is_some_and(|alternate| is_outside(stack, &alternate))
         && !is_above_gate(stack);
     if left {
         end(context);
@@ -107,23 +107,14 @@ fn is_rip_of_frame(at: usize) -> bool {
     user.is_plausible() && (1..FRAME_REACH).contains(&interrupted.wrapping_sub(frame))
 }
 
-/// The thread's alternate signal stack, as the kernel knows it.
-fn alternate_stack() -> Option<AltStack> {
-    let mut now = AltStack::default();
-    // SAFETY: the kernel writes a stack_t.
-    let asked = unsafe { sys::sigaltstack(core::ptr::null(), (&raw mut now).cast()) };
-    asked.is_ok().then_some(now)
-}
-
 /// Has the calling thread an alternate signal stack?
 pub(crate) fn has_alternate_stack() -> bool {
-    alternate_stack().is_some_and(|it| it.len != 0)
+    stacks::of_thread().is_some_and(|it| it.len != 0)
 }
 
 /// Does an address lie on the thread's alternate signal stack?
 pub(crate) fn is_on_alternate(at: usize) -> bool {
-    alternate_stack()
-        .is_none_or(|it| (it.address as usize..(it.address + it.len) as usize).contains(&at))
+    stacks::of_thread().is_none_or(|it| it.has(at))
 }
 
 fn end(context: &Context) {
@@ -132,6 +123,9 @@ fn end(context: &Context) {
     context.frame.store(context.stack_top.load(Relaxed), Relaxed);
     context.starved.store(0, Relaxed);
     context.caller.store(0, Relaxed);
+    // If a handler had made room for it, that is over as well, and the next upcall sees to the signal stack.
+    context.room.store(0, Relaxed);
+    context.window.store(NOWHERE, Relaxed);
     scratch::forget(context);
     // From here on nobody takes it for alive, and its locks are a dead upcall's.
     context.sequence.fetch_add(1, Release);
@@ -151,7 +145,7 @@ pub(crate) fn end_copy() -> bool {
     let room = boot::place().stacks() + context::index_of(open) * STACK_LEN;
     let top = open.stack_top.load(Relaxed) as usize;
     let end_of_alternate = || {
-        let it = alternate_stack()?;
+        let it = stacks::of_thread()?;
         Some((it.address + it.len) as usize).filter(|_| it.flags & SS_ONSTACK != 0)
     };
     // The parent goes on meanwhile, and may be in another upcall by now.

@@ -28,6 +28,7 @@ mod runtime;
 mod scratch;
 mod signals;
 mod sockets;
+mod stacks;
 mod start;
 mod stubs;
 mod sys;

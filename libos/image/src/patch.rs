@@ -52,8 +52,8 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
         // It stays on the trap, or has been patched since this thread met it.
         return known(call).map(|(stub, _)| stub);
     }
-    if lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
-        // Another thread is at it: the next time, then.
+    if patches().over.load(Relaxed) != 0 || lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+        // The program's filter may not let this process do what it takes. Or another thread is at it: the next time, then.
         return None;
     }
     let site = former.or_else(|| free_site(call));
@@ -71,6 +71,11 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
 /// to its stub by the fault, each time.
 pub(crate) fn forked() {
     patches().lock.store(0, Release);
+}
+
+/// The program sets a filter on its own calls: no more sites are patched.
+pub(crate) fn end() {
+    patches().over.store(1, Relaxed);
 }
 
 /// The site whose call ends at `behind` stays on the trap.
@@ -158,7 +163,7 @@ fn patch(site: &Site, call: usize, number: u32) -> Option<(usize, Form)> {
         Some(at) => at,
         None => {
             let at = stub_near(start, form)?;
-            put_stub(at, &stub(form, at, call));
+            put_stub(at, &stub(form, at, call))?;
             at
         }
     };
@@ -268,13 +273,15 @@ fn area_near(start: usize) -> Option<usize> {
         })
 }
 
-fn put_stub(at: usize, bytes: &[u8; STUB_LEN]) {
+/// None if the kernel does not let pages of code be written to (PR_SET_MDWE), or has no room for another mapping.
+fn put_stub(at: usize, bytes: &[u8; STUB_LEN]) -> Option<()> {
     let page = at & !(PAGE_LEN - 1);
     let writable = sys::PROT_READ | sys::PROT_WRITE | sys::PROT_EXEC;
     // SAFETY: a page of stubs, which stay executable meanwhile.
-    let _ = unsafe { sys::mprotect(page, PAGE_LEN, writable) };
+    unsafe { sys::mprotect(page, PAGE_LEN, writable) }.ok()?;
     // SAFETY: room on that page that no jump leads to yet.
     unsafe { (at as *mut [u8; STUB_LEN]).write_unaligned(*bytes) };
     // SAFETY: as before.
     let _ = unsafe { sys::mprotect(page, PAGE_LEN, sys::PROT_READ | sys::PROT_EXEC) };
+    Some(())
 }

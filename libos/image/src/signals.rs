@@ -12,14 +12,14 @@
 //! ```
 //!
 //! The handler needs a stack when the upcall's has run out: each context has an alternate stack,
-//! given to threads that have none of their own, and hidden from them.
+//! given to threads that have none of their own, and hidden from them ([`crate::stacks`]).
 
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use ext_api::abi::Status;
 use ext_api::limits::{FAULT_TEXT_LEN_MAX, STACK_LEN};
 use libos::data::Context;
-use libos::layout::{ALT_STACK_LEN, ALT_STACK_OFFSET, GUARD_OFFSET, KEPT_OFFSET, NAME_OFFSET};
+use libos::layout::{GUARD_OFFSET, KEPT_OFFSET, NAME_OFFSET};
 use libos::signals::{
     Action, OURS, SIGSYS, STOP, SignalTable, WHY_BUDGET, WHY_CLOCK, WHY_EVENT, WHY_RESTART,
     WHY_TIMER, in_mask,
@@ -30,7 +30,7 @@ use crate::{
     boot, calls, context, events, fault, hooks, left, patch, start, sys, text, time, timers,
 };
 
-pub(crate) const SIGILL: i32 = 4;
+const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
 const SIGFPE: i32 = 8;
 const SIGCHLD: i32 = 17;
@@ -48,7 +48,7 @@ const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 pub(crate) const SS_ONSTACK: u64 = 1;
-const SS_DISABLE: u64 = 2;
+pub(crate) const SS_DISABLE: u64 = 2;
 
 /// `siginfo_t`, as far as this module reads it.
 #[derive(Debug)]
@@ -162,34 +162,25 @@ pub(crate) fn is_fault(signal: i32) -> bool {
     OURS.contains(&signal) && signal != STOP
 }
 
+/// [`OURS`], in a signal mask.
+pub(crate) const fn ours_in_mask() -> u64 {
+    let (mut mask, mut at) = (0, 0);
+    while at < OURS.len() {
+        mask |= 1 << (OURS[at] - 1);
+        at += 1;
+    }
+    mask
+}
+
 /// Where the application's actions are kept: private memory that a forked child inherits.
 pub(crate) fn table() -> *mut SignalTable {
     (boot::place().cache() + KEPT_OFFSET) as *mut SignalTable
 }
 
-/// Give the calling thread what a fault in an upcall needs: the signals unblocked, and a stack to
-/// handle them on if the application has not given it one.
-pub(crate) fn prepare_thread(index: usize) {
-    let mask = OURS.iter().fold(0u64, |mask, &signal| mask | 1 << (signal - 1));
-    sys::unblock(mask);
-    let mut has = AltStack::default();
-    // SAFETY: the kernel writes a stack_t.
-    let asked = unsafe { sys::sigaltstack(core::ptr::null(), (&raw mut has).cast()) };
-    let stacks = boot::place().stacks() as u64;
-    // A forked child has its parent's, which belongs to another context here.
-    let former = context::index_of_room(has.address as usize).is_some();
-    if asked.is_err() || has.flags & SS_DISABLE == 0 && !former {
-        return;
-    }
-    let ours = AltStack {
-        address: stacks + (index * STACK_LEN + ALT_STACK_OFFSET) as u64,
-        flags: 0,
-        len: ALT_STACK_LEN as u64,
-    };
-    // SAFETY: a part of this context's private stack that is used for nothing else.
-    if unsafe { sys::sigaltstack((&raw const ours).cast(), core::ptr::null_mut()) }.is_ok() {
-        context::common().context(index).alt_stack.store(1, Relaxed);
-    }
+/// Unblock what ends upcalls, in the calling thread, which makes the first one. What that is handled on
+/// [`crate::stacks`] sees to.
+pub(crate) fn prepare_thread() {
+    sys::unblock(ours_in_mask());
 }
 
 /// The handler, called by [`arch::sbx_signal_entry`]. True: go on as `jump` says; false: return
@@ -244,6 +235,10 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
                 left::end_if_interrupted_outside(context, user);
             }
             answer_others(user);
+            false
+        }
+        None if signal == STOP && has_lost_its_reason(info) => {
+            on_any_reason(user);
             false
         }
         None if hooks::offer(signal, info, user) => false,
@@ -330,12 +325,22 @@ fn sent_by_supervisor(info: &Info) -> bool {
     info.errno >= WHY_BUDGET && info.errno <= WHY_RESTART
 }
 
-/// Is the context the calling thread's, or that of the thread whose child of vfork this is?
-fn is_own(context: &Context) -> bool {
-    let holder = context.tid.load(Relaxed);
-    let is_lent =
-        |own: start::ThisProcess| own.pid != sys::getpid() && calls::lender(&own) == Some(holder);
-    holder == sys::gettid() || start::this_process().is_some_and(is_lent)
+/// With as many signals queued as the user may have (RLIMIT_SIGPENDING) the kernel forgets what was queued with
+/// this one, and says that nobody has sent it.
+const fn has_lost_its_reason(info: &Info) -> bool {
+    info.code == 0 && info.address == 0
+}
+
+/// Whatever it was to say, but for the end of an upcall: the supervisor looks whether that has come, and sees to
+/// it otherwise.
+fn on_any_reason(user: &mut UserContext) {
+    if let Some(own) = start::this_process()
+        && let Some(context) = context::of_tid(own.pid, sys::gettid())
+    {
+        tell_clock(context.sequence.load(Relaxed), user);
+    }
+    on_event(user);
+    on_timer(user);
 }
 
 /// The context whose upcall this signal ends, and how.
@@ -344,9 +349,8 @@ fn interrupted(regs: &Registers, signal: i32, info: &Info) -> Option<(&'static C
     let inside = |address: u64| region.contains(&(address as usize));
     let index = context::index_of_room(regs.rsp as usize)?;
     let context = context::common().context(index);
-    let open =
-        is_own(context) && context.sequence.load(Relaxed) % 2 == 1 && !arch::in_gate(regs.rip);
-    if !open {
+    let open = context.sequence.load(Relaxed) % 2 == 1 && !arch::in_gate(regs.rip);
+    if !open || !is_held_here(context) {
         return None;
     }
     if signal == STOP {
@@ -381,6 +385,15 @@ fn interrupted(regs: &Registers, signal: i32, info: &Info) -> Option<(&'static C
             _ => Status::MemoryFault,
         },
     ))
+}
+
+/// Is the context the calling thread's, or lent to it as to a child of vfork?
+fn is_held_here(context: &Context) -> bool {
+    let tid = context.tid.load(Relaxed);
+    tid == sys::gettid()
+        || start::this_process()
+            .filter(|own| own.pid != sys::getpid())
+            .is_some_and(|own| calls::lender(&own) == Some(tid))
 }
 
 /// The word at `address`, if that lies on the usable part of stack `index`.

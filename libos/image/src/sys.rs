@@ -145,6 +145,7 @@ pub(crate) mod nr {
     pub(crate) const EPOLL_PWAIT2: usize = 441;
     pub(crate) const RT_SIGQUEUEINFO: usize = 129;
     pub(crate) const RT_TGSIGQUEUEINFO: usize = 297;
+    pub(crate) const SECCOMP: usize = 317;
     pub(crate) const GETRANDOM: usize = 318;
     pub(crate) const EXECVEAT: usize = 322;
     pub(crate) const MEMBARRIER: usize = 324;
@@ -371,10 +372,11 @@ pub(crate) fn set_timer(number: u32, at_ns: u64) {
 }
 
 /// Copy between memory of ours and memory that may not be there, by the call `number` for one's own
-/// process. False if not all of it could be had.
+/// process. False if not all of it could be had. The thread is named, since the first one may have ended, and
+/// has no memory then.
 pub(crate) fn copy_between(number: usize, ours: usize, theirs: usize, len: usize) -> bool {
     let (ours, theirs) = ([ours, len], [theirs, len]);
-    let args = [getpid() as usize, ours.as_ptr() as usize, 1, theirs.as_ptr() as usize, 1, 0];
+    let args = [gettid() as usize, ours.as_ptr() as usize, 1, theirs.as_ptr() as usize, 1, 0];
     // SAFETY: one piece on each side; ours is memory of this size, theirs is checked by the kernel.
     let copied = unsafe { call(number, args) };
     copied == Ok(len)
@@ -428,7 +430,7 @@ pub(crate) fn mapping_at(address: usize) -> Option<Mapping> {
     const NUMBER: usize = 3 << 30 | LEN << 16 | 0x66 << 8 | 17;
     const AT_FDCWD: usize = -100_isize as usize;
     const CLOEXEC: usize = 0x8_0000;
-    let path = c"/proc/self/maps".as_ptr() as usize;
+    let path = c"/proc/thread-self/maps".as_ptr() as usize;
     // SAFETY: a path that ends with a zero.
     let fd = unsafe { call(nr::OPENAT, [AT_FDCWD, path, CLOEXEC]) }.ok()?;
     let mut query = Query { size: LEN as u64, address: address as u64, ..Query::default() };
