@@ -93,7 +93,7 @@ const SOCKET_BIT: u32 = 40;
 /// There may be other descriptors for the same.
 const COPIED: u64 = 1 << 62;
 const EPOLL: u64 = 1 << 63;
-/// It is in an epoll instance that is not known.
+/// It is in an epoll instance besides the one of its place, or in one that is not known.
 const ELSEWHERE: u64 = 1 << 61;
 /// It is a datagram socket that may be carried, and has no row yet.
 const DATAGRAMS: u64 = 1 << 60;
@@ -231,10 +231,15 @@ pub(super) fn look_for_forks() {
     }
 }
 
-/// `fd` is added to an epoll instance that is not known.
+/// `fd` is added to an epoll instance that is not the one of its place.
 pub(super) fn note_elsewhere(fd: usize) {
     let word = entry(fd).map_or(0, |entry| entry.load(Relaxed));
     put(fd, word | ELSEWHERE);
+}
+
+/// Is it in such a one?
+pub(super) fn is_elsewhere(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & ELSEWHERE != 0)
 }
 
 /// Is it in one, of some kind?
@@ -317,6 +322,7 @@ pub(super) fn close(fd: usize) -> isize {
     {
         let_go(fd, pid);
     }
+    late().closed(fd as u32 as usize);
     ask(nr::CLOSE, [fd])
 }
 
@@ -324,10 +330,7 @@ pub(super) fn close(fd: usize) -> isize {
 fn let_go(fd: usize, pid: u32) {
     let Some(cell) = entry(fd) else { return };
     let end = end_of(fd);
-    late().forget(fd as u32 as usize);
-    if let Some(place) = place_of(fd) {
-        epoll::forget(place, fd);
-    }
+    epoll::forget_all(fd as u32 as usize);
     let word = cell.swap(0, AcqRel);
     let what = word & WHAT;
     let others = || table().fds[..used()].iter();
