@@ -42,3 +42,12 @@ fn what_is_in_several_epoll_instances_is_told_by_each() {
     same_steps(&sandbox, steps.text(), seeds, count, 3);
     assert!(carried(&sandbox).1 > 5_000);
 }
+
+#[test]
+fn a_child_of_vfork_hears_what_comes_to_a_socket_that_it_has_got() {
+    let sandbox = carrying("spawned");
+    let argv = ["/usr/bin/python3", &program("spawned.py")];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stdout.matches("heard 1000 0").count()), (0, 25));
+    assert_eq!(sandbox.run(&argv), native);
+}

@@ -41,8 +41,6 @@ pub const PORTS: usize = 1 << 16;
 pub const DATAGRAM_MAX: usize = 65_507;
 /// Closed sockets whose rows are kept for a while, at a time.
 pub const LINGERING_MAX: u32 = 256;
-/// Sockets that are remembered to have been inherited, the last ones.
-pub const INHERITED_MAX: usize = 1024;
 /// Bytes of the longest address.
 pub const NAME_MAX: usize = 28;
 /// What precedes a datagram in a ring: its length, that of its sender's address, what it counts for, nothing.
@@ -315,10 +313,6 @@ pub struct Inlets {
     pub asleep_bytes: AtomicU64,
     /// Datagrams that they had no room for.
     pub dropped: AtomicU64,
-    /// Cookies of sockets that others had inherited before they had a row, and how many there ever were.
-    pub inherited: [AtomicU64; INHERITED_MAX],
-    /// See [`Self::inherited`].
-    pub inherited_count: AtomicU64,
     /// How many have each port.
     pub ports: [AtomicU8; PORTS],
     /// By row.
@@ -394,24 +388,6 @@ impl Head {
     #[must_use]
     pub const fn taken(&self) -> usize {
         datagram_len(self.len, self.name)
-    }
-}
-
-impl Inlets {
-    /// Somebody has inherited the socket with this cookie, and will not be told if it has a row some time.
-    pub fn note_inherited(&self, cookie: u64) {
-        let at = self.inherited_count.fetch_add(1, Ordering::AcqRel) as usize % INHERITED_MAX;
-        self.inherited[at].store(cookie, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-    }
-
-    /// Has anybody? Asked by who has made a row for it that others find.
-    #[must_use]
-    pub fn is_inherited(&self, cookie: u64) -> bool {
-        fence(Ordering::SeqCst);
-        let count = self.inherited_count.load(Ordering::Acquire) as usize;
-        let known = self.inherited.iter().take(count);
-        known.into_iter().any(|other| other.load(Ordering::SeqCst) == cookie)
     }
 }
 
