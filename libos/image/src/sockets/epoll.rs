@@ -444,7 +444,7 @@ impl Wait {
         // What another thread changes from now on, it tells the kernel itself.
         self.set.tell(self.args[0]);
         let began = time::now_ns();
-        let nothing = watcher.summary.0.load(Acquire) == 0;
+        let nothing = !watcher.has_marks();
         let result = if nothing { self.kernel(0, until.left()) } else { 0 };
         let less = |count: u32| count.checked_sub(1);
         let _ = watcher.parked.0.fetch_update(AcqRel, Relaxed, less);
