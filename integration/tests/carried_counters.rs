@@ -47,6 +47,27 @@ fn threads_of_node_tell_each_other_through_the_region() {
 }
 
 #[test]
+fn many_event_loops_wake_each_other() {
+    let sandbox = carrying("wakers");
+    let wakers = compile("cc", "wakers", &[]);
+    let (node, python) = (program("wakers.js"), program("wakers.py"));
+    let (times, hops) = if full() { (50, "100000") } else { (3, "20000") };
+    for argv in [
+        &[wakers.text(), hops][..],
+        &["/usr/bin/node", node.as_str()],
+        &["/usr/bin/python3", python.as_str()],
+    ] {
+        let native = outside(argv);
+        assert_eq!((native.status, native.stderr.as_str()), (0, ""));
+        for _ in 0..times {
+            assert_eq!(sandbox.run(argv), native);
+        }
+    }
+    assert!(number(&sockets(&sandbox), "eventfds") > 30, "{}", sockets(&sandbox));
+    mostly_carried(&sandbox, 100_000);
+}
+
+#[test]
 fn whoever_is_killed_nothing_is_lost_or_counted_twice() {
     let sandbox = carrying("killed-counters");
     let counting = compile("cc", "counting", &[]);

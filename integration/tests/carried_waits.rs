@@ -1,8 +1,8 @@
 //! Threads that wait for carried connections, what interrupts or changes that, and sockets that were shared before they
 //! were connected, beside the same without.
 
-use integration::carried::{carried, carrying, outside, program};
-use integration::compile;
+use integration::carried::{carried, carrying, outside, program, same_steps};
+use integration::{compile, full};
 
 #[test]
 fn who_sleeps_is_woken_by_what_another_thread_asks_for() {
@@ -31,5 +31,23 @@ fn a_socket_that_was_shared_before_it_was_connected_is_the_kernels() {
     let argv = ["/usr/bin/python3", &program("copied.py")];
     let native = outside(&argv);
     assert_eq!((native.status, native.stdout.matches("heard 0123456789").count()), (0, 8));
+    assert_eq!(sandbox.run(&argv), native);
+}
+
+#[test]
+fn what_is_in_several_epoll_instances_is_told_by_each() {
+    let sandbox = carrying("instances");
+    let steps = compile("cc", "instances", &[]);
+    let (seeds, count) = if full() { (100, "5000") } else { (10, "1500") };
+    same_steps(&sandbox, steps.text(), seeds, count, 3);
+    assert!(carried(&sandbox).1 > 5_000);
+}
+
+#[test]
+fn a_child_of_vfork_hears_what_comes_to_a_socket_that_it_has_got() {
+    let sandbox = carrying("spawned");
+    let argv = ["/usr/bin/python3", &program("spawned.py")];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stdout.matches("heard 1000 0").count()), (0, 25));
     assert_eq!(sandbox.run(&argv), native);
 }

@@ -91,7 +91,8 @@ pub struct Process {
     pub ended: AtomicU32,
     /// Pid of the claim that has ended.
     pub ended_pid: AtomicU32,
-    /// Goes up before each fork that the supervisor is told of; begins anywhere.
+    /// Goes up before each fork that the supervisor is told of, and before a child of vfork is a program of its own;
+    /// begins anywhere.
     pub forks: AtomicU32,
     /// `comm` of the process, padded with zeros.
     pub comm: [AtomicU8; 16],

@@ -548,6 +548,13 @@ impl Watcher {
         }
     }
 
+    /// Is any marked? Asked before a thread sleeps: the summary of a word is gone for a moment when one of the word is
+    /// unmarked.
+    #[must_use]
+    pub fn has_marks(&self) -> bool {
+        self.ready.iter().any(|word| word.load(Ordering::Acquire) != 0)
+    }
+
     /// As new.
     pub fn reset(&self) {
         [&self.parked.0, &self.patience_ns, &self.core].into_iter().for_each(zero);

@@ -230,6 +230,9 @@ impl Follower {
         pass_with(if is_exec { Point::ExecNotified } else { Point::ForkNotified }, tid, 0);
         if !is_exec {
             note_fork(common, process);
+        } else if !participant(process) {
+            // A child of vfork, of which nobody was told: its parent waits until it has executed this.
+            note_fork(common, parent_of(process as i32) as u32);
         }
         // A signal came in the middle of a fork, which begins anew; or a supervisor died that had begun
         // to answer.

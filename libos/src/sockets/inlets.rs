@@ -18,7 +18,9 @@
 //!
 //! There are no bells. A receiver says that it is about to ask the kernel, and looks at the ring once more; a
 //! sender that has put something into the ring and finds that somebody has said so takes it out again, and has
-//! it go by the kernel. So whoever sleeps is woken by the datagram itself, and strangers get nothing else.
+//! it go by the kernel. So whoever sleeps is woken by the datagram itself, and strangers get nothing else. What lies
+//! behind others that are unread, as who waits for edges may leave them, cannot be taken out: it becomes *void*, and
+//! whoever comes to it leaves it to the kernel. If it has been received at that very moment, one exchange says so.
 //!
 //! Who sends does not hold the row. It takes the turn and then looks whether the inlet is what it was, by its
 //! *stamp*; who frees the row changes the stamp and then looks whether anybody has the turn.
@@ -27,7 +29,7 @@
 mod models;
 
 use super::{Connection, JOINED, Sockets, zero, zero64};
-use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence, fence_after_exchange};
 
 /// In [`Connection::kind`]: it is an inlet.
 pub const INLET: u32 = 1 << 17;
@@ -41,8 +43,6 @@ pub const PORTS: usize = 1 << 16;
 pub const DATAGRAM_MAX: usize = 65_507;
 /// Closed sockets whose rows are kept for a while, at a time.
 pub const LINGERING_MAX: u32 = 256;
-/// Sockets that are remembered to have been inherited, the last ones.
-pub const INHERITED_MAX: usize = 1024;
 /// Bytes of the longest address.
 pub const NAME_MAX: usize = 28;
 /// What precedes a datagram in a ring: its length, that of its sender's address, what it counts for, nothing.
@@ -128,6 +128,8 @@ pub struct Inlet {
     pub asleep: AtomicU64,
     /// Datagrams for which there was no room.
     pub dropped: AtomicU64,
+    /// The position in the ring of the one that goes by the kernel after all, and 1, until it is taken out; or 0.
+    void: AtomicU64,
 }
 
 /// What [`Inlet`] says of a socket at one moment.
@@ -274,6 +276,36 @@ impl Inlet {
         self.emptied.fetch_max(sent, Ordering::AcqRel);
     }
 
+    /// The datagram at `position` of the ring, behind others that nobody has received, is to go by the kernel, since
+    /// somebody has gone to sleep as it was put in. By who has the turn; false if it was received first, as
+    /// `is_taken` says.
+    pub fn make_void(&self, position: u64, is_taken: impl FnOnce() -> bool) -> bool {
+        self.void.store(position + 1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        !is_taken() || !self.take_void(position)
+    }
+
+    /// Is there one that still lies in the ring? There is never another.
+    #[must_use]
+    #[inline]
+    pub fn has_void(&self) -> bool {
+        self.void.load(Ordering::Relaxed) != 0
+    }
+
+    /// Asked of what has been taken out: is it for the kernel to deliver?
+    #[must_use]
+    #[inline]
+    pub fn is_void(&self, position: u64) -> bool {
+        fence_after_exchange();
+        self.void.load(Ordering::Relaxed) == position + 1 && self.take_void(position)
+    }
+
+    /// Of its sender, who finds it taken, and whoever has taken it, one comes first.
+    fn take_void(&self, position: u64) -> bool {
+        let (seen, order) = (position + 1, Ordering::SeqCst);
+        self.void.compare_exchange(seen, 0, order, order).is_ok()
+    }
+
     /// What counts of what is in the ring; nothing if that `is_empty`.
     #[must_use]
     pub fn in_use(&self, is_empty: bool) -> u64 {
@@ -289,7 +321,7 @@ impl Inlet {
 
     fn reset(&self) {
         let words = [&self.sent, &self.begun, &self.emptied, &self.charged, &self.freed];
-        words.into_iter().chain([&self.turn]).for_each(zero64);
+        words.into_iter().chain([&self.turn, &self.void]).for_each(zero64);
         [&self.by_kernel, &self.asleep, &self.dropped].into_iter().for_each(zero64);
         [&self.failed, &self.peeked, &self.is_near, &self.strays, &self.flags]
             .into_iter()
@@ -315,10 +347,6 @@ pub struct Inlets {
     pub asleep_bytes: AtomicU64,
     /// Datagrams that they had no room for.
     pub dropped: AtomicU64,
-    /// Cookies of sockets that others had inherited before they had a row, and how many there ever were.
-    pub inherited: [AtomicU64; INHERITED_MAX],
-    /// See [`Self::inherited`].
-    pub inherited_count: AtomicU64,
     /// How many have each port.
     pub ports: [AtomicU8; PORTS],
     /// By row.
@@ -394,24 +422,6 @@ impl Head {
     #[must_use]
     pub const fn taken(&self) -> usize {
         datagram_len(self.len, self.name)
-    }
-}
-
-impl Inlets {
-    /// Somebody has inherited the socket with this cookie, and will not be told if it has a row some time.
-    pub fn note_inherited(&self, cookie: u64) {
-        let at = self.inherited_count.fetch_add(1, Ordering::AcqRel) as usize % INHERITED_MAX;
-        self.inherited[at].store(cookie, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-    }
-
-    /// Has anybody? Asked by who has made a row for it that others find.
-    #[must_use]
-    pub fn is_inherited(&self, cookie: u64) -> bool {
-        fence(Ordering::SeqCst);
-        let count = self.inherited_count.load(Ordering::Acquire) as usize;
-        let known = self.inherited.iter().take(count);
-        known.into_iter().any(|other| other.load(Ordering::SeqCst) == cookie)
     }
 }
 

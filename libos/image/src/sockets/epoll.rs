@@ -9,20 +9,23 @@
 //! Programs change what they wait for more often than they wait. So a change for a carried socket that is
 //! level-triggered is only noted; the kernel is told before a thread sleeps in it, and now and then.
 
+mod control;
 mod noted;
+
+pub(super) use control::{control, forget_all, look_again, tell, watch};
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-use libos::sockets::{MANY, WATCHED_MAX, Watcher, watch_word};
-
-use noted::noted;
+use libos::sockets::{WATCHED_MAX, Watcher, watch_word};
 
 use super::fds::{self, End};
 use super::stream;
-use super::wait::{ERR, HUP, IN, OUT, READ_HUP, READ_NORMAL, Timespec, Until, is_readable};
+use super::wait::{
+    ERR, HUP, IN, OUT, READ_HUP, READ_NORMAL, Timespec, Until, is_readable, kernels_events,
+};
 use super::{ask, late, native, sockets, user};
-use crate::sys::{EFAULT, ENOMEM, nr};
+use crate::sys::{EFAULT, nr};
 use crate::time;
 
 const ADD: usize = 1;
@@ -89,6 +92,15 @@ struct Socket {
     present: AtomicU32,
 }
 
+/// What is kept of a socket.
+#[derive(Debug, Clone, Copy)]
+struct Noted {
+    data: u64,
+    events: u32,
+    present: u32,
+    kernel: u32,
+}
+
 impl Set {
     /// Take it for an instance of `pid`, if it is free.
     pub(super) fn begin(&self, pid: u32) -> bool {
@@ -126,9 +138,11 @@ impl Set {
         for (index, socket) in self.sockets.iter().enumerate() {
             let fd = socket.fd.swap(0, AcqRel);
             let Some(fd) = (fd as usize).checked_sub(1) else { continue };
-            fds::put_in_place(fd, None);
+            if fds::place_of(fd).is_some_and(|place| self.is_at(place, index)) {
+                fds::put_in_place(fd, None);
+            }
             if let Some(end) = fds::end_of(fd) {
-                unwatch(&end, watch_word(number as usize, index));
+                control::unwatch(&end, watch_word(number as usize, index));
             }
         }
         self.watcher().pid.store(0, Release);
@@ -140,19 +154,22 @@ impl Set {
         &watchers[self.watcher.load(Relaxed) as usize % watchers.len()]
     }
 
-    /// All its sockets go by the kernel from now on. What is in their rings already stays marked.
-    pub(super) fn leave_to_kernel(&self) {
+    /// Is `place` that of its socket `index`?
+    fn is_at(&self, place: (usize, usize), index: usize) -> bool {
+        core::ptr::eq(fds::set(place.0), self) && place.1 == index
+    }
+
+    /// All its sockets, of the instance `epoll`, go by the kernel from now on. What is in their rings already stays
+    /// marked, and is shown.
+    pub(super) fn leave_to_kernel(&self, epoll: usize) {
         if self.left.swap(1, AcqRel) == 0 {
-            for end in self.ends() {
-                end.incoming().waiting.watch.store(MANY, Release);
-                if end.connection.is_counter() {
-                    stream::leave_to_kernel(&end);
-                }
-            }
+            self.ends().for_each(|end| control::cannot_watch(&end));
             fence(SeqCst);
             for (index, socket) in self.sockets.iter().enumerate() {
-                if socket.has_bytes() {
+                let is_level = socket.events.load(Acquire) & (EDGE | ONCE) == 0;
+                if socket.has_bytes() && (is_level || self.is_marked(index)) {
                     self.watcher().mark(index);
+                    socket.end().iter().for_each(|end| self.show(epoll, index, end));
                 }
             }
         }
@@ -160,7 +177,18 @@ impl Set {
 
     /// Would a wait for it find bytes in rings?
     pub(super) fn has_bytes(&self) -> bool {
-        self.watcher().summary.0.load(Acquire) != 0 && self.sockets.iter().any(Socket::has_bytes)
+        let has = |(index, socket): (usize, &Socket)| self.is_marked(index) && socket.has_bytes();
+        self.watcher().summary.0.load(Acquire) != 0 && self.sockets.iter().enumerate().any(has)
+    }
+
+    fn is_marked(&self, index: usize) -> bool {
+        self.watcher().ready[index / 64].load(Acquire) >> (index % 64) & 1 == 1
+    }
+
+    /// The set, as the kernel has it for others who wait for the instance `epoll`: has it something?
+    pub(super) fn is_shown(&self, epoll: usize) -> bool {
+        self.tell(epoll);
+        kernels_events(epoll, IN) & IN != 0 || self.has_bytes()
     }
 
     fn ends(&self) -> impl Iterator<Item = End> {
@@ -176,14 +204,32 @@ impl Set {
     }
 
     /// Tell the kernel what has changed.
-    fn tell(&self, epoll: usize) {
+    pub(super) fn tell(&self, epoll: usize) {
         for (at, word) in self.untold.iter().enumerate() {
             let mut bits = if word.load(Relaxed) == 0 { 0 } else { word.swap(0, AcqRel) };
             while bits != 0 {
                 let index = at * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                self.sockets[index].tell(epoll, index);
+                self.tell_of(epoll, index);
             }
+        }
+    }
+
+    /// Have the kernel know what the program asks for of one.
+    fn tell_of(&self, epoll: usize, index: usize) {
+        let socket = &self.sockets[index];
+        let is_shown = self.left.load(Acquire) != 0 && self.is_marked(index) && socket.has_bytes();
+        if is_shown {
+            self.is_untold(index);
+        }
+        socket.tell(epoll, index, is_shown);
+    }
+
+    /// The kernel is to be told of it later.
+    fn is_untold(&self, index: usize) {
+        let (word, bit) = (&self.untold[index / 64], 1 << (index % 64));
+        if word.load(Relaxed) & bit == 0 {
+            word.fetch_or(bit, AcqRel);
         }
     }
 
@@ -194,10 +240,8 @@ impl Set {
             while bits != 0 {
                 let index = at * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
-                let socket = &self.sockets[index];
-                let end = (socket.fd.load(Relaxed) as usize).checked_sub(1).and_then(fds::end_of);
-                if end.is_some_and(|end| end.connection.is_ending()) {
-                    socket.tell(epoll, index);
+                if self.sockets[index].end().is_some_and(|end| end.connection.is_ending()) {
+                    self.tell_of(epoll, index);
                 }
             }
         }
@@ -207,19 +251,22 @@ impl Set {
     /// what comes.
     fn rouse(&self, epoll: usize, index: usize, end: &End) {
         fence(SeqCst);
-        if self.watcher().parked.0.load(Acquire) == 0 {
+        if self.watcher().parked.0.load(Acquire) == 0 && self.left.load(Acquire) == 0 {
             return;
         }
-        let socket = &self.sockets[index];
-        socket.tell(epoll, index);
-        if !socket.has_bytes() {
-            return;
+        self.tell_of(epoll, index);
+        if self.sockets[index].has_bytes() {
+            self.show(epoll, index, end);
         }
+    }
+
+    /// Have the kernel wake whoever waits, in whatever way, since a ring has bytes.
+    fn show(&self, epoll: usize, index: usize, end: &End) {
         if end.connection.is_pipe() {
             return super::pipes::pass(end.fd);
         }
-        socket.wake_by_room(epoll, index);
-        self.untold[index / 64].fetch_or(1 << (index % 64), AcqRel);
+        self.sockets[index].tell(epoll, index, true);
+        self.is_untold(index);
     }
 
     /// Is it this process's own, and does it wait by its watcher?
@@ -229,19 +276,35 @@ impl Set {
 }
 
 impl Socket {
-    /// The program has asked for this, and the kernel knows.
-    fn note(&self, event: Event) {
-        self.data.store(event.data, Relaxed);
-        self.events.store(event.events, Release);
-        self.present.store(1, Relaxed);
-        self.kernel.store(event.events | KNOWN, Relaxed);
+    /// The program asks for this, and the kernel knows. What was before.
+    fn note(&self, event: Event) -> Noted {
+        let former = Noted {
+            data: self.data.load(Relaxed),
+            events: self.events.load(Relaxed),
+            present: self.present.load(Relaxed),
+            kernel: self.kernel.load(Relaxed),
+        };
+        let Event { events, data } = event;
+        self.set_noted(Noted { data, events, present: 1, kernel: events | KNOWN });
+        former
+    }
+
+    fn set_noted(&self, noted: Noted) {
+        self.data.store(noted.data, Relaxed);
+        self.kernel.store(noted.kernel, Relaxed);
+        self.present.store(noted.present, Relaxed);
+        self.events.store(noted.events, Release);
+    }
+
+    /// What its descriptor stands for.
+    fn end(&self) -> Option<End> {
+        (self.fd.load(Acquire) as usize).checked_sub(1).and_then(fds::end_of)
     }
 
     /// Are there bytes in its ring that the program waits for?
     fn has_bytes(&self) -> bool {
-        let fd = (self.fd.load(Relaxed) as usize).checked_sub(1);
         self.events.load(Acquire) & (IN | READ_NORMAL) != 0
-            && fd.and_then(fds::end_of).is_some_and(|end| end.incoming().has_bytes())
+            && self.end().is_some_and(|end| end.incoming().has_bytes())
     }
 
     /// Has it been reported, once for all?
@@ -249,15 +312,17 @@ impl Socket {
         self.kernel.load(Relaxed) & ONCE != 0
     }
 
-    /// Have the kernel know what the program asks for.
-    fn tell(&self, epoll: usize, index: usize) {
+    /// Have the kernel know what the program asks for; and, if its ring's bytes are to be shown, wake a thread by what
+    /// is no event for the program: that there is room to write.
+    fn tell(&self, epoll: usize, index: usize, is_shown: bool) {
         let Some(fd) = (self.fd.load(Acquire) as usize).checked_sub(1) else { return };
-        let (events, known) = (self.events.load(Acquire), self.kernel.load(Relaxed));
+        let (asked, known) = (self.events.load(Acquire), self.kernel.load(Relaxed));
+        let events = if is_shown { asked | OUT } else { asked };
         let wanted = if self.present.load(Relaxed) == 0 { 0 } else { events | KNOWN };
         let what = match (known & KNOWN, wanted & KNOWN) {
             _ if known == wanted => return,
             // It has been reported once for all: any other word would wake it.
-            (_, 1..) if events == 0 && self.is_asleep() => return,
+            (_, 1..) if asked == 0 && self.is_asleep() => return,
             (0, _) => ADD,
             (_, 0) => DELETE,
             _ => MODIFY,
@@ -267,211 +332,6 @@ impl Socket {
             self.kernel.store(wanted, Relaxed);
         }
     }
-
-    /// Have the kernel wake a thread, by what is no event for the program: that there is room to write.
-    fn wake_by_room(&self, epoll: usize, index: usize) {
-        let Some(fd) = (self.fd.load(Acquire) as usize).checked_sub(1) else { return };
-        let events = self.events.load(Acquire) | OUT;
-        let event = Event { events, data: OURS | index as u64 };
-        if ask(nr::EPOLL_CTL, [epoll, MODIFY, fd, &raw const event as usize]) == 0 {
-            self.kernel.store(events | KNOWN, Relaxed);
-        }
-    }
-}
-
-/// The socket at this place may be known by other descriptors soon: the kernel is to know of it.
-pub(super) fn tell((set, index): (usize, usize)) {
-    if let Some(epoll) = fds::fd_of_set(set) {
-        fds::set(set).sockets[index % WATCHED_MAX].tell(epoll, index);
-    }
-}
-
-/// Something has changed about an end that may have bytes: that is an event.
-pub(super) fn look_again(end: &End) {
-    let same = |other: &End| (other.row, other.side) == (end.row, end.side);
-    let place = fds::ends().filter(same).find_map(|other| fds::place_of(other.fd));
-    if let Some((set, index)) = place.filter(|_| end.incoming().has_bytes()) {
-        fds::set(set).watcher().mark(index);
-    }
-}
-
-fn unwatch(end: &End, word: u32) {
-    let _ = end.incoming().waiting.watch.compare_exchange(word, 0, AcqRel, Relaxed);
-}
-
-/// The socket at this place is in the set no longer.
-pub(super) fn forget((set, index): (usize, usize), fd: usize) {
-    let set = fds::set(set);
-    if !fds::is_own_set(set) {
-        return;
-    }
-    set.sockets[index % WATCHED_MAX].fd.store(0, Release);
-    if let Some(end) = fds::end_of(fd) {
-        unwatch(&end, watch_word(set.watcher.load(Relaxed) as usize, index));
-    }
-}
-
-/// `epoll_ctl`.
-pub(super) fn control(args: [usize; 6]) -> isize {
-    let [epoll, what, fd, at, ..] = args;
-    if what == ADD
-        && let Some(nested) = fds::set_of(fd)
-    {
-        let nested = fds::set(nested);
-        nested.leave_to_kernel();
-        let result = plain(args);
-        let event = user::read::<Event>(at).filter(|_| result == 0 && nested.has_bytes());
-        if let Some(event) = event {
-            // Nobody else says so. Without room it is told when more comes.
-            let _ = fds::late().note(epoll, fd, event);
-        }
-        return result;
-    }
-    let Some(end) = fds::end_of(fd) else { return plain(args) };
-    let place = fds::place_of(fd).filter(|place| fds::set_of(epoll) == Some(place.0));
-    if let Some(place) = place
-        && let Some(result) = noted(&end, epoll, what, at, place)
-    {
-        return result;
-    }
-    if let Some(place) = place {
-        fds::set(place.0).sockets[place.1].tell(epoll, place.1);
-    }
-    if what == DELETE {
-        let result = native(nr::EPOLL_CTL, args);
-        fds::late().forget(end.fd);
-        if let (0, Some(place)) = (result, place) {
-            forget(place, end.fd);
-            fds::put_in_place(end.fd, None);
-        }
-        return result;
-    }
-    let Some(event) = user::read::<Event>(at) else { return native(nr::EPOLL_CTL, args) };
-    if event.events & OUT != 0 && end.connection.is_counter() {
-        // Each read is an edge for who waits for room.
-        stream::leave_to_kernel(&end);
-    }
-    let (place, is_new) = match place {
-        Some(place) => (place, false),
-        None if what == ADD => match new_place(epoll, fd) {
-            Some(place) => (place, true),
-            None => return by_kernel(&end, args),
-        },
-        // In a second set, or in one that is not watched.
-        None => return by_kernel(&end, args),
-    };
-    let set = fds::set(place.0);
-    let socket = &set.sockets[place.1];
-    let events = event.events;
-    let ours = Event { events, data: OURS | place.1 as u64 };
-    let result = ask(nr::EPOLL_CTL, [epoll, what, fd, &raw const ours as usize]);
-    if result != 0 {
-        if is_new {
-            socket.fd.store(0, Release);
-        }
-        return result;
-    }
-    socket.note(event);
-    let direction = end.incoming();
-    if is_new {
-        fds::put_in_place(end.fd, Some(place));
-        watch(&end);
-    }
-    if direction.has_bytes() {
-        set.watcher().mark(place.1);
-        set.rouse(epoll, place.1, &end);
-    }
-    result
-}
-
-/// As [`control`], of a descriptor that is not carried, or not yet.
-fn plain(args: [usize; 6]) -> isize {
-    let [epoll, what, fd, at, ..] = args;
-    let place = fds::place_of(fd).filter(|place| fds::set_of(epoll) == Some(place.0));
-    let (place, is_new) = match (what, place) {
-        (DELETE, Some(place)) => {
-            let result = native(nr::EPOLL_CTL, args);
-            if result == 0 {
-                forget(place, fd);
-                fds::put_in_place(fd, None);
-            }
-            return result;
-        }
-        (MODIFY, Some(place)) => (place, false),
-        (ADD, None) => match new_place(epoll, fd) {
-            Some(place) => (place, true),
-            None => {
-                fds::note_elsewhere(fd);
-                return native(nr::EPOLL_CTL, args);
-            }
-        },
-        _ => return native(nr::EPOLL_CTL, args),
-    };
-    let socket = &fds::set(place.0).sockets[place.1];
-    let Some(event) = user::read::<Event>(at) else {
-        if is_new {
-            socket.fd.store(0, Release);
-        }
-        return native(nr::EPOLL_CTL, args);
-    };
-    let ours = Event { events: event.events, data: OURS | place.1 as u64 };
-    let result = ask(nr::EPOLL_CTL, [epoll, what, fd, &raw const ours as usize]);
-    if result == 0 {
-        socket.note(event);
-        if is_new {
-            fds::put_in_place(fd, Some(place));
-        }
-    } else if is_new {
-        socket.fd.store(0, Release);
-    }
-    result
-}
-
-/// Have writers mark an end in the set that it is in; or, if that cannot be, leave it to the kernel.
-pub(super) fn watch(end: &End) {
-    let direction = end.incoming();
-    let taken = fds::place_of(end.fd).is_some_and(|(number, index)| {
-        let set = fds::set(number);
-        let word = watch_word(set.watcher.load(Relaxed) as usize, index);
-        set.used.store(1, Relaxed);
-        set.is_watched()
-            && direction.waiting.watch.compare_exchange(0, word, AcqRel, Relaxed).is_ok()
-    });
-    if !taken {
-        direction.waiting.watch.store(MANY, Release);
-    }
-    fence(SeqCst);
-}
-
-/// It goes by the kernel: who waits for it cannot be told. What is in its ring already is kept apart.
-fn by_kernel(end: &End, args: [usize; 6]) -> isize {
-    let [epoll, _, fd, at, ..] = args;
-    if end.connection.is_counter() {
-        return super::counters::waited_for_elsewhere(end, args);
-    }
-    end.incoming().waiting.watch.store(MANY, Release);
-    fence(SeqCst);
-    let result = native(nr::EPOLL_CTL, args);
-    fds::late().forget(end.fd);
-    let Some(event) = user::read::<Event>(at).filter(|_| result == 0) else { return result };
-    let is_late = event.events & (IN | READ_NORMAL) != 0 && end.incoming().has_bytes();
-    if is_late && !fds::late().note(epoll, end.fd, event) {
-        ask(nr::EPOLL_CTL, [epoll, DELETE, fd, 0]);
-        return -(ENOMEM as isize);
-    }
-    result
-}
-
-/// A place for `fd` in the set of `epoll`, if it is in none.
-fn new_place(epoll: usize, fd: usize) -> Option<(usize, usize)> {
-    let number = fds::set_of(epoll)?;
-    let set = fds::set(number);
-    if !fds::is_known(fd) || fds::place_of(fd).is_some() || !fds::is_own_set(set) {
-        return None;
-    }
-    let word = fd as u32 + 1;
-    let take = |socket: &Socket| socket.fd.compare_exchange(0, word, AcqRel, Relaxed).is_ok();
-    set.sockets.iter().position(take).map(|index| (number, index))
 }
 
 /// `epoll_wait` and the others.
@@ -491,7 +351,7 @@ pub(super) fn wait(number: usize, args: [usize; 6]) -> isize {
     }
     let Some(set) = set else { return native(number, args) };
     if !set.is_watched() {
-        set.leave_to_kernel();
+        set.leave_to_kernel(epoll);
     }
     let ns = if number == nr::EPOLL_PWAIT2 {
         Timespec::read(timeout, 1)
@@ -584,7 +444,7 @@ impl Wait {
         // What another thread changes from now on, it tells the kernel itself.
         self.set.tell(self.args[0]);
         let began = time::now_ns();
-        let nothing = watcher.summary.0.load(Acquire) == 0;
+        let nothing = !watcher.has_marks();
         let result = if nothing { self.kernel(0, until.left()) } else { 0 };
         let less = |count: u32| count.checked_sub(1);
         let _ = watcher.parked.0.fetch_update(AcqRel, Relaxed, less);
@@ -665,8 +525,7 @@ impl Wait {
     fn event_of_ring(&self, watcher: &Watcher, index: usize) -> Option<Event> {
         let socket = &self.set.sockets[index];
         let events = socket.events.load(Acquire);
-        let end = (socket.fd.load(Acquire) as usize).checked_sub(1).and_then(fds::end_of);
-        let Some(end) = end.filter(|_| events & (IN | READ_NORMAL | OUT) != 0) else {
+        let Some(end) = socket.end().filter(|_| events & (IN | READ_NORMAL | OUT) != 0) else {
             // It is marked again when that changes.
             watcher.unmark(index);
             return None;
@@ -691,12 +550,12 @@ impl Wait {
                 watcher.mark(index);
             } else if events & OUT != 0 {
                 // When there is room the kernel says.
-                socket.tell(self.args[0], index);
+                self.set.tell_of(self.args[0], index);
             }
         }
         // The kernel has something to add.
         if got != 0 && (is_pipe || events & OUT != writable || end.connection.is_ending()) {
-            got |= super::wait::kernels_events(end.fd, events);
+            got |= kernels_events(end.fd, events);
         }
         if got != 0 && events & ONCE != 0 {
             self.put_to_sleep(socket, index);
@@ -745,10 +604,7 @@ impl Wait {
 
     /// The kernel's event of a counter stands for all that has been added to it before: there is no other for that.
     fn cover(&self, data: u64, socket: &Socket) {
-        let fd = (socket.fd.load(Relaxed) as usize).checked_sub(1);
-        let Some(end) = fd.and_then(fds::end_of).filter(|end| end.connection.is_counter()) else {
-            return;
-        };
+        let Some(end) = socket.end().filter(|end| end.connection.is_counter()) else { return };
         let (watcher, index) = (self.set.watcher(), (data & (WATCHED_MAX as u64 - 1)) as usize);
         watcher.unmark(index);
         fence(SeqCst);
@@ -767,6 +623,13 @@ impl Wait {
         let fd = socket.fd.load(Relaxed).saturating_sub(1) as usize;
         let reads = events & (IN | READ_NORMAL);
         let end = fds::end_of(fd);
+        // An instance in this one may have shown what has been taken since.
+        if reads != 0
+            && let Some(nested) = fds::set_of(fd)
+            && !fds::set(nested).is_shown(fd)
+        {
+            events &= !reads;
+        }
         if reads != 0
             && let Some(end) = &end
             && !is_readable(end, events)

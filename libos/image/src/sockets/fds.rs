@@ -93,14 +93,14 @@ const SOCKET_BIT: u32 = 40;
 /// There may be other descriptors for the same.
 const COPIED: u64 = 1 << 62;
 const EPOLL: u64 = 1 << 63;
-/// It is in an epoll instance that is not known.
+/// It is in an epoll instance besides the one of its place, or in one that is not known.
 const ELSEWHERE: u64 = 1 << 61;
-/// It is a datagram socket that may be carried, and has no row yet.
-const DATAGRAMS: u64 = 1 << 60;
+/// It is a socket that may be carried, and has no row yet; nothing else stands for the same.
+const ALONE: u64 = 1 << 60;
+/// Of such a one: it is of datagrams.
+const DATAGRAMS: u64 = 1 << 59;
 /// Of such a one: it has sent something.
-const SPOKEN: u64 = 1 << 59;
-/// It is a socket of connections that has no peer yet, and nothing else stands for the same.
-const ALONE: u64 = 1 << 58;
+const SPOKEN: u64 = 1 << 58;
 
 const WHAT: u64 = (1 << SET_BIT) - 1;
 const PLACE: u64 = ((1 << 52) - 1) & !WHAT;
@@ -159,26 +159,10 @@ pub(super) fn is_new(fd: usize) {
     }
 }
 
-/// `fd`, which is new, is a datagram socket that may be carried.
-pub(super) fn note_datagrams(fd: usize) {
-    put(fd, DATAGRAMS);
-}
-
-/// Is it one that has no row yet?
+/// Is it a datagram socket that may be carried, and has no row yet?
 #[inline]
 pub(super) fn has_datagrams(fd: usize) -> bool {
     entry(fd).is_some_and(|entry| entry.load(Relaxed) & DATAGRAMS != 0)
-}
-
-/// It is such a one no longer. False if it was not.
-pub(super) fn no_datagrams(fd: usize) -> bool {
-    let clear = |entry: &AtomicU64| entry.fetch_and(!(DATAGRAMS | SPOKEN), AcqRel) & DATAGRAMS != 0;
-    has_datagrams(fd) && entry(fd).is_some_and(clear)
-}
-
-/// Every such descriptor.
-pub(super) fn all_datagrams() -> impl Iterator<Item = usize> {
-    (0..used()).filter(|&fd| has_datagrams(fd))
 }
 
 /// It has sent something.
@@ -193,48 +177,55 @@ pub(super) fn has_spoken(fd: usize) -> bool {
     entry(fd).is_some_and(|entry| entry.load(Relaxed) & SPOKEN != 0)
 }
 
-/// `fd`, which is new, is a socket of connections.
-pub(super) fn note_alone(fd: usize) {
-    put(fd, ALONE);
+/// `fd`, which is new, is a socket that may be carried; of datagrams, or of connections.
+pub(super) fn note_alone(fd: usize, is_of_datagrams: bool) {
+    put(fd, if is_of_datagrams { ALONE | DATAGRAMS } else { ALONE });
 }
 
-/// Is it one that has no peer yet, and that nobody else has?
-pub(super) fn is_alone(fd: usize) -> bool {
+/// A socket is about to have a row, which somebody else who had it would not know of: nobody has, and of threads that
+/// ask at once one is told so. The count of forks by which [`forks`] says, once `fd` stands for the row, whether there
+/// was one meanwhile.
+pub(super) fn take_alone(fd: usize) -> Option<u32> {
+    let count = forks();
     look_for_forks();
-    has_alone(fd)
+    not_alone(fd).then_some(count)
 }
 
-fn has_alone(fd: usize) -> bool {
-    entry(fd).is_some_and(|entry| entry.load(Relaxed) & ALONE != 0)
-}
-
-/// Somebody else has it, or may get it.
-pub(super) fn not_alone(fd: usize) {
-    if has_alone(fd)
-        && let Some(entry) = entry(fd)
-    {
-        entry.fetch_and(!ALONE, AcqRel);
-    }
+/// Somebody else has it, or may get it, or it has a row. False if that was so.
+pub(super) fn not_alone(fd: usize) -> bool {
+    let clear = |entry: &AtomicU64| entry.fetch_and(!(ALONE | DATAGRAMS | SPOKEN), AcqRel);
+    let is_alone = |entry: &&AtomicU64| entry.load(Relaxed) & ALONE != 0;
+    entry(fd).filter(is_alone).is_some_and(|entry| clear(entry) & ALONE != 0)
 }
 
 /// Somebody else has all there are.
 pub(super) fn none_is_alone() {
-    (0..used()).for_each(not_alone);
+    (0..used()).for_each(|fd| _ = not_alone(fd));
+}
+
+/// Goes up before anybody else has what this process has, by a fork or as a program that it spawns.
+pub(super) fn forks() -> u32 {
+    let row = start::this_process().map(|own| own.row);
+    row.map_or(0, |row| context::common().process(row).forks.load(Acquire))
 }
 
 /// What was alone before a fork is no longer.
 pub(super) fn look_for_forks() {
-    let Some(own) = start::this_process() else { return };
-    let forks = context::common().process(own.row).forks.load(Acquire);
+    let forks = forks();
     if table().forks.swap(forks, AcqRel) != forks {
         none_is_alone();
     }
 }
 
-/// `fd` is added to an epoll instance that is not known.
+/// `fd` is added to an epoll instance that is not the one of its place.
 pub(super) fn note_elsewhere(fd: usize) {
     let word = entry(fd).map_or(0, |entry| entry.load(Relaxed));
     put(fd, word | ELSEWHERE);
+}
+
+/// Is it in such a one?
+pub(super) fn is_elsewhere(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & ELSEWHERE != 0)
 }
 
 /// Is it in one, of some kind?
@@ -317,6 +308,7 @@ pub(super) fn close(fd: usize) -> isize {
     {
         let_go(fd, pid);
     }
+    late().closed(fd as u32 as usize);
     ask(nr::CLOSE, [fd])
 }
 
@@ -324,10 +316,7 @@ pub(super) fn close(fd: usize) -> isize {
 fn let_go(fd: usize, pid: u32) {
     let Some(cell) = entry(fd) else { return };
     let end = end_of(fd);
-    late().forget(fd as u32 as usize);
-    if let Some(place) = place_of(fd) {
-        epoll::forget(place, fd);
-    }
+    epoll::forget_all(fd as u32 as usize);
     let word = cell.swap(0, AcqRel);
     let what = word & WHAT;
     let others = || table().fds[..used()].iter();
@@ -376,14 +365,13 @@ pub(super) fn copied(fd: usize, result: isize) -> isize {
 }
 
 fn copy_entry(from: usize, to: usize) {
-    not_alone(from);
+    let _ = not_alone(from);
     let Some(word) = entry(from).map(|entry| entry.load(Relaxed)).filter(|word| *word != 0) else {
         return;
     };
     if own_pid().is_none() {
         return;
     }
-    no_datagrams(from);
     if let Some(place) = place_of(from) {
         epoll::tell(place);
     }

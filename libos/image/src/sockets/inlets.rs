@@ -71,8 +71,7 @@ pub(super) fn made(args: [usize; 6]) -> isize {
         && [0, UDP].contains(&protocol);
     let connects = [STREAM as usize, SEQPACKET as usize].contains(&(kind & TYPE));
     match usize::try_from(result) {
-        Ok(fd) if is_one && own_pid().is_some() => fds::note_datagrams(fd),
-        Ok(fd) if connects && own_pid().is_some() => fds::note_alone(fd),
+        Ok(fd) if (is_one || connects) && own_pid().is_some() => fds::note_alone(fd, is_one),
         _ => {}
     }
     result
@@ -161,13 +160,12 @@ fn read(fd: usize) -> Option<Heard> {
 /// The datagram socket `fd`, which is bound, has a row from now on, unless none is free.
 #[inline(never)]
 fn begin(fd: usize) {
-    // Of threads that come to this at once, one.
-    if fds::no_datagrams(fd) {
-        let _ = own_pid().and_then(|pid| take_row(fd, pid));
-    }
+    let _ = take_row(fd);
 }
 
-fn take_row(fd: usize, pid: u32) -> Option<usize> {
+fn take_row(fd: usize) -> Option<()> {
+    let forks = fds::take_alone(fd)?;
+    let pid = own_pid()?;
     let heard = read(fd)?;
     let limit = option(fd, SO_RCVBUF)?;
     let row = meet::take_row(&of_port(heard.own.port))?;
@@ -177,8 +175,8 @@ fn take_row(fd: usize, pid: u32) -> Option<usize> {
     side.cookie.store(option(fd, SO_COOKIE).unwrap_or(0), Relaxed);
     side.nonblock.store(u32::from(options::is_nonblocking(fd)), Relaxed);
     side.hold(pid);
-    // Known here before anybody finds it.
-    if !fds::carry(fd, row, RECEIVER) {
+    // Known here, and to children that are yet to come, before anybody finds it.
+    if !fds::carry(fd, row, RECEIVER) || fds::forks() != forks {
         sockets().give_up(row);
         return None;
     }
@@ -186,24 +184,7 @@ fn take_row(fd: usize, pid: u32) -> Option<usize> {
         epoll::watch(&end);
     }
     sockets().begin_inlet(row, &heard, limit as u32, known::pid_space());
-    if let Some(end) = end_of(fd)
-        && sockets().inlets.is_inherited(side.cookie.load(Relaxed))
-    {
-        leave(&end);
-    }
-    Some(row)
-}
-
-/// A forked child has sockets that may have a row, or may get one some time, of which it would not know.
-#[inline(never)]
-pub(super) fn inherit(pid: u32) {
-    for fd in fds::all_datagrams() {
-        fds::no_datagrams(fd);
-        if let Some(cookie) = option(fd, SO_COOKIE) {
-            sockets().inlets.note_inherited(cookie);
-            let _ = meet::adopt_known(fd, cookie, pid);
-        }
-    }
+    Some(())
 }
 
 /// It sends and hears by the kernel from now on; what is in its ring comes first.
@@ -213,7 +194,7 @@ pub(super) fn leave(end: &End) {
 
 /// `fd` goes to somebody who may know nothing of rings.
 pub(super) fn pass(fd: usize) {
-    fds::no_datagrams(fd);
+    let _ = fds::not_alone(fd);
     if let Some(end) = end_of(fd) {
         leave(&end);
     }

@@ -1,7 +1,6 @@
-//! Sockets that were added to an epoll instance of which nobody knows who waits there (it is full, or not this
-//! process's own), when their rings had bytes already: what comes later is the kernel's to tell, but of these
-//! bytes it knows nothing. Whoever waits there is told of them from here until they have been taken. So it is
-//! with an epoll instance that is added to another.
+//! Sockets that were added to an epoll instance of which nobody knows who waits there (it has no set, is full, or not
+//! this process's own), when their rings had bytes already: what comes later is the kernel's to tell, but of these bytes
+//! it knows nothing. Whoever comes to wait there is told of them from here until they have been taken.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -45,7 +44,7 @@ impl Table {
 
     /// The socket `fd`, which is in `epoll` under this event, has bytes in its ring. False if there is no room.
     pub(super) fn note(&self, epoll: usize, fd: usize, event: Event) -> bool {
-        self.forget(fd);
+        self.forget(epoll, fd);
         let take = |late: &&Late| late.fd.compare_exchange(0, TAKEN, AcqRel, Relaxed).is_ok();
         let Some(late) = self.all.iter().find(take) else { return false };
         self.count.fetch_add(1, AcqRel);
@@ -56,11 +55,25 @@ impl Table {
         true
     }
 
-    /// `fd` is closed, or asked for in another way.
-    pub(super) fn forget(&self, fd: usize) {
-        if self.is_used() {
-            let same = |late: &&Late| late.fd.load(Relaxed) == fd as u32 + 1;
-            self.all.iter().filter(same).for_each(|late| self.drop_one(late, fd));
+    /// `fd` is asked for in another way in `epoll`, or is there no longer.
+    pub(super) fn forget(&self, epoll: usize, fd: usize) {
+        self.drop_all(|late, of| of == fd && late.epoll.load(Relaxed) == epoll as u32);
+    }
+
+    /// `fd` is closed, which may be an instance.
+    pub(super) fn closed(&self, fd: usize) {
+        self.drop_all(|late, of| of == fd || late.epoll.load(Relaxed) == fd as u32);
+    }
+
+    fn drop_all(&self, is_it: impl Fn(&Late, usize) -> bool) {
+        if !self.is_used() {
+            return;
+        }
+        for late in &self.all {
+            let fd = late.socket();
+            if let Some(fd) = fd.filter(|fd| is_it(late, *fd)) {
+                self.drop_one(late, fd);
+            }
         }
     }
 
@@ -74,18 +87,12 @@ impl Table {
     pub(super) fn collect(&self, epoll: usize, at: usize, most: usize) -> Result<usize, isize> {
         let mut count = 0;
         for late in self.all.iter().filter(|late| late.epoll.load(Relaxed) == epoll as u32) {
-            let Some(fd) = late.fd.load(Acquire).checked_sub(1).filter(|fd| fd + 1 != TAKEN) else {
-                continue;
-            };
+            let Some(fd) = late.socket() else { continue };
             if count == most {
                 break;
             }
-            let (fd, asked, data) =
-                (fd as usize, late.events.load(Relaxed), late.data.load(Relaxed));
-            let has_bytes = match fds::set_of(fd) {
-                Some(nested) => fds::set(nested).has_bytes(),
-                None => fds::end_of(fd).is_some_and(|end| end.incoming().has_bytes()),
-            };
+            let (asked, data) = (late.events.load(Relaxed), late.data.load(Relaxed));
+            let has_bytes = fds::end_of(fd).is_some_and(|end| end.incoming().has_bytes());
             if !has_bytes || asked & (EDGE | ONCE) != 0 {
                 self.drop_one(late, fd);
             }
@@ -103,6 +110,13 @@ impl Table {
             count += 1;
         }
         Ok(count)
+    }
+}
+
+impl Late {
+    fn socket(&self) -> Option<usize> {
+        let fd = self.fd.load(Acquire);
+        fd.checked_sub(1).filter(|_| fd != TAKEN).map(|fd| fd as usize)
     }
 }
 

@@ -141,7 +141,7 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
         sockets().connecting.fetch_add(1, AcqRel);
     }
     let result = native(nr::CONNECT, args);
-    if (result == 0 || result == -EINPROGRESS) && fds::is_alone(fd) {
+    if result == 0 || result == -EINPROGRESS {
         let _ = offer(fd, to, pid);
     }
     if is_near {
@@ -173,6 +173,7 @@ pub(super) fn take_row(name: &Name) -> Option<usize> {
 
 /// Have the side that accepts find this connection.
 fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
+    let forks = fds::take_alone(fd)?;
     let name = match to {
         Address::Unix => name(fd, 0)?,
         _ => {
@@ -195,6 +196,10 @@ fn offer(fd: usize, to: Address, pid: u32) -> Option<()> {
     side.hold(pid);
     // Known here before anybody takes it: what is sent from now on is counted.
     let is_known = fds::carry(fd, row, 0);
+    if fds::forks() != forks {
+        sockets().give_up(row);
+        return None;
+    }
     if let Some(end) = fds::end_of(fd) {
         stream::note_core(end.outgoing());
         if fds::is_watched(fd) {
@@ -374,7 +379,6 @@ pub(super) fn about_to_pass(at: usize) {
         pipes::pass(fd);
         counters::leave(fd);
         inlets::pass(fd);
-        fds::not_alone(fd);
         if let Some(end) = fds::end_of(fd).filter(End::is_needed) {
             end.connection.sides[end.side].passed.fetch_add(1, AcqRel);
         }
@@ -471,7 +475,6 @@ fn wait_anew(pid: u32) {
 /// A forked child has what its parent had.
 pub(crate) fn hold_after_fork() {
     let Some(own) = start::this_process() else { return };
-    inlets::inherit(own.pid);
     fds::none_is_alone();
     for end in fds::ends() {
         end.connection.sides[end.side].hold(own.pid);

@@ -238,7 +238,8 @@ pub(super) fn poll(number: usize, args: [usize; 6]) -> isize {
 /// True if it has bytes in rings already.
 fn leaves_bytes(fd: usize) -> bool {
     fds::set_of(fd).map(fds::set).is_some_and(|set| {
-        set.leave_to_kernel();
+        set.leave_to_kernel(fd);
+        set.tell(fd);
         set.has_bytes()
     })
 }

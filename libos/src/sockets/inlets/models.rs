@@ -140,3 +140,65 @@ fn loom_nothing_is_put_into_a_row_that_has_become_free() {
         sender.join().expect("no panic");
     });
 }
+
+/// By who has the turn, behind one that is unread: by the kernel if somebody sleeps. As [`send`], where that cannot be
+/// taken out again.
+fn send_behind(model: &Model, published: impl FnOnce()) {
+    let ring = model.ring();
+    let tail = ring.tail.load(Acquire);
+    let is_asleep = ring.publish(tail + 1, || {
+        published();
+        ring.waiting.parked.load(Relaxed) != 0
+    });
+    let is_taken = || ring.filled().0 > tail;
+    if is_asleep && (ring.take(tail, 1) || model.inlet.make_void(tail, is_taken)) {
+        model.kernel.fetch_add(1, AcqRel);
+    }
+}
+
+/// Receive what is in the ring: how many are not for the kernel to deliver.
+fn receive(model: &Model) -> u32 {
+    let mut received = 0;
+    while let (position, 1..) = model.ring().filled() {
+        if model.ring().take(position, 1) && !model.inlet.is_void(position) {
+            received += 1;
+        }
+    }
+    received
+}
+
+#[test]
+fn loom_who_sleeps_for_edges_and_leaves_one_unread_is_woken_by_the_next() {
+    loom::model(|| {
+        let model = Arc::new(Model::default());
+        let marked = Arc::new(AtomicU32::new(0));
+        model.ring().publish(1, || false);
+        let (other, mark) = (model.clone(), marked.clone());
+        let sender = loom::thread::spawn(move || {
+            send_behind(&other, || {
+                mark.fetch_add(1, AcqRel);
+                loom::sync::atomic::fence(SeqCst);
+            });
+        });
+        model.ring().waiting.parked.fetch_add(1, AcqRel);
+        loom::sync::atomic::fence(SeqCst);
+        let sleeps = marked.load(Acquire) == 0;
+        sender.join().expect("no panic");
+        assert!(!sleeps || model.kernel.load(Acquire) == 1);
+        assert_eq!(receive(&model) + model.kernel.load(Acquire), 2);
+    });
+}
+
+#[test]
+fn loom_what_becomes_void_as_it_is_received_comes_once() {
+    loom::model(|| {
+        let model = Arc::new(Model::default());
+        model.ring().publish(1, || false);
+        model.ring().waiting.parked.store(1, Relaxed);
+        let other = model.clone();
+        let sender = loom::thread::spawn(move || send_behind(&other, || ()));
+        let received = receive(&model);
+        sender.join().expect("no panic");
+        assert_eq!(received + receive(&model) + model.kernel.load(Acquire), 2);
+    });
+}

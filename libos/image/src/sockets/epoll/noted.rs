@@ -1,6 +1,6 @@
 //! Changes of what a set's sockets are waited for, of which the kernel is told later.
 
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use core::sync::atomic::fence;
 
 use libos::sockets::watch_word;
@@ -49,11 +49,7 @@ pub(super) fn noted(
     socket.data.store(event.data, Relaxed);
     socket.events.store(events, Release);
     socket.present.store(u32::from(what != DELETE), Relaxed);
-    let bit = 1 << (place.1 % 64);
-    let word = &set.untold[place.1 / 64];
-    if word.load(Relaxed) & bit == 0 {
-        word.fetch_or(bit, AcqRel);
-    }
+    set.is_untold(place.1);
     fence(SeqCst);
     if writes || end.incoming().has_bytes() {
         set.watcher().mark(place.1);

@@ -298,8 +298,11 @@ impl Receiving {
                 if !direction.take(at, head.taken()) {
                     continue;
                 }
-                direction.reading.record_bytes.fetch_add(head.len as u64, Relaxed);
                 self.inlet.freed.fetch_add(u64::from(head.charge), Relaxed);
+                if self.inlet.is_void(at) {
+                    continue;
+                }
+                direction.reading.record_bytes.fetch_add(head.len as u64, Relaxed);
                 self.inlet.is_near.store(1, Relaxed);
             }
             // The kernel takes it away as well where it cannot be written.

@@ -263,6 +263,9 @@ impl Sending {
             return Put::Asleep;
         }
         let Some(_turn) = Turn::take(inlet, direction, to) else { return Put::Kernel };
+        if inlet.has_void() {
+            return Put::Asleep;
+        }
         if !inlet.is_still(to.stamp) || direction.shut.load(Acquire) != 0 {
             return Put::Kernel;
         }
@@ -293,12 +296,17 @@ impl Sending {
             stream::mark(direction);
             stream::is_parked(direction)
         });
+        if !is_asleep {
+            return Put::Done(total as isize);
+        }
         // Taken out again, if nobody has it.
-        if is_asleep && direction.take(tail, needed) {
+        if direction.take(tail, needed) {
             inlet.freed.fetch_add(u64::from(charge), Relaxed);
             return Put::Asleep;
         }
-        Put::Done(total as isize)
+        let is_taken = || direction.filled().0 > tail;
+        let is_void = inlet.make_void(tail, is_taken);
+        if is_void { Put::Asleep } else { Put::Done(total as isize) }
     }
 
     /// Write it at `tail`.
