@@ -132,7 +132,8 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.word.store(self.former, Release);
+        // A child that was forked in the middle has a copy of this, and not the turn.
+        let _ = self.word.compare_exchange(context::own_tid(), self.former, Release, Relaxed);
     }
 }
 
