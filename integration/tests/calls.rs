@@ -279,6 +279,20 @@ fn no_way_to_make_a_call_escapes() {
     assert_eq!(sandbox.run(&[program.text()]).status, 128 + 31);
 }
 
+#[test]
+fn a_child_that_a_handler_forks_in_the_middle_of_a_carried_write_leaves_it_to_its_parent() {
+    let program = compile("gcc", "forked_sends", &[]);
+    for kind in ["pair", "pipe"] {
+        let sandbox = Sandbox::up_with(&format!("forked-{kind}"), &["--sockets"]);
+        let ended = sandbox.run(&[program.text(), kind, "2000"]);
+        let words = ended.stdout.split_whitespace().map(|word| word.parse().expect("a number"));
+        let words: Vec<u64> = words.collect();
+        let [1, wrong, forks, wrote] = words[..] else { panic!("{ended:?}") };
+        // A child whose handler came just before its write begins makes that; so it does without a sandbox.
+        assert!(forks > 20 && wrote * 5 < forks && wrong <= 2 * wrote, "{kind}: {ended:?}");
+    }
+}
+
 /// Calls from patched sites, and by a trap.
 fn came(sandbox: &Sandbox) -> (u64, u64) {
     let stats: Value = serde_json::from_str(&launcher(&["stats", &sandbox.name, "--json"]).stdout)

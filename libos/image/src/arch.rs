@@ -11,6 +11,8 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use copy::{copy_backwards, copy_forwards, copy_or_fail, core, fill, mend_copy};
 #[cfg(target_arch = "x86_64")]
+pub(crate) use patched::{is_under_way, leave_copy};
+#[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::{
     Jump, Registers, cache_index, early_call, fail_with_eintr, fs_base, in_gate,
     is_between_upcalls, leave_upcall, mend_gate, redirect, redirect_to_caller, sbx_call,

@@ -92,7 +92,7 @@ fn read_words(range: Range<usize>) -> Option<(usize, [u64; 128], usize)> {
 }
 
 /// Is the word at `at` where the kernel's frame says what a signal has interrupted, on this stack?
-fn is_rip_of_frame(at: usize) -> bool {
+pub(crate) fn is_rip_of_frame(at: usize) -> bool {
     /// The frame lies no further below what it has interrupted, with all vector state.
     const FRAME_REACH: usize = 16 << 10;
     let frame = at - offset_of!(UserContext, regs) - offset_of!(Registers, rip);

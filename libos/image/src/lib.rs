@@ -14,6 +14,7 @@ mod boot;
 mod calls;
 mod clamps;
 mod context;
+mod copies;
 mod events;
 mod exports;
 mod fault;

@@ -20,7 +20,7 @@ use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
 };
-use crate::{boot, context, events, fault, left, patch, signals, sockets, sys};
+use crate::{boot, context, copies, events, fault, left, patch, signals, sockets, sys};
 
 /// What a process knows of itself; private, and zero in a forked child. The pid is written last. Behind it lies the
 /// tid of the thread that joins such a child, or has.
@@ -109,6 +109,9 @@ pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32, arm
 pub(crate) extern "C" fn join_after_fork() {
     patch::forked();
     let is_within_upcall = left::end_copy();
+    if signals::is_handled(SIGSYS) {
+        copies::end();
+    }
     if this_process().is_some() {
         if sockets::is_on() {
             sockets::hold_after_fork();

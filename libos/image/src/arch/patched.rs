@@ -263,6 +263,10 @@ unsafe extern "C" {
     /// Labels within [`sbx_patched_entry`].
     static sbx_patched_first: u8;
     static sbx_patched_long: u8;
+    static sbx_patched_asked: u8;
+    /// And within [`sbx_keeping_vectors`].
+    static sbx_vectors_kept: u8;
+    static sbx_vectors_left: u8;
 }
 
 /// Upper half of the addresses where Go has its heap, and goroutines have their stacks: small ones.
@@ -491,6 +495,9 @@ unsafe extern "C" fn sbx_patched_entry() {
         "cld",
         "lea rax, [rip + {ask}]",
         "call {keeping_vectors}",
+        ".hidden sbx_patched_asked",
+        ".globl sbx_patched_asked",
+        "sbx_patched_asked:",
         "mov rsp, rbp",
         "test rbx, rbx",
         "je 42f",
@@ -610,7 +617,7 @@ pub(super) unsafe extern "C" fn sbx_keeping_vectors() {
         ".cfi_undefined rip",
         "push rbp",
         "mov rbp, rsp",
-        "sub rsp, 272",
+        "sub rsp, 320",
         "and rsp, -16",
         "stmxcsr [rsp + 256]",
         "movaps [rsp + 0], xmm0",
@@ -629,7 +636,17 @@ pub(super) unsafe extern "C" fn sbx_keeping_vectors() {
         "movaps [rsp + 208], xmm13",
         "movaps [rsp + 224], xmm14",
         "movaps [rsp + 240], xmm15",
+        // For a copy of this that a child leaves.
+        "mov [rsp + {base}], rbp",
+        "mov [rsp + {rbx}], rbx",
+        "mov [rsp + {rbx} + 8], r12",
+        "mov [rsp + {rbx} + 16], r13",
+        "mov [rsp + {rbx} + 24], r14",
+        "mov [rsp + {rbx} + 32], r15",
         "call rax",
+        ".hidden sbx_vectors_kept",
+        ".globl sbx_vectors_kept",
+        "sbx_vectors_kept:",
         "movaps xmm0, [rsp + 0]",
         "movaps xmm1, [rsp + 16]",
         "movaps xmm2, [rsp + 32]",
@@ -657,6 +674,55 @@ pub(super) unsafe extern "C" fn sbx_keeping_vectors() {
         "10:",
         "ldmxcsr [rsp + 256]",
         "jmp 11b",
+        ".hidden sbx_vectors_left",
+        ".globl sbx_vectors_left",
+        "sbx_vectors_left:",
+        "mov rbp, [rsp + {base}]",
+        "mov rbx, [rsp + {rbx}]",
+        "mov r12, [rsp + {rbx} + 8]",
+        "mov r13, [rsp + {rbx} + 16]",
+        "mov r14, [rsp + {rbx} + 24]",
+        "mov r15, [rsp + {rbx} + 32]",
+        "jmp sbx_vectors_kept",
         ".cfi_endproc",
+        base = const BASE_AT,
+        rbx = const RBX_AT,
     )
+}
+
+/// In what [`sbx_keeping_vectors`] keeps, from the stack pointer at its call on: its own frame's address, then rbx and r12
+/// to r15.
+const BASE_AT: usize = 264;
+const RBX_AT: usize = BASE_AT + 8;
+/// From there to its frame.
+const KEPT_LEN_MAX: usize = 320 + 16;
+
+/// Does a word of a stack say that a patched call may be under way there?
+pub(crate) fn is_under_way(word: u64) -> bool {
+    word == &raw const sbx_vectors_kept as u64
+}
+
+/// Have `regs`, of a thread that was forked in a call with such a word at `at` of its own stack, leave that with
+/// `result`. False if it is none.
+///
+/// # Safety
+/// The stack goes on for 4 KiB from there.
+pub(crate) unsafe fn leave_copy(at: usize, regs: &mut super::Registers, result: i64) -> bool {
+    let kept = at + 8;
+    // SAFETY: by contract.
+    let word = |at: usize| unsafe { (at as *const u64).read() };
+    let base = word(kept + BASE_AT) as usize;
+    // One on the context's call room is its parent's.
+    if !(kept..=kept + KEPT_LEN_MAX).contains(&base) || word(kept + RBX_AT) != 0 {
+        return false;
+    }
+    let entry = base + 16;
+    if word(base + 8) != &raw const sbx_patched_asked as u64 || word(base) as usize != entry {
+        return false;
+    }
+    let call = (entry + 16) as *mut PatchedCall;
+    // SAFETY: the entry has kept it there, above what it has pushed since.
+    unsafe { (&raw mut (*call).rax).write(result as u64) };
+    super::x86_64::go_on_with(regs, &raw const sbx_vectors_left as u64, kept as u64, DONE.into());
+    true
 }

@@ -614,10 +614,18 @@ pub(crate) fn redirect_to_caller(regs: &mut Registers, frame: &Frame, status: St
 }
 
 fn go_on_at(regs: &mut Registers, rip: u64, [rdi, rsi]: [u64; 2]) {
-    const DIRECTION_TRAP_ALIGNMENT: u64 = 0x4_0500;
     (regs.rip, regs.rdi, regs.rsi) = (rip, rdi, rsi);
     regs.flags &= !DIRECTION_TRAP_ALIGNMENT;
 }
+
+/// Have interrupted code go on elsewhere, as if what it had called had returned `rax`.
+pub(super) fn go_on_with(regs: &mut Registers, rip: u64, rsp: u64, rax: u64) {
+    (regs.rip, regs.rsp, regs.rax) = (rip, rsp, rax);
+    regs.flags &= !DIRECTION_TRAP_ALIGNMENT;
+}
+
+/// Flags that compiled code finds clear.
+const DIRECTION_TRAP_ALIGNMENT: u64 = 0x4_0500;
 
 /// Where a program starts after exec: with the descriptors of the three zones in `r12d`, `r13d` and
 /// `r14d`, the signals to be hooked in `r15`, and its true entry point in `rbx`. Joins, then enters the program with every register

@@ -132,7 +132,11 @@ impl<'a> Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.word.store(self.former, Release);
+        // A child that was forked in the middle has a copy of this, and not the turn, which nobody takes from one that
+        // lives.
+        if self.word.load(Relaxed) == context::own_tid() {
+            self.word.store(self.former, Release);
+        }
     }
 }
 
