@@ -213,6 +213,11 @@ fn write_piece(end: &End, fd: usize, [at, len]: [usize; 2]) -> isize {
     match Some(at).filter(|_| len == COUNT_LEN).and_then(user::read::<u64>) {
         // For the kernel to refuse.
         Some(u64::MAX) | None => kernel(),
+        // Nothing more, but news of what there is, which the kernel may have.
+        Some(0) => {
+            write(end, 0, kernel);
+            kernel()
+        }
         Some(more) => write(end, more, kernel),
     }
 }

@@ -24,7 +24,7 @@ use super::stream;
 use super::wait::{
     ERR, HUP, IN, OUT, READ_HUP, READ_NORMAL, Timespec, Until, is_readable, kernels_events,
 };
-use super::{ask, late, native, sockets, user};
+use super::{ask, inlets, late, native, sockets, user};
 use crate::sys::{EFAULT, nr};
 use crate::time;
 
@@ -554,7 +554,13 @@ impl Wait {
             }
         }
         // The kernel has something to add.
-        if got != 0 && (is_pipe || events & OUT != writable || end.connection.is_ending()) {
+        let has_more = || {
+            is_pipe
+                || events & OUT != writable
+                || end.connection.is_ending()
+                || inlets::may_have_failed(&end)
+        };
+        if got != 0 && has_more() {
             got |= kernels_events(end.fd, events);
         }
         if got != 0 && events & ONCE != 0 {

@@ -15,7 +15,7 @@ mod send;
 
 pub(super) use known::Table as Known;
 pub(super) use receive::{receive, receive_message};
-pub(super) use send::{first, is_first, send, send_message};
+pub(super) use send::{first, is_first, may_have_failed, send, send_message};
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 

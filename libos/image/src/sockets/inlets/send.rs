@@ -359,7 +359,12 @@ fn told(place: &Place, is_six: bool) -> (Raw, usize) {
     (raw, FOUR_LEN)
 }
 
-/// Has the kernel an error to tell about what a connected socket sent by it?
+/// May the kernel have an error to tell about what a socket sent by it?
+pub(in super::super) fn may_have_failed(end: &End) -> bool {
+    end.connection.is_inlet() && inlet_of(end).failed.load(Relaxed) != 0
+}
+
+/// Has it one, of a socket that is connected?
 pub(super) fn has_failed(end: &End) -> bool {
     let failed = &inlet_of(end).failed;
     if failed.load(Relaxed) == 0 {
