@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/select.h>
@@ -168,6 +169,16 @@ int main(int argc, char **argv) {
         in_handler(SA_ONSTACK, 0, on_signal);
         in_handler(SA_ONSTACK, 0, on_signal);
         look_below_alternate();
+        fail();
+    } else if (!strcmp(place, "go-alternate")) {
+        /* Where Go has its heap, and the stacks for signals in it. */
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+        stack_t stack = {.ss_size = 32768};
+        stack.ss_sp = mmap((void *)0xc000000000, stack.ss_size, PROT_READ | PROT_WRITE, flags, -1, 0);
+        sigaltstack(&stack, NULL);
+        make_context();
+        in_handler(SA_ONSTACK, 0, on_signal);
+        in_handler(SA_ONSTACK, 0, on_signal);
         fail();
     } else if (!strcmp(place, "no-alternate")) {
         make_context();

@@ -304,6 +304,14 @@ fn an_upcall_of_a_handler_on_the_alternate_stack_may_be_interrupted_and_may_fail
 }
 
 #[test]
+fn a_handler_on_a_stack_that_lies_where_goroutines_have_theirs_is_asked_about_elsewhere() {
+    let contained = Contained::new();
+    for (call, line) in [("9000001", ASKED), ("9000002", ASKED), ("9000003", "asked 78")] {
+        is_contained(&contained.asked(&["go-alternate", call]), &[line; 3]);
+    }
+}
+
+#[test]
 fn a_program_may_give_its_alternate_stack_back() {
     let contained = Contained::new();
     let ended = contained.alone(&["disarmed", OVERFLOW[0], OVERFLOW[1]]);

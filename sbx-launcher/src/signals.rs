@@ -123,7 +123,9 @@ pub fn sigaltstack(common: Common, ids: [i32; 2], [new, old]: [u64; 2]) -> Answe
             || is_none && former_len != 0 && old == 0
         {
             note_own(context, given);
-            context.alt_stack.store(0, Relaxed);
+            if is_ours {
+                context.alt_stack.store(0, Relaxed);
+            }
             context.window.store(NOWHERE, Relaxed);
             return Answer::Continue;
         }

@@ -277,6 +277,9 @@ pub(crate) extern "C" fn sbx_patched(
     if before.is_none() && after.is_none() {
         return pass(number, call);
     }
+    // A handler on an alternate stack that is where those of goroutines are, as Go's: who is asked needs another.
+    let at = core::ptr::from_ref(call) as usize;
+    let found = found.filter(|context| !stacks::own_of(context).has(at));
     let Some(context) = found.or_else(|| context::known_by(fs)) else { return TRAP };
     if !context.sequence.load(Relaxed).is_multiple_of(2)
         && !left::end_if_left(context, stack_pointer())
