@@ -539,6 +539,12 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
+        if let Some(Running { child, .. }) = &mut self.program {
+            // The launcher hands that on to the program, which would outlive it otherwise.
+            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let _ = child.wait();
+        }
         let launcher = built("sbx-launcher");
         let argv = [launcher.to_str().expect("text"), "down", &self.sandbox];
         let _ = self.net.beside(&argv).status();
