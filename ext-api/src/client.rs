@@ -2,15 +2,17 @@
 #![expect(unsafe_code, reason = "reads the control zone and calls libos at its address")]
 
 use std::fs;
+use std::mem::offset_of;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::abi::{
-    ABI_VERSION, CONTROL_MAPPING, CallFn, FindFn, Handle, ReleaseFn, Reply, SUPERBLOCK_MAGIC,
-    Status, Superblock, WaitFn, WaitOnFn, WakeOnFn,
+    ABI_VERSION, CONTROL_MAPPING, CallFn, FindFn, Handle, HandlerEntry, ReleaseFn, Reply,
+    SUPERBLOCK_MAGIC, Status, Superblock, WaitFn, WaitOnFn, WakeOnFn,
 };
 use crate::error::CallError;
+use crate::limits::{HANDLERS_MAX, SIGNATURE_LEN_MAX};
 use crate::wire::{self, Ret};
 
 /// The sandbox that this process is in.
@@ -171,6 +173,28 @@ impl Sandbox {
         }
     }
 
+    /// Is the live handler's signature this one?
+    pub(crate) fn has_signature(&self, handle: Handle, signature: &str) -> bool {
+        let (index, generation) = (handle as u32 as usize, (handle >> 32) as u32);
+        if index >= HANDLERS_MAX {
+            return false;
+        }
+        let table = self.superblock.handlers as usize;
+        let row = table + index * size_of::<HandlerEntry>();
+        let at = |offset: usize| std::ptr::with_exposed_provenance::<()>(row + offset);
+        let len = at(offset_of!(HandlerEntry, signature_len)).cast::<u32>();
+        // SAFETY: of a row of the table, which is mapped for good. The supervisor does not change it while it
+        // is live; whether it was all the time is seen below.
+        let len = unsafe { len.read_volatile() };
+        let text = at(offset_of!(HandlerEntry, signature)).cast::<[u8; SIGNATURE_LEN_MAX]>();
+        // SAFETY: as above.
+        let text = unsafe { text.read_volatile() };
+        let live = at(offset_of!(HandlerEntry, generation)).cast::<AtomicU32>();
+        // SAFETY: as above; an atomic.
+        let is_live = unsafe { &*live }.load(Ordering::Acquire) == generation;
+        is_live && text.get(..len as usize) == Some(signature.as_bytes())
+    }
+
     /// The gate itself. Returns a [`Status`] as a number.
     ///
     /// # Safety
@@ -248,7 +272,7 @@ impl Sandbox {
 }
 
 #[cold]
-fn failure(status: u32, reply: &Reply) -> CallError {
+pub(crate) fn failure(status: u32, reply: &Reply) -> CallError {
     let text = || String::from_utf8_lossy(wire::bytes(reply)).into_owned();
     match Status::from_raw(status) {
         Some(Status::Failed) => CallError::Failed(text()),

@@ -26,6 +26,8 @@
 //! region. [`Verdict::Hand`] has another process answer: there, [`Held`] is the same packet.
 #![expect(unsafe_code, reason = "the other side of the worker's raw pointers")]
 
+mod shown;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -39,6 +41,8 @@ use crate::extension::{Out, runtime};
 use crate::limits::BUFFER_LEN;
 use crate::pool::{Buffer, Holder, Name, Outcome, Pool, bytes_of};
 use crate::post::To;
+
+pub use shown::{FrameHandler, Said, show_to};
 
 /// What becomes of a packet, or of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +109,9 @@ pub struct View<'a, K> {
 ///
 /// `#[on(packet = "eth0")]` is asked about every frame that comes in by that interface, from its link-layer
 /// header on. The kernel has a copy of each and goes on with it, whatever the verdict. An answer is a frame,
-/// too, and goes out as it is; one to a datagram goes to who has sent that.
+/// too, and goes out as it is; one to a datagram goes to who has sent that. `#[on(packet = "*")]` is asked about
+/// frames of programs that have a device of their own ([`FrameHandler`]), in these programs: what it does not
+/// pass, nobody else sees.
 pub type Packet<'a> = View<'a, Datagram>;
 
 /// A connection, and those of its bytes that the handler has not used up yet.

@@ -414,6 +414,183 @@ fn the_example_answers() {
 }
 
 #[test]
+fn a_closure_sees_frames_before_the_host() {
+    let (file, _) = random_file(300_000);
+    for device in ["tap", "packet", "xdp"] {
+        let Some(net) = Net::new(device) else { continue };
+        let command = ["serve", "8080", file.text()];
+        let Some(helper) = net.serving(&["--guard", "8080"], &command) else { continue };
+        // Who answers where the ping lies leaves its time to live as it was: the host would not.
+        let pings = ["ping", "-c", "20", "-i", "0.01", "-W", "5", "-t", "7", OURS[0]];
+        let ended = net.kernel(&pings);
+        assert!(ended.stdout.contains("20 received"), "{device}: {}", ended.stdout);
+        assert_eq!(ended.stdout.matches("ttl=7 ").count(), 20, "{device}: {}", ended.stdout);
+        let to = Scratch::new("fetched");
+        let fetched = net.kernel(&["curl", "-sf", "-o", to.text(), &url(OURS[0], "/")]);
+        assert_eq!(fetched.status, 0, "{device}: {} {}", fetched.stderr, helper.said());
+        assert_eq!(fs::read(&to.0).ok(), fs::read(&file.0).ok(), "{device}");
+        // Nobody says that nobody listens there.
+        let lost = net.kernel(&["curl", "-s", "-m", "1", "http://10.77.0.2:81/"]);
+        assert_eq!(lost.status, CURL_TIMEOUT, "{device}: {}", lost.stderr);
+        // What it does not know of goes on as ever.
+        assert_eq!(net.kernel(&["ping", "-c", "3", "-i", "0.01", OURS[1]]).status, 0, "{device}");
+    }
+}
+
+/// How curl says that nothing came in time.
+const CURL_TIMEOUT: i32 = 28;
+
+/// A sandbox beside the kernel's stack, whose extension `guard` sees the frames of the program `user-tcp` first.
+struct Guarded {
+    net: Net,
+    sandbox: String,
+    program: Option<Running>,
+}
+
+impl Guarded {
+    fn new() -> Option<Self> {
+        let net = Net::new("tap")?;
+        // The program makes its own, on which the kernel says nothing by itself.
+        must(&format!("-n {} link del line", net.kernel));
+        let quiet = net.kernel(&["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"]);
+        assert_eq!(quiet.status, 0, "{}", quiet.stderr);
+        let sandbox = format!("guarded-{}", std::process::id());
+        let mut guarded = Self { net, sandbox, program: None };
+        guarded.launcher(&["up", &guarded.sandbox]);
+        guarded.load();
+        let log = Scratch::new("user-tcp");
+        let mut command = guarded.user_tcp("user7", "guard.frame");
+        command.stdout(Stdio::null()).stderr(File::create(&log.0).expect("a file"));
+        guarded.program = Some(Running { child: command.spawn().expect("ip"), log });
+        // Once it answers.
+        guarded.page();
+        Some(guarded)
+    }
+
+    /// The program in the sandbox, whose frames a handler is to see.
+    fn user_tcp(&self, interface: &str, handler: &str) -> Command {
+        let [launcher, program] = ["sbx-launcher", "user-tcp"].map(built);
+        let [launcher, program] = [&launcher, &program].map(|path| path.to_str().expect("text"));
+        let argv = [launcher, "run", "--sandbox", &self.sandbox, "--", program];
+        self.net.beside(&[&argv[..], &[interface, OURS[0], KERNEL[0], handler]].concat())
+    }
+
+    fn launcher(&self, args: &[&str]) -> String {
+        let launcher = built("sbx-launcher");
+        let argv = [&[launcher.to_str().expect("text")], args].concat();
+        let ended = self.net.kernel(&argv);
+        assert_eq!(ended.status, 0, "{args:?}: {}", ended.stderr);
+        ended.stdout
+    }
+
+    fn load(&self) {
+        let image = built("libguard.so");
+        let config = format!("address={},port=80", OURS[0]);
+        let image = image.to_str().expect("text");
+        self.launcher(&["ext", "load", &self.sandbox, image, "--config", &config]);
+    }
+
+    /// What a handler of the extension says.
+    fn count(&self, handler: &str) -> u64 {
+        let said = self.launcher(&["call", &self.sandbox, handler]);
+        said.trim().parse().unwrap_or_else(|_| panic!("{handler}: {said}"))
+    }
+
+    fn fetch(&self) -> Ended {
+        self.net.kernel(&["curl", "-sf", "-m", "5", "http://10.77.0.2/hello"])
+    }
+
+    /// The program's page, once there is one: frames that came, and the verdicts on them.
+    fn page(&self) -> (u64, [u64; 5]) {
+        let until = Instant::now() + PATIENCE;
+        let page = loop {
+            let ended = self.fetch();
+            if ended.status == 0 {
+                break ended.stdout;
+            }
+            let said = || self.program.as_ref().map(Running::said);
+            assert!(Instant::now() < until, "it does not answer: {:?}", said());
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let numbers = |line: usize| -> Vec<u64> {
+            let line = page.lines().nth(line).unwrap_or_else(|| panic!("{page}"));
+            line.split(|of: char| !of.is_ascii_digit()).filter_map(|it| it.parse().ok()).collect()
+        };
+        (numbers(2)[0], numbers(3).try_into().unwrap_or_else(|_| panic!("{page}")))
+    }
+
+    /// Frames that the kernel has sent to the program.
+    fn sent(&self) -> u64 {
+        let shown = self.net.kernel(&["ip", "-j", "-s", "link", "show", "user7"]);
+        let link: Value = serde_json::from_str(&shown.stdout).expect("JSON");
+        link[0]["stats64"]["tx"]["packets"].as_u64().unwrap_or_else(|| panic!("{link}"))
+    }
+
+    /// A page that has every frame, and the verdicts in it.
+    fn accounted(&self) -> [u64; 5] {
+        let before = self.sent();
+        let (received, verdicts) = self.page();
+        println!("{received} frames; passed, answered, dropped, refused, failed: {verdicts:?}");
+        assert_eq!(verdicts.iter().sum::<u64>(), received);
+        assert!((before..=self.sent()).contains(&received), "{before} {received}");
+        verdicts
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if let Some(Running { child, .. }) = &mut self.program {
+            // The launcher hands that on to the program, which would outlive it otherwise.
+            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let _ = child.wait();
+        }
+        let launcher = built("sbx-launcher");
+        let argv = [launcher.to_str().expect("text"), "down", &self.sandbox];
+        let _ = self.net.beside(&argv).status();
+    }
+}
+
+#[test]
+fn an_extension_sees_frames_before_the_host() {
+    let Some(guarded) = Guarded::new() else { return };
+    let [passed, ..] = guarded.accounted();
+    assert!(passed > 0);
+    let ping = |options: &[&str]| {
+        let argv = [&["ping", "-i", "0.01", "-W", "5"], options, &[OURS[0]]].concat();
+        let ended = guarded.net.kernel(&argv);
+        assert_eq!(ended.status, 0, "{}{}", ended.stdout, ended.stderr);
+    };
+    ping(&["-c", "20"]);
+    // Contents, too: ping compares them.
+    ping(&["-c", "5", "-s", "1400", "-p", "5a"]);
+    let lost = guarded.net.kernel(&["curl", "-s", "-m", "1", "http://10.77.0.2:81/"]);
+    assert_eq!(lost.status, CURL_TIMEOUT, "{}", lost.stderr);
+    let [_, answered, dropped, refused, failed] = guarded.accounted();
+    assert_eq!((answered, guarded.count("guard.pings")), (25, 25));
+    assert!(dropped >= 1, "nothing was dropped");
+    assert_eq!((dropped, refused, failed), (guarded.count("guard.refused"), 0, 0));
+}
+
+#[test]
+fn a_handler_that_is_gone_lets_nothing_through() {
+    let Some(guarded) = Guarded::new() else { return };
+    guarded.accounted();
+    guarded.launcher(&["ext", "unload", &guarded.sandbox, "guard"]);
+    let lost = guarded.net.kernel(&["curl", "-s", "-m", "1", "http://10.77.0.2/"]);
+    assert_eq!(lost.status, CURL_TIMEOUT, "{}", lost.stderr);
+    guarded.load();
+    let [_, _, _, _, failed] = guarded.accounted();
+    assert!(failed > 0, "what came meanwhile is counted");
+    assert_eq!(guarded.count("guard.refused"), 0);
+    // Another kind of handler, which would take a frame for numbers, and none.
+    for (handler, why) in [("guard.pings", "BadArgs"), ("guard.none", "no handler guard.none")] {
+        let ended = run(&mut guarded.user_tcp("user8", handler));
+        assert!(ended.status == 1 && ended.stderr.contains(why), "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn two_processes_speak_over_shared_memory() {
     let (file, sum) = random_file(if full() { 1 << 30 } else { 64 << 20 });
     let (memory, log) = (Scratch::new("ring"), Scratch::new("log"));

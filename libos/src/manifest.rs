@@ -55,11 +55,24 @@ pub enum Port {
     Udp(u16),
     /// Connections to a TCP port.
     Tcp(u16),
-    /// Frames of an interface: its name, padded with zeros.
+    /// Frames of an interface: its name, padded with zeros. `*` are those that programs bring themselves.
     Interface([u8; INTERFACE_LEN_MAX]),
 }
 
+/// The name that no interface has.
+const BROUGHT: [u8; INTERFACE_LEN_MAX] = {
+    let mut name = [0; INTERFACE_LEN_MAX];
+    name[0] = b'*';
+    name
+};
+
 impl Port {
+    /// Do programs bring what its handler is asked about? Then there is nothing to open.
+    #[must_use]
+    pub fn is_brought(self) -> bool {
+        self == Self::Interface(BROUGHT)
+    }
+
     /// The interface in the words of a set.
     fn interface(set: [u64; 8]) -> Option<Self> {
         let mut name = [0; INTERFACE_LEN_MAX];

@@ -9,15 +9,16 @@
 //! ```
 //!
 //! A frame is copied once on its way in, from memory that somebody else may write to the caller's, and
-//! looked at only there. Every frame that is handed over, either way, is counted once: as one that went
-//! through, or as one that was dropped, by cause. Time is an argument: a duration since a moment of the
-//! caller's choice.
+//! looked at only there. Between a device and who uses it a handler can be asked about each frame ([`asked`]).
+//! Every frame that is handed over, either way, is counted once: as one that went through, or as one that was
+//! dropped, by cause. Time is an argument: a duration since a moment of the caller's choice.
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod asked;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub(crate) mod descriptor;

@@ -1,6 +1,7 @@
 //! An HTTP responder whose TCP, IP and ARP are its own: the kernel only has a TAP interface.
 //!
-//! `user-tcp [INTERFACE [OUR-ADDRESS [KERNEL-ADDRESS]]]`
+//! `user-tcp [INTERFACE [OUR-ADDRESS [KERNEL-ADDRESS [HANDLER]]]]`: the handler, of an extension of the sandbox,
+//! is asked about each frame before the TCP/IP sees it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
@@ -8,6 +9,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use netio::device::Medium;
+use netio::device::asked::{Asked, FrameHandler, Watch};
 use netio::device::tap::Tap;
 use netio::stack::{Config, Stack, TcpStream};
 
@@ -22,7 +24,8 @@ const LINE_MAX: u64 = 8192;
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let arg = |at: usize, default| args.get(at).map_or(default, String::as_str);
-    match serve(arg(0, "user0"), arg(1, "10.99.0.2"), arg(2, "10.99.0.1")) {
+    let handler = args.get(3).map(String::as_str);
+    match serve(arg(0, "user0"), arg(1, "10.99.0.2"), arg(2, "10.99.0.1"), handler) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("user-tcp: {why}");
@@ -31,24 +34,37 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(interface: &str, ours: &str, kernel: &str) -> Result<(), Failed> {
+fn serve(interface: &str, ours: &str, kernel: &str, handler: Option<&str>) -> Result<(), Failed> {
     let address: Ipv4Addr = ours.parse()?;
     let tap = Tap::open(interface, Medium::Ethernet)?;
     let interface = tap.name().to_owned();
     ip(&["addr", "add", &format!("{kernel}/{NETWORK_BITS}"), "dev", &interface])?;
     ip(&["link", "set", &interface, "up"])?;
-    let stack = Stack::new(tap, Config::new(address.into(), NETWORK_BITS))?;
+    let (stack, verdicts) = stack_at(tap, address, handler)?;
     let listener = stack.listen(80, 64)?;
     println!("curl http://{address}/    (or ping {address})");
     loop {
-        let (stream, stack) = (listener.accept()?, stack.clone());
+        let (stream, stack, verdicts) = (listener.accept()?, stack.clone(), verdicts.clone());
         std::thread::spawn(move || {
             let peer = stream.peer_addr();
-            if let Err(why) = answer(stream, &stack) {
+            if let Err(why) = answer(stream, &stack, verdicts.as_ref()) {
                 eprintln!("user-tcp: {peer}: {why}");
             }
         });
     }
+}
+
+/// A stack, and what its handler says if there is one.
+fn stack_at(
+    tap: Tap,
+    address: Ipv4Addr,
+    handler: Option<&str>,
+) -> Result<(Stack, Option<Watch>), Failed> {
+    let config = Config::new(address.into(), NETWORK_BITS);
+    let Some(handler) = handler else { return Ok((Stack::new(tap, config)?, None)) };
+    let device = Asked::by(tap, FrameHandler::find(handler)?);
+    let verdicts = device.verdicts();
+    Ok((Stack::new(device, config)?, Some(verdicts)))
 }
 
 fn ip(arguments: &[&str]) -> Result<(), Failed> {
@@ -61,7 +77,7 @@ fn ip(arguments: &[&str]) -> Result<(), Failed> {
 }
 
 /// Answer the requests of a connection, one after the other.
-fn answer(stream: TcpStream, stack: &Stack) -> std::io::Result<()> {
+fn answer(stream: TcpStream, stack: &Stack, verdicts: Option<&Watch>) -> std::io::Result<()> {
     stream.set_read_timeout(Some(IDLE_MAX));
     stream.set_write_timeout(Some(IDLE_MAX));
     stream.set_nodelay(true)?;
@@ -70,7 +86,9 @@ fn answer(stream: TcpStream, stack: &Stack) -> std::io::Result<()> {
     loop {
         let Some(request) = line(&mut reader)? else { return Ok(()) };
         while line(&mut reader)?.is_some_and(|header| !header.is_empty()) {}
-        let body = format!("{request}\nfrom {peer} to {local}, which no kernel knows\n{stack}\n");
+        let said = verdicts.map_or(String::new(), |verdicts| format!("{}\n", verdicts.now()));
+        let body =
+            format!("{request}\nfrom {peer} to {local}, which no kernel knows\n{stack}\n{said}");
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
         reader.get_mut().write_all((head + &body).as_bytes())?;
     }

@@ -108,7 +108,7 @@ fn hook_of(function: &ItemFn) -> Result<(u64, Tokens)> {
     attribute.parse_nested_meta(|meta| {
         let rule = "expected timer = \"...\", process = \"start\", \"fork\", \"exec\" or \"exit\", \
                     signal = \"SIG...\", syscall or syscall_exit = \"openat ...\", udp or tcp = \
-                    PORT or \"*\", or packet = \"INTERFACE\"";
+                    PORT or \"*\", or packet = \"INTERFACE\" or \"*\"";
         if let Some(kind) =
             [("udp", UDP), ("tcp", TCP)].iter().find(|(it, _)| meta.path.is_ident(it))
         {
@@ -429,7 +429,9 @@ fn signature(handler: &Handler) -> String {
         return "(call: call) -> verdict".to_owned();
     }
     if handler.is_on_network() {
-        return "(packet: packet) -> verdict".to_owned();
+        // By the first word a program that shows frames tells their handlers from others.
+        let what = if handler.hook.0 == PACKET { "frame" } else { "packet" };
+        return format!("({what}: packet) -> verdict");
     }
     let parameters: Vec<String> = handler
         .parameters

@@ -4,7 +4,8 @@
 //!
 //! Devices: `tap`, `tun`, `packet`, `xdp`; `first` and `second`, the sides of a ring in the file INTERFACE,
 //! which is made if there is none. Options: `--pcap FILE`, `--lose N` (of 1000 frames),
-//! `--reads calls`, `--queue N`. Commands: `serve PORT FILE` (HTTP: the file, `/bytes/N`, and PUT, which
+//! `--reads calls`, `--queue N`, `--guard PORT` (before the host sees a frame: pings are answered, connections to
+//! other ports dropped). Commands: `serve PORT FILE` (HTTP: the file, `/bytes/N`, and PUT, which
 //! counts), `get ADDRESS:PORT PATH` (to standard output), `echo PORT` (UDP, whatever comes), `iperf3 PORT`
 //! (a server of its protocol), and `trickle ADDRESS:PORT`, which connects and sends an octet at a time.
 //! `net-stack ring` prints figures of two hosts at a ring.
@@ -18,6 +19,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use guard::frame::{Frame, answer_ping, read};
+use netio::device::asked::{self, Asked, Verdict};
 use netio::device::lossy::Lossy;
 use netio::device::packet::Packet;
 use netio::device::ring::{Ring, Side};
@@ -57,6 +60,7 @@ struct Options {
     queue: u32,
     retransmit_ms: Option<u64>,
     by_calls: bool,
+    guard: Option<u16>,
 }
 
 fn at(device: &str, interface: &str, address: &str, rest: &[&str]) -> Result<(), Failed> {
@@ -69,6 +73,7 @@ fn at(device: &str, interface: &str, address: &str, rest: &[&str]) -> Result<(),
             "--lose" => options.lose = value.parse()?,
             "--queue" => options.queue = value.parse()?,
             "--retransmit-ms" => options.retransmit_ms = Some(value.parse()?),
+            "--guard" => options.guard = Some(value.parse()?),
             "--reads" => options.by_calls = *value == "calls",
             _ => return Err(format!("{name}: no such option").into()),
         }
@@ -134,10 +139,26 @@ fn wrapped(device: Box<dyn Device>, options: &Options) -> Result<Box<dyn Device>
         0 => device,
         lose => Box::new(Lossy::new(device, lose, 1)),
     };
+    let device: Box<dyn Device> = match options.guard {
+        None => device,
+        Some(open) => Box::new(Asked::new(device, move |frame| guard(frame, open))),
+    };
     let Some(path) = &options.pcap else { return Ok(device) };
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
     // Not buffered: the program is killed.
     Ok(Box::new(Capture::new(device, File::create(path)?, now)?))
+}
+
+/// What the extension of this name says as well.
+fn guard(frame: &mut asked::Packet<'_>, open: u16) -> Verdict {
+    match read(frame.bytes()) {
+        Frame::Ping { .. } => {
+            answer_ping(frame.bytes_mut());
+            frame.reply_in_place(frame.bytes().len())
+        }
+        Frame::Opening { port } if port != open => Verdict::Drop,
+        _ => Verdict::Pass,
+    }
 }
 
 /// A file as memory that other programs have as well.

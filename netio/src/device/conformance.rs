@@ -144,6 +144,7 @@ pub(crate) mod tests {
 
     use std::process::Command;
 
+    use super::super::asked::{Asked, Packet as Frame, Verdict};
     use super::super::lossy::Lossy;
     use super::super::memory::{Faults, pair};
     use super::super::packet::Packet;
@@ -164,6 +165,8 @@ pub(crate) mod tests {
         let mut record = Vec::new();
         let mut one = Capture::new(one, &mut record, Duration::ZERO).expect("a vector");
         conforms(&mut one, &mut Lossy::new(other, 0, 1));
+        let [mut one, other] = pair(Medium::Ethernet, 1500, Faults::default(), 1);
+        conforms(&mut one, &mut Asked::new(other, |_: &mut Frame<'_>| Verdict::Pass));
         let slow = Faults { delay: Duration::from_micros(50), ..Faults::default() };
         let [mut one, mut other] = pair(Medium::Ip, 9000, slow, 1);
         passes(&mut one, &mut other);

@@ -121,7 +121,7 @@ impl Sandbox {
         kept: &[Opened],
     ) -> Result<Vec<Opened>, SandboxError> {
         let wanted = handlers.iter().filter_map(|(hook, handler)| match hook {
-            Hook::Network(port) => Some((*port, handler)),
+            Hook::Network(port) if !port.is_brought() => Some((*port, handler)),
             _ => None,
         });
         let mut opened: Vec<Opened> = Vec::new();
