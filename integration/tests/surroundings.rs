@@ -360,3 +360,20 @@ fn perf_names_functions_of_the_region() {
     let of_ours = of_ours.unwrap_or_else(|| panic!("{} {}", report.stdout, report.stderr));
     assert!(of_ours.contains("faulty::"), "{}", report.stdout);
 }
+
+#[test]
+fn of_threads_that_execute_at_once_one_wins_and_stays_inside() {
+    let sandbox = Sandbox::up("exec-race");
+    let program = compile("cc", "exec_race", &[]);
+    for time in 0..25 {
+        let ended = sandbox.run(&[program.text()]);
+        let expected = "inside 1, descriptors 0, then inside 1\n";
+        assert_eq!(
+            (ended.status, ended.stdout.as_str(), ended.stderr.as_str()),
+            (0, expected, ""),
+            "time {time}"
+        );
+    }
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    assert!(!log.contains("outside") && !log.contains("could not join"), "{log}");
+}

@@ -49,7 +49,7 @@ const FORK_OPTIONS: i32 =
 enum Expected {
     /// Exec, with these descriptors of the zones in its table. It may have been begun with by a supervisor
     /// that died.
-    Exec { fds: [i32; 3], armed: u64, since: Instant, is_found: bool },
+    Exec { process: u32, fds: [i32; 3], armed: u64, since: Instant, is_found: bool },
     /// Fork.
     Fork { since: Instant, participant: bool },
     /// Its first stop as a forked child.
@@ -140,13 +140,14 @@ impl Follower {
         pass(Point::TakingOver);
         for found in self.hand().found() {
             let Found { tid, fds, armed, .. } = found;
+            let process = thread_group(tid).unwrap_or(tid as u32);
             if tracee::seize(tid, EXEC_OPTIONS).is_err() {
                 // It has ended, or is a debugger's.
                 self.hand().end(tid);
                 continue;
             }
             let (since, is_found) = (Instant::now(), true);
-            self.seized.insert(tid, Expected::Exec { fds, armed, since, is_found });
+            self.seized.insert(tid, Expected::Exec { process, fds, armed, since, is_found });
             let _ = tracee::interrupt(tid);
         }
         pass(Point::TakenOver);
@@ -160,6 +161,7 @@ impl Follower {
         for listener in listeners {
             events.extend(self.answer_taken(listener, common, &participant));
         }
+        events.extend(self.answer_deferred(listeners, common, participant));
         events
     }
 
@@ -232,15 +234,18 @@ impl Follower {
             note_fork(common, process);
         }
         // A signal came in the middle of a fork, which begins anew; or a supervisor died that had begun
-        // to answer.
+        // to answer. Only if it still is traced: another may have the number of one that has ended.
         let is_known = match self.seized.get(&tid) {
             Some(Expected::Fork { .. }) => !is_exec,
             Some(Expected::Exec { .. }) => is_exec,
             _ => false,
         };
-        if is_known {
-            resume(listener, request.id);
-            return events;
+        if !is_known && self.is_about_to_exec(process) {
+            if self.hand().defer(request) {
+                return events;
+            }
+            events
+                .push(Followed::Note(format!("pid {process}: too many threads wait for an exec")));
         }
         let options = if is_exec { EXEC_OPTIONS } else { FORK_OPTIONS };
         if still_there() && tracee::seize(tid, options).is_ok() {
@@ -248,8 +253,10 @@ impl Follower {
                 pass_with(Point::ExecSeized, tid, 0);
                 match [0, 1, 2].map(|which| self.hand_over(listener, request.id, which)) {
                     [Some(a), Some(b), Some(c)] => {
-                        self.begin_exec(tid, [a, b, c], from.armed);
+                        self.begin_exec(tid, process, [a, b, c], from.armed);
                     }
+                    // It has been killed.
+                    _ if !still_there() => {}
                     _ => events.push(Followed::Note(format!(
                         "pid {process}: its descriptor table is full; it runs outside of the \
                          sandbox"
@@ -260,7 +267,7 @@ impl Follower {
                 let (since, participant) = (Instant::now(), participant(process));
                 self.seized.insert(tid, Expected::Fork { since, participant });
             }
-        } else if still_there() {
+        } else if !is_known && still_there() {
             events.push(Followed::Note(format!(
                 "pid {process} is traced by another process; its next program is not injected"
             )));
@@ -270,13 +277,44 @@ impl Follower {
         events
     }
 
+    /// Is a thread of `process` on its way to a program of its own? If it comes there, all others end. Those that
+    /// call us meanwhile wait, as the kernel would have them: it takes who traces one of the others to reap it before the
+    /// exec goes on, and lets nobody trace one until it has.
+    fn is_about_to_exec(&self, process: u32) -> bool {
+        let is = |expected: &Expected| matches!(expected, Expected::Exec { process: of, .. } if *of == process);
+        self.seized.values().any(is)
+    }
+
+    /// Answer those that have waited for another thread's exec, which has failed, and forget those that have ended.
+    pub fn answer_deferred(
+        &mut self,
+        listeners: &[Listener],
+        common: Common,
+        participant: impl Fn(u32) -> bool,
+    ) -> Vec<Followed> {
+        let mut events = Vec::new();
+        for request in self.hand().deferred() {
+            let from = listeners.iter().find(|listener| valid(listener.fd.as_fd(), request.id));
+            let process = thread_group(request.pid as i32).unwrap_or(request.pid);
+            if from.is_some() && self.is_about_to_exec(process) {
+                continue;
+            }
+            if let Some(from) = from {
+                self.hand().answer(request.id);
+                events.extend(self.answer(from, common, request, &participant));
+            }
+            self.hand().end_deferred(request.id);
+        }
+        events
+    }
+
     /// A task that is about to execute a program has what it is let in with.
-    fn begin_exec(&mut self, tid: i32, fds: [i32; 3], armed: Armed) {
+    fn begin_exec(&mut self, tid: i32, process: u32, fds: [i32; 3], armed: Armed) {
         let armed = armed.at_join();
         self.hand().begin(tid, fds, armed);
         pass_with(Point::ExecNoted, tid, 0);
         let (since, is_found) = (Instant::now(), false);
-        self.seized.insert(tid, Expected::Exec { fds, armed, since, is_found });
+        self.seized.insert(tid, Expected::Exec { process, fds, armed, since, is_found });
     }
 
     /// Trace a child of ours that waits to execute a program, with the zones' descriptors as we have them.
@@ -285,7 +323,7 @@ impl Follower {
     /// Another process traces it.
     pub fn expect_exec(&mut self, pid: i32, armed: Armed) -> io::Result<()> {
         tracee::seize(pid, EXEC_OPTIONS)?;
-        self.begin_exec(pid, self.injector.fds, armed);
+        self.begin_exec(pid, pid as u32, self.injector.fds, armed);
         Ok(())
     }
 
@@ -366,7 +404,9 @@ impl Follower {
     fn exec_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
         // If another thread called exec, the task has the leader's number now.
         let former = event_message(pid).map_or(pid, |tid| tid as i32);
-        let expected = self.seized.remove(&former).or_else(|| self.seized.remove(&pid));
+        let expected = self.seized.remove(&former);
+        // Nobody says that the leader has ended.
+        self.seized.remove(&pid);
         let Some(Expected::Exec { fds, armed, .. }) = expected else {
             let _ = let_go(pid, 0);
             self.launch_is_over(pid);

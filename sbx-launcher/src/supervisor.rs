@@ -330,6 +330,7 @@ impl Supervisor {
         let idle = ready.is_empty();
         self.answer_taken();
         self.follower.look_after_late();
+        self.answer_deferred();
         let happened = std::mem::take(&mut self.sandbox.happened);
         self.hooks.run(&self.sandbox, happened);
         if self.net.run(&self.sandbox) {
@@ -540,6 +541,14 @@ impl Supervisor {
             let events = self.follower.answer_taken(listener, common, participant);
             self.note(events);
         }
+    }
+
+    /// Answer those that have waited for another thread's exec.
+    fn answer_deferred(&mut self) {
+        let (watched, common) = (&self.watched, self.sandbox.common());
+        let participant = |pid: u32| watched.contains_key(&pid);
+        let events = self.follower.answer_deferred(&self.listeners, common, participant);
+        self.note(events);
     }
 
     /// The ears of this copy are another process's children, and end with that.
