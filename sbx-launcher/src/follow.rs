@@ -25,6 +25,7 @@ use ext_api::abi::Entry;
 use libos::data::Common;
 use libos::layout::Place;
 use libos::manifest::Hook;
+use libos::signals::STOP;
 
 use crate::ear::Ear;
 use crate::failpoint::{Point, pass, pass_with};
@@ -38,6 +39,9 @@ use crate::tracee::{self, event_message, let_go, registers, to_system_call};
 
 /// How long a seized exec may take before it is looked at again: it may have failed.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// The code segment of a 64-bit program.
+const USER_CODE_64: u64 = 0x33;
 
 /// What is to stop a task that executes a program, and one that forks.
 const EXEC_OPTIONS: i32 = libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD;
@@ -61,6 +65,8 @@ enum Expected {
 pub enum Followed {
     /// A process is, or soon will be, a participant, by an exec or a fork: watch it.
     Started(Started),
+    /// A participant executes a program that runs outside of the sandbox's extensions.
+    Outside(u32),
     /// Something that an operator wants to read.
     Note(String),
 }
@@ -415,15 +421,28 @@ impl Follower {
         pass_with(Point::ExecStopped, pid, 0);
         start_watch(pid, Hook::Start, events);
         self.hand().rename(former, pid);
-        // Out of execve, whose result would go over the registers that we set.
-        let regs = to_system_call(pid).and_then(|_| registers(pid));
         let given = Given { fds, armed };
-        if let Err(error) = regs.and_then(|regs| self.injector.let_in(pid, regs, given)) {
+        if let Err(error) = self.let_in(pid, given) {
+            events.push(Followed::Outside(pid as u32));
             events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
         }
         self.launch_is_over(pid);
         pass(Point::JoinLeft);
         self.hand().end(pid);
+    }
+
+    /// Have a task that has stopped at its new program join. What the sandbox says to the process that it was by a signal
+    /// waits until libos has a handler for that, which unblocks it.
+    fn let_in(&self, pid: i32, given: Given) -> io::Result<()> {
+        let mask = tracee::mask(pid)?;
+        tracee::set_mask(pid, mask | 1 << (STOP - 1))?;
+        // Out of execve, whose result would go over the registers that we set.
+        let regs = to_system_call(pid).and_then(|_| registers(pid))?;
+        if regs.cs != USER_CODE_64 {
+            tracee::set_mask(pid, mask)?;
+            return let_go(pid, 0).and(Err(io::Error::other("it is not a 64-bit program")));
+        }
+        self.injector.let_in(pid, regs, given)
     }
 
     fn fork_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {

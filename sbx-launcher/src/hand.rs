@@ -184,6 +184,7 @@ impl Hand {
 
     /// A task begins its exec.
     pub fn begin(&self, tid: i32, fds: [i32; 3], armed: u64) {
+        self.end(tid);
         let Some(free) = self.page.execs.iter().find(|exec| exec.tid.load(SeqCst) == 0) else {
             return;
         };

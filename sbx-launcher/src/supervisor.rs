@@ -564,6 +564,8 @@ impl Supervisor {
                     let what = if known { Hook::Exec } else { how };
                     self.sandbox.happened.push(Happened { what, pid, words: [parent, 0] });
                 }
+                // Nobody may send it the signal by which libos is told of things.
+                Followed::Outside(pid) => self.sandbox.sweep(pid, UNKNOWN),
                 Followed::Note(text) => {
                     eprintln!("sbx: {text}");
                     self.say(text);
