@@ -624,6 +624,24 @@ impl Sandbox {
         }
     }
 
+    /// The thread of context `index` has ended within the upcall `sequence`, and its process lives: what the upcall
+    /// held is a dead one's from here on.
+    pub fn end_upcall_of_dead(&self, index: usize, sequence: u64) {
+        let context = self.common().context(index);
+        let code = context.code.load(Ordering::Relaxed);
+        if context.sequence.load(Ordering::Acquire) != sequence {
+            return;
+        }
+        context.frame.store(context.stack_top.load(Ordering::Relaxed), Ordering::Relaxed);
+        context.starved.store(0, Ordering::Relaxed);
+        let next = sequence.wrapping_add(1);
+        let ended =
+            context.sequence.compare_exchange(sequence, next, Ordering::AcqRel, Ordering::Relaxed);
+        if ended.is_ok() {
+            self.taint(self.slot_of(code), Status::Aborted);
+        }
+    }
+
     /// An upcall of code in `slot` ended in the middle.
     fn taint(&self, slot: usize, status: Status) {
         let trouble = self.common().trouble(slot);

@@ -218,8 +218,13 @@ impl Suspect {
         let context = common.context(index);
         let (pid, tid) =
             (common.claim(index).load().pid as i32, context.tid.load(Ordering::Relaxed) as i32);
+        let state = state(pid, tid);
+        if has_ended(pid, tid, state) {
+            sandbox.end_upcall_of_dead(index, self.sequence);
+            return LOOK_MIN;
+        }
         let Some(cpu_ns) = cpu_ns(pid, tid) else { return LOOK_MAX };
-        let runs = runs(pid, tid);
+        let runs = state == Some('R');
         let clock = self.clock.get_or_insert_with(|| Clock::new(cpu_ns, now));
         let heard = clock.hear(context, self.sequence, now);
         if !clock.see(cpu_ns, now) && !heard && !runs {
@@ -344,11 +349,18 @@ fn cpu_ns(pid: i32, tid: i32) -> Option<u64> {
     text.split(' ').next()?.parse().ok()
 }
 
-/// Is the thread running, or would it if there were a CPU for it?
-fn runs(pid: i32, tid: i32) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
-    let state = text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state == Some('R')
+/// What the thread does, by the kernel's letter: `R` if it runs, or would if there were a CPU for it.
+fn state(pid: i32, tid: i32) -> Option<char> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+}
+
+/// Has the thread ended? The first one of a process stays there until all others have.
+fn has_ended(pid: i32, tid: i32, state: Option<char>) -> bool {
+    // SAFETY: takes numbers only, and sends nothing.
+    let missing = || unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, 0) } != 0
+        && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
+    matches!(state, Some('Z' | 'X')) || state.is_none() && missing()
 }
 
 /// Queue the stop signal, which names the upcall that it is for.
