@@ -710,6 +710,9 @@ impl Sandbox {
                     let text = format!("sbx: pid {pid} ended before {lost} events reached it\n");
                     common.log().append(text.as_bytes());
                 }
+                // Until somebody has the row anew nobody waits for events there.
+                common.pool().idle[row / 64].fetch_and(!(1 << (row % 64)), Ordering::Relaxed);
+                common.inbox(row).bell.reset();
                 process.status.store(status, Ordering::Relaxed);
                 process.ended_pid.store(pid, Ordering::Relaxed);
                 process.ended.store(seen.generation, Ordering::Release);
