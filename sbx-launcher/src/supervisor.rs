@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -55,8 +54,6 @@ pub struct Supervisor {
     stays: bool,
     watchdog: Watchdog,
     looked: Instant,
-    /// Our pid namespace.
-    pid_space: u64,
     jobs: Vec<Pending>,
     /// What came of the last extension that nobody has asked about.
     loaded: Option<Result<(), SandboxError>>,
@@ -109,7 +106,6 @@ impl Supervisor {
             stays,
             watchdog: Watchdog::default(),
             looked: Instant::now(),
-            pid_space: std::fs::metadata("/proc/self/ns/pid").map_or(0, |file| file.ino()),
             jobs: Vec::new(),
             loaded: None,
             upgrade: None,
@@ -429,7 +425,7 @@ impl Supervisor {
             let pid = process.claim.load().pid;
             let known = pid == 0
                 || process.joined.load(Relaxed) == 0
-                || process.pid_space.load(Relaxed) != self.pid_space
+                || process.pid_space.load(Relaxed) != self.sandbox.spaces.own()
                 || self.watched.contains_key(&pid)
                 || self.jobs.iter().any(|pending| pending.job.pid == pid)
                 || self.hooks.is_server(pid)
@@ -561,6 +557,7 @@ impl Supervisor {
             match event {
                 Followed::Started(Started { pid, fd, how, parent }) => {
                     let known = self.watched.insert(pid, fd).is_some();
+                    self.sandbox.spaces.learn(pid);
                     let what = if known { Hook::Exec } else { how };
                     self.sandbox.happened.push(Happened { what, pid, words: [parent, 0] });
                 }
@@ -694,6 +691,7 @@ impl Supervisor {
     pub fn watch(&mut self, pid: u32) {
         if let Some(fd) = pidfd(pid) {
             self.watched.insert(pid, fd);
+            self.sandbox.spaces.learn(pid);
         }
     }
 

@@ -216,8 +216,8 @@ impl Suspect {
     ) -> Duration {
         let common = sandbox.common();
         let context = common.context(index);
-        let (pid, tid) =
-            (common.claim(index).load().pid as i32, context.tid.load(Ordering::Relaxed) as i32);
+        // Of another pid namespace, and not started by anybody that we follow: the number is another's here.
+        let Some((pid, tid)) = sandbox.thread_of(index) else { return LOOK_MAX };
         let state = state(pid, tid);
         if has_ended(pid, tid, state) {
             sandbox.end_upcall_of_dead(index, self.sequence);

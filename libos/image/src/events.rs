@@ -54,19 +54,17 @@ pub(crate) fn is_alive(claimant: Claimant) -> bool {
     }
     if own == SERVER_CLAIMANT {
         let server = live(common.timers().server.load(Relaxed));
-        return server.is_some_and(|(_, pid)| {
-            pid << KIND.count_ones() | own == claimant && sys::thread_exists(pid, pid)
+        return server.is_some_and(|(row, pid)| {
+            pid << KIND.count_ones() | own == claimant
+                && (!start::shares_pids(row) || sys::thread_exists(pid, pid))
         });
     }
     let index = own as usize - 1;
     if index >= CONTEXTS_MAX {
         return false;
     }
-    let (context, pid) = (common.context(index), common.claim(index).load().pid);
-    let sequence = context.sequence.load(Acquire) as u32;
-    sequence << KIND.count_ones() | own == claimant
-        && pid != 0
-        && sys::thread_exists(pid, context.tid.load(Relaxed))
+    let sequence = common.context(index).sequence.load(Acquire) as u32;
+    sequence << KIND.count_ones() | own == claimant && start::may_live(index)
 }
 
 /// A process, so that nobody else is ever taken for it: its row and the row's generation.
@@ -94,7 +92,8 @@ pub(crate) extern "C" fn peer(pid: u32) -> u64 {
     let common = context::common();
     let is = |row: &usize| {
         let process = common.process(*row);
-        process.claim.load().pid == pid && process.joined.load(Relaxed) != 0
+        let is_here = process.claim.load().pid == pid && start::shares_pids(*row);
+        is_here && process.joined.load(Relaxed) != 0
     };
     let found = common.rows().find(is).filter(|_| pid != 0);
     found.map_or(0, |row| peer_of(row, common.process(row).claim.load().generation))
@@ -209,7 +208,9 @@ pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> S
     }
     match inbox.bell.ring() {
         Wake::Sleeper => drop(wake(inbox)),
-        Wake::Nobody if urgent && inbox.bell.may_signal() => signal(inbox, pid),
+        Wake::Nobody if urgent && start::shares_pids(row) && inbox.bell.may_signal() => {
+            signal(inbox, pid);
+        }
         Wake::Nobody | Wake::Spinner => {}
     }
     Status::Ok
@@ -227,6 +228,7 @@ fn signal(inbox: &Inbox, pid: u32) {
     let common = context::common();
     let outside = |index: &usize| {
         common.claim(*index).load().pid == pid
+            && start::context_shares_pids(*index)
             && common.context(*index).sequence.load(Relaxed).is_multiple_of(2)
     };
     let tid = common.contexts().find(outside).map(|index| common.context(index).tid.load(Relaxed));
