@@ -20,6 +20,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use ext_api::limits::{STACK_LEN, STUCK_MS};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Context};
 use libos::signals::{STOP, WHY_BUDGET, WHY_CLOCK, WHY_RESTART, WHY_STUCK};
 
+use crate::follow::pidfd;
 use crate::sandbox::Sandbox;
 use crate::tracee;
 
@@ -220,8 +222,11 @@ impl Suspect {
         let Some((pid, tid)) = sandbox.thread_of(index) else { return LOOK_MAX };
         let state = state(pid, tid);
         if has_ended(pid, tid, state) {
-            sandbox.end_upcall_of_dead(index, self.sequence);
-            return LOOK_MIN;
+            // All that a process leaves that has ended is swept.
+            if lives(pid) {
+                sandbox.end_upcall_of_dead(index, self.sequence);
+            }
+            return LOOK_MAX;
         }
         let Some(cpu_ns) = cpu_ns(pid, tid) else { return LOOK_MAX };
         let runs = state == Some('R');
@@ -361,6 +366,15 @@ fn has_ended(pid: i32, tid: i32, state: Option<char>) -> bool {
     let missing = || unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, 0) } != 0
         && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
     matches!(state, Some('Z' | 'X')) || state.is_none() && missing()
+}
+
+/// Is any thread of the process left?
+fn lives(pid: i32) -> bool {
+    pidfd(pid as u32).is_some_and(|fd| {
+        let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, and no waiting.
+        unsafe { libc::poll(&raw mut polled, 1, 0) == 0 }
+    })
 }
 
 /// Queue the stop signal, which names the upcall that it is for.
