@@ -246,7 +246,7 @@ impl Follower {
             Some(Expected::Exec { .. }) => is_exec,
             _ => false,
         };
-        if !is_known && self.is_about_to_exec(process) {
+        if !is_known && self.is_overtaken(tid, process) {
             if self.hand().defer(request) {
                 return events;
             }
@@ -283,12 +283,14 @@ impl Follower {
         events
     }
 
-    /// Is a thread of `process` on its way to a program of its own? If it comes there, all others end. Those that
+    /// Is another thread of `process` than `tid` on its way to a program of its own? If it comes there, all others end. Those that
     /// call us meanwhile wait, as the kernel would have them: it takes who traces one of the others to reap it before the
     /// exec goes on, and lets nobody trace one until it has.
-    fn is_about_to_exec(&self, process: u32) -> bool {
-        let is = |expected: &Expected| matches!(expected, Expected::Exec { process: of, .. } if *of == process);
-        self.seized.values().any(is)
+    fn is_overtaken(&self, tid: i32, process: u32) -> bool {
+        self.seized.iter().any(|(&other, expected)| match expected {
+            Expected::Exec { process: of, .. } => other != tid && *of == process,
+            Expected::Fork { .. } | Expected::Child => false,
+        })
     }
 
     /// Answer those that have waited for another thread's exec, which has failed, and forget those that have ended.
@@ -301,8 +303,9 @@ impl Follower {
         let mut events = Vec::new();
         for request in self.hand().deferred() {
             let from = listeners.iter().find(|listener| valid(listener.fd.as_fd(), request.id));
-            let process = thread_group(request.pid as i32).unwrap_or(request.pid);
-            if from.is_some() && self.is_about_to_exec(process) {
+            let tid = request.pid as i32;
+            let process = thread_group(tid).unwrap_or(request.pid);
+            if from.is_some() && self.is_overtaken(tid, process) {
                 continue;
             }
             if let Some(from) = from {
