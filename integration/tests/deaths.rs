@@ -243,3 +243,16 @@ fn a_wait_for_a_stopped_holder_ends_and_names_it() {
     let ended = sandbox.call(&["ledger.mutex_add"]);
     assert_eq!(ended.status, 0, "{}", ended.stderr);
 }
+
+#[test]
+fn what_a_thread_holds_that_ends_inside_an_upcall_is_a_dead_ones() {
+    let program = compile("cc", "ends", &[]);
+    for which in ["first", "other"] {
+        let sandbox = Sandbox::up(&format!("ends-{which}"));
+        sandbox.load(&built("libledger.so"));
+        let ended = sandbox.run(&[program.text(), which]);
+        let text = (ended.status, ended.stdout.as_str());
+        assert_eq!(text, (0, "2 broken\n"), "{which}: {}", ended.stderr);
+        settled(&sandbox, 2);
+    }
+}

@@ -208,3 +208,13 @@ fn an_urgent_event_that_fails_harms_nobody() {
     assert_eq!(line, "whole\n");
     assert!(spinning.wait().expect("it ends").success());
 }
+
+#[test]
+fn an_urgent_event_does_not_end_who_executes_a_program() {
+    let sandbox = Sandbox::up("events-execs");
+    sandbox.load_hello();
+    let program = compile("cc", "execs", &[]);
+    let ended = sandbox.run(&[program.text(), "150"]);
+    let text = (ended.status, ended.stdout.as_str());
+    assert_eq!(text, (0, "killed 0, failed 0\n"), "{}", ended.stderr);
+}

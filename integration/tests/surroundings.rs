@@ -360,3 +360,52 @@ fn perf_names_functions_of_the_region() {
     let of_ours = of_ours.unwrap_or_else(|| panic!("{} {}", report.stdout, report.stderr));
     assert!(of_ours.contains("faulty::"), "{}", report.stdout);
 }
+
+#[test]
+fn of_threads_that_execute_at_once_one_wins_and_stays_inside() {
+    let sandbox = Sandbox::up("exec-race");
+    let program = compile("cc", "exec_race", &[]);
+    for time in 0..25 {
+        let ended = sandbox.run(&[program.text()]);
+        let expected = "inside 1, descriptors 0, then inside 1\n";
+        assert_eq!(
+            (ended.status, ended.stdout.as_str(), ended.stderr.as_str()),
+            (0, expected, ""),
+            "time {time}"
+        );
+    }
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    assert!(!log.contains("outside") && !log.contains("could not join"), "{log}");
+}
+
+#[test]
+fn a_process_of_another_pid_namespace_is_not_taken_for_one_outside() {
+    let sandbox = Sandbox::up("pid-spaces");
+    sandbox.load(&built("libfaulty.so"));
+    let caller = built("faulty-caller");
+    let mut outsider =
+        Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("it starts");
+    // A process has the outsider's pid there, and runs for too long in an upcall.
+    let before = outsider.id() - 1;
+    let script = format!(
+        "echo {before} >/proc/sys/kernel/ns_last_pid; '{}' spin & echo pid $!; wait $!",
+        caller.display()
+    );
+    let ended = sandbox.run(&["unshare", "-pf", "--mount-proc", "bash", "-c", &script]);
+    let lives = outsider.try_wait().expect("a child").is_none();
+    outsider.kill().expect("ours");
+    outsider.wait().expect("ours");
+    let expected = format!("pid {}\nOverrun\n", outsider.id());
+    assert_eq!((ended.status, ended.stdout), (0, expected), "{}", ended.stderr);
+    assert!(lives, "the process outside was ended");
+    // Two of different namespaces have the same pid, and neither is taken for the other.
+    let script = format!(
+        "for i in 1 2 3; do unshare -pf '{}' count & done; wait; unshare -pf '{}' lock",
+        caller.display(),
+        caller.display()
+    );
+    let ended = sandbox.run(&["bash", "-c", &script]);
+    assert_eq!(ended.status, 0, "{} {}", ended.stdout, ended.stderr);
+    // And nothing of them is left.
+    empty(&sandbox);
+}

@@ -39,14 +39,12 @@ impl Bell {
     pub fn ring(&self) -> Wake {
         fence_after_exchange();
         self.pending.store(1, Ordering::Release);
-        if self.spinners.load(Ordering::Relaxed) != 0 {
-            return Wake::Spinner;
+        // One of them first: who looks may have jumped out of that, which nobody says.
+        if self.sleepers.load(Ordering::Relaxed) != 0 {
+            self.word.fetch_add(1, Ordering::Release);
+            return Wake::Sleeper;
         }
-        if self.sleepers.load(Ordering::Relaxed) == 0 {
-            return Wake::Nobody;
-        }
-        self.word.fetch_add(1, Ordering::Release);
-        Wake::Sleeper
+        if self.spinners.load(Ordering::Relaxed) != 0 { Wake::Spinner } else { Wake::Nobody }
     }
 
     /// What has been said so far is seen by every poster whose event the caller does not see now.

@@ -415,6 +415,13 @@ impl Common {
         self.get(CONTEXTS_OFFSET + index * CONTEXT_LEN)
     }
 
+    /// The pid namespace of the process that holds context `index`; 0 if it is not known.
+    #[must_use]
+    pub fn pid_space_of(&self, index: usize) -> u64 {
+        let row = self.context(index).process.load(Ordering::Relaxed) as usize;
+        if row < PROCESSES_MAX { self.process(row).pid_space.load(Ordering::Relaxed) } else { 0 }
+    }
+
     /// What went wrong in slot `slot`.
     #[must_use]
     pub fn trouble(&self, slot: usize) -> &'static Trouble {

@@ -25,6 +25,7 @@ use ext_api::abi::Entry;
 use libos::data::Common;
 use libos::layout::Place;
 use libos::manifest::Hook;
+use libos::signals::STOP;
 
 use crate::ear::Ear;
 use crate::failpoint::{Point, pass, pass_with};
@@ -39,6 +40,9 @@ use crate::tracee::{self, event_message, let_go, registers, to_system_call};
 /// How long a seized exec may take before it is looked at again: it may have failed.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// The code segment of a 64-bit program.
+const USER_CODE_64: u64 = 0x33;
+
 /// What is to stop a task that executes a program, and one that forks.
 const EXEC_OPTIONS: i32 = libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACESYSGOOD;
 const FORK_OPTIONS: i32 =
@@ -49,7 +53,7 @@ const FORK_OPTIONS: i32 =
 enum Expected {
     /// Exec, with these descriptors of the zones in its table. It may have been begun with by a supervisor
     /// that died.
-    Exec { fds: [i32; 3], armed: u64, since: Instant, is_found: bool },
+    Exec { process: u32, fds: [i32; 3], armed: u64, since: Instant, is_found: bool },
     /// Fork.
     Fork { since: Instant, participant: bool },
     /// Its first stop as a forked child.
@@ -61,6 +65,8 @@ enum Expected {
 pub enum Followed {
     /// A process is, or soon will be, a participant, by an exec or a fork: watch it.
     Started(Started),
+    /// A participant executes a program that runs outside of the sandbox's extensions.
+    Outside(u32),
     /// Something that an operator wants to read.
     Note(String),
 }
@@ -140,13 +146,14 @@ impl Follower {
         pass(Point::TakingOver);
         for found in self.hand().found() {
             let Found { tid, fds, armed, .. } = found;
+            let process = thread_group(tid).unwrap_or(tid as u32);
             if tracee::seize(tid, EXEC_OPTIONS).is_err() {
                 // It has ended, or is a debugger's.
                 self.hand().end(tid);
                 continue;
             }
             let (since, is_found) = (Instant::now(), true);
-            self.seized.insert(tid, Expected::Exec { fds, armed, since, is_found });
+            self.seized.insert(tid, Expected::Exec { process, fds, armed, since, is_found });
             let _ = tracee::interrupt(tid);
         }
         pass(Point::TakenOver);
@@ -160,6 +167,7 @@ impl Follower {
         for listener in listeners {
             events.extend(self.answer_taken(listener, common, &participant));
         }
+        events.extend(self.answer_deferred(listeners, common, participant));
         events
     }
 
@@ -235,15 +243,18 @@ impl Follower {
             note_fork(common, parent_of(process as i32) as u32);
         }
         // A signal came in the middle of a fork, which begins anew; or a supervisor died that had begun
-        // to answer.
+        // to answer. Only if it still is traced: another may have the number of one that has ended.
         let is_known = match self.seized.get(&tid) {
             Some(Expected::Fork { .. }) => !is_exec,
             Some(Expected::Exec { .. }) => is_exec,
             _ => false,
         };
-        if is_known {
-            resume(listener, request.id);
-            return events;
+        if !is_known && self.is_overtaken(tid, process) {
+            if self.hand().defer(request) {
+                return events;
+            }
+            events
+                .push(Followed::Note(format!("pid {process}: too many threads wait for an exec")));
         }
         let options = if is_exec { EXEC_OPTIONS } else { FORK_OPTIONS };
         if still_there() && tracee::seize(tid, options).is_ok() {
@@ -251,8 +262,10 @@ impl Follower {
                 pass_with(Point::ExecSeized, tid, 0);
                 match [0, 1, 2].map(|which| self.hand_over(listener, request.id, which)) {
                     [Some(a), Some(b), Some(c)] => {
-                        self.begin_exec(tid, [a, b, c], from.armed);
+                        self.begin_exec(tid, process, [a, b, c], from.armed);
                     }
+                    // It has been killed.
+                    _ if !still_there() => {}
                     _ => events.push(Followed::Note(format!(
                         "pid {process}: its descriptor table is full; it runs outside of the \
                          sandbox"
@@ -263,7 +276,7 @@ impl Follower {
                 let (since, participant) = (Instant::now(), participant(process));
                 self.seized.insert(tid, Expected::Fork { since, participant });
             }
-        } else if still_there() {
+        } else if !is_known && still_there() {
             events.push(Followed::Note(format!(
                 "pid {process} is traced by another process; its next program is not injected"
             )));
@@ -273,13 +286,47 @@ impl Follower {
         events
     }
 
+    /// Is another thread of `process` than `tid` on its way to a program of its own? If it comes there, all others end. Those that
+    /// call us meanwhile wait, as the kernel would have them: it takes who traces one of the others to reap it before the
+    /// exec goes on, and lets nobody trace one until it has.
+    fn is_overtaken(&self, tid: i32, process: u32) -> bool {
+        self.seized.iter().any(|(&other, expected)| match expected {
+            Expected::Exec { process: of, .. } => other != tid && *of == process,
+            Expected::Fork { .. } | Expected::Child => false,
+        })
+    }
+
+    /// Answer those that have waited for another thread's exec, which has failed, and forget those that have ended.
+    pub fn answer_deferred(
+        &mut self,
+        listeners: &[Listener],
+        common: Common,
+        participant: impl Fn(u32) -> bool,
+    ) -> Vec<Followed> {
+        let mut events = Vec::new();
+        for request in self.hand().deferred() {
+            let from = listeners.iter().find(|listener| valid(listener.fd.as_fd(), request.id));
+            let tid = request.pid as i32;
+            let process = thread_group(tid).unwrap_or(request.pid);
+            if from.is_some() && self.is_overtaken(tid, process) {
+                continue;
+            }
+            if let Some(from) = from {
+                self.hand().answer(request.id);
+                events.extend(self.answer(from, common, request, &participant));
+            }
+            self.hand().end_deferred(request.id);
+        }
+        events
+    }
+
     /// A task that is about to execute a program has what it is let in with.
-    fn begin_exec(&mut self, tid: i32, fds: [i32; 3], armed: Armed) {
+    fn begin_exec(&mut self, tid: i32, process: u32, fds: [i32; 3], armed: Armed) {
         let armed = armed.at_join();
         self.hand().begin(tid, fds, armed);
         pass_with(Point::ExecNoted, tid, 0);
         let (since, is_found) = (Instant::now(), false);
-        self.seized.insert(tid, Expected::Exec { fds, armed, since, is_found });
+        self.seized.insert(tid, Expected::Exec { process, fds, armed, since, is_found });
     }
 
     /// Trace a child of ours that waits to execute a program, with the zones' descriptors as we have them.
@@ -288,7 +335,7 @@ impl Follower {
     /// Another process traces it.
     pub fn expect_exec(&mut self, pid: i32, armed: Armed) -> io::Result<()> {
         tracee::seize(pid, EXEC_OPTIONS)?;
-        self.begin_exec(pid, self.injector.fds, armed);
+        self.begin_exec(pid, pid as u32, self.injector.fds, armed);
         Ok(())
     }
 
@@ -369,7 +416,9 @@ impl Follower {
     fn exec_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {
         // If another thread called exec, the task has the leader's number now.
         let former = event_message(pid).map_or(pid, |tid| tid as i32);
-        let expected = self.seized.remove(&former).or_else(|| self.seized.remove(&pid));
+        let expected = self.seized.remove(&former);
+        // Nobody says that the leader has ended.
+        self.seized.remove(&pid);
         let Some(Expected::Exec { fds, armed, .. }) = expected else {
             let _ = let_go(pid, 0);
             self.launch_is_over(pid);
@@ -378,15 +427,28 @@ impl Follower {
         pass_with(Point::ExecStopped, pid, 0);
         start_watch(pid, Hook::Start, events);
         self.hand().rename(former, pid);
-        // Out of execve, whose result would go over the registers that we set.
-        let regs = to_system_call(pid).and_then(|_| registers(pid));
         let given = Given { fds, armed };
-        if let Err(error) = regs.and_then(|regs| self.injector.let_in(pid, regs, given)) {
+        if let Err(error) = self.let_in(pid, given) {
+            events.push(Followed::Outside(pid as u32));
             events.push(Followed::Note(format!("pid {pid} could not join the sandbox: {error}")));
         }
         self.launch_is_over(pid);
         pass(Point::JoinLeft);
         self.hand().end(pid);
+    }
+
+    /// Have a task that has stopped at its new program join. What the sandbox says to the process that it was by a signal
+    /// waits until libos has a handler for that, which unblocks it.
+    fn let_in(&self, pid: i32, given: Given) -> io::Result<()> {
+        let mask = tracee::mask(pid)?;
+        tracee::set_mask(pid, mask | 1 << (STOP - 1))?;
+        // Out of execve, whose result would go over the registers that we set.
+        let regs = to_system_call(pid).and_then(|_| registers(pid))?;
+        if regs.cs != USER_CODE_64 {
+            tracee::set_mask(pid, mask)?;
+            return let_go(pid, 0).and(Err(io::Error::other("it is not a 64-bit program")));
+        }
+        self.injector.let_in(pid, regs, given)
     }
 
     fn fork_stop(&mut self, pid: i32, events: &mut Vec<Followed>) {

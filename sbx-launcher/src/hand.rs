@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 /// on, but outside of the sandbox's extensions, if the supervisor dies in the middle of it.
 const EXECS_MAX: usize = 64;
 
+/// Threads that can wait for another's exec at one time.
+const DEFERRED_MAX: usize = 64;
+
 /// A task on its way through an exec.
 #[derive(Debug)]
 struct Exec {
@@ -62,6 +65,15 @@ struct Page {
     keeper: AtomicU32,
     keepers: AtomicU32,
     execs: [Exec; EXECS_MAX],
+    deferred: [Deferred; DEFERRED_MAX],
+}
+
+/// A notification whose answer waits for another thread's exec.
+#[derive(Debug)]
+struct Deferred {
+    /// Its number; 0 for none.
+    id: AtomicU64,
+    request: UnsafeCell<libc::seccomp_notif>,
 }
 
 /// A task that was found in hand.
@@ -83,7 +95,7 @@ pub struct Hand {
     page: &'static Page,
 }
 
-// SAFETY: the request and the patches are touched by the one supervisor, and by its keeper once that is
+// SAFETY: the requests and the patches are touched by the one supervisor, and by its keeper once that is
 // dead; the rest are atomics.
 unsafe impl Sync for Page {}
 
@@ -145,8 +157,34 @@ impl Hand {
         self.page.given[which].store(fd, SeqCst);
     }
 
+    /// The answer to this one has to wait. False: there are too many.
+    pub fn defer(&self, request: libc::seccomp_notif) -> bool {
+        let Some(free) = self.page.deferred.iter().find(|one| one.id.load(SeqCst) == 0) else {
+            return false;
+        };
+        // SAFETY: the supervisor alone writes it (see `Sync`).
+        unsafe { free.request.get().write(request) };
+        free.id.store(request.id, SeqCst);
+        true
+    }
+
+    /// Those that wait.
+    #[must_use]
+    pub fn deferred(&self) -> Vec<libc::seccomp_notif> {
+        let waits = self.page.deferred.iter().filter(|one| one.id.load(SeqCst) != 0);
+        // SAFETY: written before its number was, by nobody else (see `Sync`).
+        waits.map(|one| unsafe { one.request.get().read() }).collect()
+    }
+
+    /// This one waits no longer.
+    pub fn end_deferred(&self, id: u64) {
+        let of = self.page.deferred.iter().filter(|one| one.id.load(SeqCst) == id);
+        of.for_each(|one| one.id.store(0, SeqCst));
+    }
+
     /// A task begins its exec.
     pub fn begin(&self, tid: i32, fds: [i32; 3], armed: u64) {
+        self.end(tid);
         let Some(free) = self.page.execs.iter().find(|exec| exec.tid.load(SeqCst) == 0) else {
             return;
         };
@@ -221,7 +259,7 @@ impl Hand {
 
 #[cfg(test)]
 mod tests {
-    use super::{EXECS_MAX, Found, Hand, Patch, Purpose};
+    use super::{DEFERRED_MAX, EXECS_MAX, Found, Hand, Patch, Purpose};
 
     #[test]
     fn what_is_in_hand_is_found_until_it_is_over() {
@@ -242,6 +280,19 @@ mod tests {
         assert_eq!(hand.found(), []);
         hand.begin(9, [3, 4, 5], 0);
         assert_eq!(hand.found()[0].patched, None);
+    }
+
+    #[test]
+    fn whoever_waits_is_found_until_it_has_its_answer() {
+        let hand = Hand::new().expect("a page");
+        // SAFETY: plain numbers.
+        let request = |id| libc::seccomp_notif { id, ..unsafe { std::mem::zeroed() } };
+        let ids = || hand.deferred().iter().map(|one| one.id).collect::<Vec<_>>();
+        assert!(hand.defer(request(5)) && hand.defer(request(6)));
+        assert_eq!(ids(), [5, 6]);
+        hand.end_deferred(5);
+        assert_eq!(ids(), [6]);
+        assert!(!(0..DEFERRED_MAX as u64).all(|id| hand.defer(request(10 + id))));
     }
 
     #[test]

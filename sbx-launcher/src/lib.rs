@@ -30,6 +30,7 @@ pub mod serve;
 pub mod signals;
 pub mod slot_zero;
 pub mod sockets;
+pub mod spaces;
 pub mod start;
 pub mod supervisor;
 pub mod trace;

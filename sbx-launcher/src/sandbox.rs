@@ -29,6 +29,7 @@ use crate::failpoint::{Point, pass};
 use crate::hooks::Happened;
 use crate::memory;
 use crate::slot_zero::{LIBOS, SlotZero};
+use crate::spaces::{Named, Spaces};
 use crate::zones::{Pages, Zones, random};
 
 pub mod asked;
@@ -122,6 +123,8 @@ pub struct Sandbox {
     upgrading: Option<Upgrading>,
     /// Why the last upgrade came to nothing, until somebody asks.
     pub upgrade_failed: Option<String>,
+    /// Participants of other pid namespaces.
+    pub spaces: Spaces,
     /// Names of extensions that are loaded or being loaded.
     names: Vec<String>,
     /// Names of those that are being restarted.
@@ -257,6 +260,7 @@ impl Sandbox {
             waiting: stubs[2],
             run_upgrade: stubs[3],
             upgrading: None,
+            spaces: Spaces::default(),
             upgrade_failed: None,
             names: Vec::new(),
             starting: Vec::new(),
@@ -596,7 +600,7 @@ impl Sandbox {
     #[must_use]
     pub fn frames_of(&self, index: usize) -> Vec<OpenFrame> {
         let context = self.common().context(index);
-        let tid = context.tid.load(Ordering::Relaxed) as i32;
+        let Some((_, tid)) = self.thread_of(index) else { return Vec::new() };
         let first = (self.zones.place.base + HANDLERS_OFFSET) as u64;
         let mut frames = Vec::new();
         let mut at = context.frame.load(Ordering::Relaxed);
@@ -611,6 +615,15 @@ impl Sandbox {
         frames
     }
 
+    /// The process and the thread that hold context `index`, as they are called here. None if nobody knows that.
+    #[must_use]
+    pub fn thread_of(&self, index: usize) -> Option<(i32, i32)> {
+        let common = self.common();
+        let tid = common.context(index).tid.load(Ordering::Relaxed);
+        let (space, pid) = (common.pid_space_of(index), common.claim(index).load().pid);
+        self.spaces.here(Named { space, pid }, tid)
+    }
+
     /// The slot that holds `code`; 0 for libos's own.
     fn slot_of(&self, code: u64) -> usize {
         self.zones.place.slot_of(code as usize).unwrap_or(0)
@@ -621,6 +634,24 @@ impl Sandbox {
         let frames = self.frames_of(index);
         if let Some(frame) = frames.first().filter(|_| status != Status::Restarting) {
             self.taint(frame.slot, status);
+        }
+    }
+
+    /// The thread of context `index` has ended within the upcall `sequence`, and its process lives: what the upcall
+    /// held is a dead one's from here on.
+    pub fn end_upcall_of_dead(&self, index: usize, sequence: u64) {
+        let context = self.common().context(index);
+        let code = context.code.load(Ordering::Relaxed);
+        if context.sequence.load(Ordering::Acquire) != sequence {
+            return;
+        }
+        context.frame.store(context.stack_top.load(Ordering::Relaxed), Ordering::Relaxed);
+        context.starved.store(0, Ordering::Relaxed);
+        let next = sequence.wrapping_add(1);
+        let ended =
+            context.sequence.compare_exchange(sequence, next, Ordering::AcqRel, Ordering::Relaxed);
+        if ended.is_ok() {
+            self.taint(self.slot_of(code), Status::Aborted);
         }
     }
 
@@ -668,9 +699,12 @@ impl Sandbox {
         pass(Point::SweepBegun);
         let common = self.common();
         let mut inside = false;
+        let named = self.spaces.named(pid);
+        let is_its =
+            |claimed: u32, space: u64| claimed == named.pid && (space == 0 || space == named.space);
         for index in common.contexts() {
             let seen = common.claim(index).load();
-            if seen.pid != pid {
+            if !is_its(seen.pid, common.pid_space_of(index)) {
                 continue;
             }
             if let Some(code) = common.end_context(index, seen) {
@@ -682,7 +716,7 @@ impl Sandbox {
         for row in common.rows() {
             let process = common.process(row);
             let seen = process.claim.load();
-            if seen.pid == pid {
+            if is_its(seen.pid, process.pid_space.load(Ordering::Relaxed)) {
                 let lost = self.clear_inbox(row);
                 if process.joined.load(Ordering::Relaxed) != Joined::Worker as u32 {
                     let (what, words) = (Hook::Exit, [status as u32 as u64, lost]);
@@ -692,14 +726,22 @@ impl Sandbox {
                     let text = format!("sbx: pid {pid} ended before {lost} events reached it\n");
                     common.log().append(text.as_bytes());
                 }
+                // Until somebody has the row anew nobody waits for events there.
+                common.pool().idle[row / 64].fetch_and(!(1 << (row % 64)), Ordering::Relaxed);
+                common.inbox(row).bell.reset();
                 process.status.store(status, Ordering::Relaxed);
-                process.ended_pid.store(pid, Ordering::Relaxed);
+                process.ended_pid.store(seen.pid, Ordering::Relaxed);
+                process.pid_space.store(0, Ordering::Relaxed);
                 process.ended.store(seen.generation, Ordering::Release);
                 process.claim.free(seen);
                 self.ended.processes += 1;
             }
         }
-        self.take_sockets_back(pid);
+        // Connections know who holds them by their pids alone.
+        if common.rows().all(|row| common.process(row).claim.load().pid != named.pid) {
+            self.take_sockets_back(named.pid);
+        }
+        self.spaces.forget(pid);
         self.leave_seat(pid, None);
         pass(Point::SweepDone);
     }

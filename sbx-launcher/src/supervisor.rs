@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -55,8 +54,6 @@ pub struct Supervisor {
     stays: bool,
     watchdog: Watchdog,
     looked: Instant,
-    /// Our pid namespace.
-    pid_space: u64,
     jobs: Vec<Pending>,
     /// What came of the last extension that nobody has asked about.
     loaded: Option<Result<(), SandboxError>>,
@@ -109,7 +106,6 @@ impl Supervisor {
             stays,
             watchdog: Watchdog::default(),
             looked: Instant::now(),
-            pid_space: std::fs::metadata("/proc/self/ns/pid").map_or(0, |file| file.ino()),
             jobs: Vec::new(),
             loaded: None,
             upgrade: None,
@@ -330,6 +326,7 @@ impl Supervisor {
         let idle = ready.is_empty();
         self.answer_taken();
         self.follower.look_after_late();
+        self.answer_deferred();
         let happened = std::mem::take(&mut self.sandbox.happened);
         self.hooks.run(&self.sandbox, happened);
         if self.net.run(&self.sandbox) {
@@ -428,7 +425,7 @@ impl Supervisor {
             let pid = process.claim.load().pid;
             let known = pid == 0
                 || process.joined.load(Relaxed) == 0
-                || process.pid_space.load(Relaxed) != self.pid_space
+                || process.pid_space.load(Relaxed) != self.sandbox.spaces.own()
                 || self.watched.contains_key(&pid)
                 || self.jobs.iter().any(|pending| pending.job.pid == pid)
                 || self.hooks.is_server(pid)
@@ -542,6 +539,14 @@ impl Supervisor {
         }
     }
 
+    /// Answer those that have waited for another thread's exec.
+    fn answer_deferred(&mut self) {
+        let (watched, common) = (&self.watched, self.sandbox.common());
+        let participant = |pid: u32| watched.contains_key(&pid);
+        let events = self.follower.answer_deferred(&self.listeners, common, participant);
+        self.note(events);
+    }
+
     /// The ears of this copy are another process's children, and end with that.
     pub fn forget_ears(&mut self) {
         self.listeners.iter_mut().for_each(|listener| listener.ear.forget());
@@ -552,9 +557,12 @@ impl Supervisor {
             match event {
                 Followed::Started(Started { pid, fd, how, parent }) => {
                     let known = self.watched.insert(pid, fd).is_some();
+                    self.sandbox.spaces.learn(pid);
                     let what = if known { Hook::Exec } else { how };
                     self.sandbox.happened.push(Happened { what, pid, words: [parent, 0] });
                 }
+                // Nobody may send it the signal by which libos is told of things.
+                Followed::Outside(pid) => self.sandbox.sweep(pid, UNKNOWN),
                 Followed::Note(text) => {
                     eprintln!("sbx: {text}");
                     self.say(text);
@@ -683,6 +691,7 @@ impl Supervisor {
     pub fn watch(&mut self, pid: u32) {
         if let Some(fd) = pidfd(pid) {
             self.watched.insert(pid, fd);
+            self.sandbox.spaces.learn(pid);
         }
     }
 

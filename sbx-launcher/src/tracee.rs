@@ -92,6 +92,23 @@ pub fn set_registers(tid: i32, regs: &libc::user_regs_struct) -> io::Result<()> 
     ptrace(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(regs) as u64)
 }
 
+/// The signals that a stopped task blocks, a bit for each.
+///
+/// # Errors
+/// The kernel's.
+pub fn mask(tid: i32) -> io::Result<u64> {
+    let mut mask = 0u64;
+    ptrace(libc::PTRACE_GETSIGMASK, tid, 8, &raw mut mask as u64).map(|()| mask)
+}
+
+/// Have a stopped task block these signals.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_mask(tid: i32, mask: u64) -> io::Result<()> {
+    ptrace(libc::PTRACE_SETSIGMASK, tid, 8, &raw const mask as u64)
+}
+
 /// Eight bytes of a stopped task.
 ///
 /// # Errors

@@ -20,6 +20,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use ext_api::limits::{STACK_LEN, STUCK_MS};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Context};
 use libos::signals::{STOP, WHY_BUDGET, WHY_CLOCK, WHY_RESTART, WHY_STUCK};
 
+use crate::follow::pidfd;
 use crate::sandbox::Sandbox;
 use crate::tracee;
 
@@ -216,10 +218,18 @@ impl Suspect {
     ) -> Duration {
         let common = sandbox.common();
         let context = common.context(index);
-        let (pid, tid) =
-            (common.claim(index).load().pid as i32, context.tid.load(Ordering::Relaxed) as i32);
+        // Of another pid namespace, and not started by anybody that we follow: the number is another's here.
+        let Some((pid, tid)) = sandbox.thread_of(index) else { return LOOK_MAX };
+        let state = state(pid, tid);
+        if has_ended(pid, tid, state) {
+            // All that a process leaves that has ended is swept.
+            if lives(pid) {
+                sandbox.end_upcall_of_dead(index, self.sequence);
+            }
+            return LOOK_MAX;
+        }
         let Some(cpu_ns) = cpu_ns(pid, tid) else { return LOOK_MAX };
-        let runs = runs(pid, tid);
+        let runs = state == Some('R');
         let clock = self.clock.get_or_insert_with(|| Clock::new(cpu_ns, now));
         let heard = clock.hear(context, self.sequence, now);
         if !clock.see(cpu_ns, now) && !heard && !runs {
@@ -344,11 +354,27 @@ fn cpu_ns(pid: i32, tid: i32) -> Option<u64> {
     text.split(' ').next()?.parse().ok()
 }
 
-/// Is the thread running, or would it if there were a CPU for it?
-fn runs(pid: i32, tid: i32) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
-    let state = text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state == Some('R')
+/// What the thread does, by the kernel's letter: `R` if it runs, or would if there were a CPU for it.
+fn state(pid: i32, tid: i32) -> Option<char> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+}
+
+/// Has the thread ended? The first one of a process stays there until all others have.
+fn has_ended(pid: i32, tid: i32, state: Option<char>) -> bool {
+    // SAFETY: takes numbers only, and sends nothing.
+    let missing = || unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, 0) } != 0
+        && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
+    matches!(state, Some('Z' | 'X')) || state.is_none() && missing()
+}
+
+/// Is any thread of the process left?
+fn lives(pid: i32) -> bool {
+    pidfd(pid as u32).is_some_and(|fd| {
+        let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, and no waiting.
+        unsafe { libc::poll(&raw mut polled, 1, 0) == 0 }
+    })
 }
 
 /// Queue the stop signal, which names the upcall that it is for.

@@ -328,7 +328,9 @@ pub(crate) fn of_process(pid: u32) -> impl Iterator<Item = &'static Context> {
     let common = common();
     common
         .contexts()
-        .filter(move |&index| common.claim(index).load().pid == pid)
+        .filter(move |&index| {
+            common.claim(index).load().pid == pid && start::context_shares_pids(index)
+        })
         .map(move |index| common.context(index))
 }
 

@@ -54,19 +54,17 @@ pub(crate) fn is_alive(claimant: Claimant) -> bool {
     }
     if own == SERVER_CLAIMANT {
         let server = live(common.timers().server.load(Relaxed));
-        return server.is_some_and(|(_, pid)| {
-            pid << KIND.count_ones() | own == claimant && sys::thread_exists(pid, pid)
+        return server.is_some_and(|(row, pid)| {
+            pid << KIND.count_ones() | own == claimant
+                && (!start::shares_pids(row) || sys::thread_exists(pid, pid))
         });
     }
     let index = own as usize - 1;
     if index >= CONTEXTS_MAX {
         return false;
     }
-    let (context, pid) = (common.context(index), common.claim(index).load().pid);
-    let sequence = context.sequence.load(Acquire) as u32;
-    sequence << KIND.count_ones() | own == claimant
-        && pid != 0
-        && sys::thread_exists(pid, context.tid.load(Relaxed))
+    let sequence = common.context(index).sequence.load(Acquire) as u32;
+    sequence << KIND.count_ones() | own == claimant && start::may_live(index)
 }
 
 /// A process, so that nobody else is ever taken for it: its row and the row's generation.
@@ -94,7 +92,8 @@ pub(crate) extern "C" fn peer(pid: u32) -> u64 {
     let common = context::common();
     let is = |row: &usize| {
         let process = common.process(*row);
-        process.claim.load().pid == pid && process.joined.load(Relaxed) != 0
+        let is_here = process.claim.load().pid == pid && start::shares_pids(*row);
+        is_here && process.joined.load(Relaxed) != 0
     };
     let found = common.rows().find(is).filter(|_| pid != 0);
     found.map_or(0, |row| peer_of(row, common.process(row).claim.load().generation))
@@ -210,13 +209,18 @@ pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> S
     let is_told = match inbox.bell.ring() {
         // Who said that it sleeps may have ended since, or have jumped out of its sleep.
         Wake::Sleeper => wake(inbox),
-        Wake::Spinner => !urgent || sys::thread_exists(pid, inbox.bell.spinner()),
+        Wake::Spinner => !urgent || looks(row, pid, inbox),
         Wake::Nobody => false,
     };
-    if urgent && !is_told && inbox.bell.may_signal() {
+    if urgent && !is_told && start::shares_pids(row) && inbox.bell.may_signal() {
         signal(inbox, pid);
     }
     Status::Ok
+}
+
+/// Is the thread still there that said that it looks? It is said of that of another pid namespace.
+fn looks(row: usize, pid: u32, inbox: &Inbox) -> bool {
+    !start::shares_pids(row) || sys::thread_exists(pid, inbox.bell.spinner())
 }
 
 /// Wake one who sleeps. False if nobody does.
@@ -256,7 +260,7 @@ fn put_in_pool(own: Claimant, event: Event) -> Status {
             let pid = context::common().process(row).claim.load().pid;
             let takes_it = match inbox.bell.ring() {
                 Wake::Sleeper => wake(inbox),
-                Wake::Spinner => pid != 0 && sys::thread_exists(pid, inbox.bell.spinner()),
+                Wake::Spinner => pid != 0 && looks(row, pid, inbox),
                 Wake::Nobody => false,
             };
             if takes_it {

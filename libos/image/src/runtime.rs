@@ -73,14 +73,9 @@ fn index_of_owner(owner: u64) -> Option<usize> {
 
 extern "C" fn owner_alive(owner: u64) -> u32 {
     let Some(index) = index_of_owner(owner) else { return 0 };
-    let (pid, tid) = owner_thread(index);
     // The claim outlives a killed process until the supervisor sweeps; the kernel knows sooner,
     // unless the dead process has not been waited for yet.
-    u32::from(
-        owner_of(context::common().context(index)) == owner
-            && pid != 0
-            && sys::thread_exists(pid, tid),
-    )
+    u32::from(owner_of(context::common().context(index)) == owner && start::may_live(index))
 }
 
 fn owner_thread(index: usize) -> (u32, u32) {

@@ -30,6 +30,8 @@ pub(crate) struct ThisProcess {
     pub(crate) pid: u32,
     pub(crate) row: usize,
     pub(crate) generation: u32,
+    /// Its pid namespace, as [`Process::pid_space`] has it.
+    pub(crate) space: u64,
     /// Address of the vDSO's clock_gettime: 0 not looked for, 1 absent.
     pub(crate) clock_gettime: usize,
 }
@@ -74,6 +76,32 @@ fn take_turn_to_join(tid: u32) -> Result<(), Errno> {
         turn.store(0, Release);
     }
     result
+}
+
+/// Are two pid namespaces the same, as far as is known?
+const fn is_same(one: u64, other: u64) -> bool {
+    one == other || one == 0 || other == 0
+}
+
+/// Does the process in `row` have its pid from the namespace that this one is in? If not, the number is another's.
+pub(crate) fn shares_pids(row: usize) -> bool {
+    // SAFETY: mapped, and private; zero in a child that has not joined.
+    let own = unsafe { private_block().read_volatile() }.space;
+    is_same(context::common().process(row).pid_space.load(Relaxed), own)
+}
+
+/// As [`shares_pids`], of the process that holds context `index`.
+pub(crate) fn context_shares_pids(index: usize) -> bool {
+    // SAFETY: as above.
+    let own = unsafe { private_block().read_volatile() }.space;
+    is_same(context::common().pid_space_of(index), own)
+}
+
+/// May the thread that holds context `index` go on? One of another pid namespace may, until the supervisor has swept.
+pub(crate) fn may_live(index: usize) -> bool {
+    let common = context::common();
+    let (pid, tid) = (common.claim(index).load().pid, common.context(index).tid.load(Relaxed));
+    pid != 0 && (!context_shares_pids(index) || sys::thread_exists(pid, tid))
 }
 
 /// Remember the vDSO's clock.
@@ -236,16 +264,16 @@ fn prepare_private(armed: u64) -> Result<(), Errno> {
 
 /// Take a row of the process table and write the private block.
 fn join(how: Joined) -> Result<(), Errno> {
-    let pid = sys::getpid();
-    let (row, generation) = row_of(pid).or_else(|| new_row(pid)).ok_or(sys::EAGAIN)?;
+    let (pid, space) = (sys::getpid(), sys::pid_space());
+    let (row, generation) = row_of(pid, space).or_else(|| new_row(pid)).ok_or(sys::EAGAIN)?;
     let process = context::common().process(row);
-    end_former_contexts(pid);
+    end_former_contexts(pid, space);
     events::begin(row);
     process.parent.store(sys::getppid(), Relaxed);
-    process.pid_space.store(sys::pid_space(), Relaxed);
+    process.pid_space.store(space, Relaxed);
     note_name(process, how);
     process.joined.store(how as u32, Release);
-    let own = ThisProcess { pid: 0, row, generation, clock_gettime: 0 };
+    let own = ThisProcess { pid: 0, row, generation, space, clock_gettime: 0 };
     // SAFETY: mapped, private, and nobody reads it while it has no pid, or this is the only thread.
     unsafe { private_block().write_volatile(own) };
     // SAFETY: as above; it begins with the pid.
@@ -254,11 +282,11 @@ fn join(how: Joined) -> Result<(), Errno> {
 }
 
 /// The row that this pid has from before an exec, under a new generation.
-fn row_of(pid: u32) -> Option<(usize, u32)> {
+fn row_of(pid: u32, space: u64) -> Option<(usize, u32)> {
     let common = context::common();
     common.rows().find_map(|row| {
         let seen = common.process(row).claim.load();
-        (seen.pid == pid)
+        (seen.pid == pid && is_same(common.process(row).pid_space.load(Relaxed), space))
             .then(|| common.process(row).claim.swap(seen, pid))
             .flatten()
             .map(|g| (row, g))
@@ -278,11 +306,12 @@ fn new_row(pid: u32) -> Option<(usize, u32)> {
 }
 
 /// What this pid's threads held before an exec is free again: they are gone.
-fn end_former_contexts(pid: u32) {
+fn end_former_contexts(pid: u32, space: u64) {
     let common = context::common();
     for index in common.contexts() {
         let seen = common.claim(index).load();
         if seen.pid == pid
+            && is_same(common.pid_space_of(index), space)
             && let Some(code) = common.end_context(index, seen)
         {
             fault::died_inside(code);

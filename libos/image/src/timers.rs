@@ -121,7 +121,7 @@ fn tell_lenders() {
     let common = context::common();
     for index in common.contexts() {
         let (context, pid) = (common.context(index), common.claim(index).load().pid);
-        if pid != 0 && context.lent.load(Relaxed) != 0 {
+        if pid != 0 && context.lent.load(Relaxed) != 0 && start::context_shares_pids(index) {
             let _ = sys::queue_stop(pid, context.tid.load(Relaxed), WHY_TIMER, 0);
         }
     }

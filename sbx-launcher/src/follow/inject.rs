@@ -61,9 +61,6 @@ impl Injector {
         original: libc::user_regs_struct,
         given: Given,
     ) -> io::Result<()> {
-        if original.cs != 0x33 {
-            return let_go(pid, 0).and(Err(io::Error::other("it is not a 64-bit program")));
-        }
         let at = original.rip;
         let patch = Patch { at, saved: peek(pid, at)?, regs: original };
         self.hand.patch(pid, Purpose::Join, patch);
