@@ -452,8 +452,8 @@ static void set(struct one *one) {
     case 1: printf("mode %d: %ld\n", one->nonblock = on, told(ioctl(fd, FIONBIO, &on))); return;
     case 2: printf("broadcast: %ld\n", told(setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &on, sizeof on))); return;
     case 3:
-        // Rarely, since it is for good.
-        if (draw(4)) return;
+        // Rarely, since it is for good. What is in a ring then comes without.
+        if (draw(4) || one->waiting) return;
         printf("told %d: %ld\n", on, told(setsockopt(fd, IPPROTO_IP, IP_PKTINFO, &on, sizeof on)));
         return;
     default: {
