@@ -152,3 +152,19 @@ fn a_command_goes_on_when_its_launcher_is_killed() {
     std::io::Read::read_to_string(&mut out, &mut rest).expect("it writes");
     assert_eq!(rest, "still here\n");
 }
+
+#[test]
+fn a_supervisor_that_does_not_answer_does_not_hold_up_the_list() {
+    let sandbox = Sandbox::up("silent");
+    let [supervisor, _] = pair(&sandbox);
+    kill(Pid::from_raw(supervisor), Signal::SIGSTOP).expect("it is there");
+    let (text, json) = (launcher(&["ls"]), launcher(&["ls", "--json"]).stdout);
+    kill(Pid::from_raw(supervisor), Signal::SIGCONT).expect("it is there");
+    let line = format!("{} (its supervisor does not answer)", sandbox.name);
+    assert!(text.stdout.lines().any(|one| one == line), "{text:?}");
+    let listed: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let silent = listed["silent"].as_array().expect("a list");
+    assert!(silent.contains(&sandbox.name.as_str().into()), "{json}");
+    let again = launcher(&["ls"]).stdout;
+    assert!(again.lines().any(|one| one == sandbox.name), "{again}");
+}

@@ -551,18 +551,22 @@ fn ask(name: &str, request: Request) -> Result<Value> {
 }
 
 fn list(json: bool) -> Result<i32> {
-    let mut names = Vec::new();
+    let (mut names, mut silent) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(control::runtime_dir()?)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if ask(&name, Request::Ps).is_ok() {
-            names.push(name);
+        match control::answers(&name) {
+            Some(true) => names.push(name),
+            Some(false) => silent.push(name),
+            None => {}
         }
     }
     names.sort();
+    silent.sort();
     if json {
-        println!("{}", serde_json::json!({ "sandboxes": names }));
+        println!("{}", serde_json::json!({ "sandboxes": names, "silent": silent }));
     } else {
         names.iter().for_each(|name| println!("{name}"));
+        silent.iter().for_each(|name| println!("{name} (its supervisor does not answer)"));
     }
     Ok(0)
 }

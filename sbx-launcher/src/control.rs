@@ -160,17 +160,7 @@ impl Server {
         let connection = unsafe { OwnedFd::from_raw_fd(fd) };
         let peer = peer(&connection)?;
         // A peer that connects and says nothing must not stop the supervisor.
-        let patience = libc::timeval { tv_sec: 1, tv_usec: 0 };
-        // SAFETY: a timeval.
-        unsafe {
-            libc::setsockopt(
-                fd,
-                libc::SOL_SOCKET,
-                libc::SO_RCVTIMEO,
-                (&raw const patience).cast(),
-                size_of::<libc::timeval>() as u32,
-            )
-        };
+        limit(&connection, libc::SO_RCVTIMEO, 1);
         let (text, mut fds) = receive(&connection)?;
         let request = if peer.uid == self.owner || peer.uid == 0 {
             serde_json::from_str(&text).map_err(|error| format!("bad request: {error}"))
@@ -631,12 +621,41 @@ fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
     }
 }
 
+/// Does the supervisor of `name` answer within some seconds? None if there is none.
+#[must_use]
+pub fn answers(name: &str) -> Option<bool> {
+    const SECONDS: i64 = 3;
+    let fd = socket().ok()?;
+    for option in [libc::SO_SNDTIMEO, libc::SO_RCVTIMEO] {
+        limit(&fd, option, SECONDS);
+    }
+    let text = serde_json::to_string(&Request::Ps).ok()?;
+    let asked = connect_by(&fd, name).and_then(|()| send(&fd, &text, &[]));
+    match asked.and_then(|()| receive(&fd)) {
+        Ok(_) => Some(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// Give up sending or receiving after so long.
+fn limit(fd: &OwnedFd, option: i32, seconds: i64) {
+    let patience = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let (at, len) = ((&raw const patience).cast(), size_of::<libc::timeval>() as u32);
+    // SAFETY: a timeval.
+    unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, at, len) };
+}
+
 fn connect(name: &str) -> io::Result<OwnedFd> {
     let fd = socket()?;
+    connect_by(&fd, name).map(|()| fd)
+}
+
+fn connect_by(fd: &OwnedFd, name: &str) -> io::Result<()> {
     let (address, len) = address(&runtime_dir()?.join(name).join("control"))?;
     // SAFETY: an address of this length.
     match unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) } {
-        0 => Ok(fd),
+        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
