@@ -284,6 +284,44 @@ while True:
     }
 }
 
+/// What a script prints in the sandbox; it finds `box`, `timer` as `libos.timer`, and `figure`.
+fn scripted(sandbox: &Sandbox, script: &str) -> String {
+    let preamble = "
+import os, sbx, sys, time
+box = sbx.current()
+timer = lambda *words: box.call('libos.timer', *words)
+raw = b'watcher.timed'
+timed = box._find(raw, len(raw))
+figure = lambda which: box.call('watcher.figure', which)
+most = (1 << 64) - 1
+";
+    let script = format!("{preamble}{script}");
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", &script]);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    let ended = integration::run(&mut command);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    ended.stdout
+}
+
+#[test]
+fn a_time_beyond_the_end_of_the_clock_never_comes() {
+    let sandbox = watched("beyond");
+    let script = "
+for server_or_running in (4, 5):
+    box.call('watcher.forget')
+    never = timer(most, 0, 0, 1000000, server_or_running, 0, timed, most, 0)
+    once = timer(1000000, 0, most, 0, server_or_running, 0, timed, 0, 0)
+    time.sleep(0.3)
+    print(figure(16), box.call('libos.cancel', never), box.call('libos.cancel', once))
+for how in (6, 255, 4 | 512, most):
+    try: timer(1000000, 0, 0, 0, how, 0, timed, 0, 0)
+    except sbx.Error as error: print(error)
+";
+    let refused = "the arguments do not fit the handler's signature\n";
+    assert_eq!(scripted(&sandbox, script), "1 True True\n".repeat(2) + &refused.repeat(4));
+}
+
 #[test]
 fn masked_events_wait_and_forks_are_told() {
     let sandbox = watched("masked");

@@ -200,7 +200,7 @@ impl Timers {
         let (due, period) = (timer.due_ns.load(Acquire), timer.period_ns.load(Relaxed));
         let late = now_ns.checked_sub(due)?;
         let gone_by = late.checked_div(period).unwrap_or(0);
-        let next = if period == 0 { u64::MAX } else { due + (gone_by + 1) * period };
+        let next = if period == 0 { u64::MAX } else { following(due, period, gone_by) };
         timer.due_ns.compare_exchange(due, next, AcqRel, Relaxed).is_ok().then_some(gone_by)
     }
 
@@ -211,6 +211,13 @@ impl Timers {
     }
 }
 
+/// When a timer comes again that was due at `due_ns` and has missed `gone_by` periods since. What lies
+/// beyond the end of the clock is its end: never.
+#[must_use]
+pub const fn following(due_ns: u64, period_ns: u64, gone_by: u64) -> u64 {
+    due_ns.saturating_add(gone_by.saturating_add(1).saturating_mul(period_ns))
+}
+
 /// When to look at a timer that is due at `due_ns`: rounded up as far as its slack allows, so that
 /// timers with slack come at the same moments.
 #[must_use]
@@ -218,13 +225,16 @@ pub const fn rounded(due_ns: u64, slack_ns: u64) -> u64 {
     if slack_ns == 0 {
         return due_ns;
     }
-    let grain = 1 << slack_ns.ilog2();
-    due_ns.next_multiple_of(grain)
+    match due_ns.checked_next_multiple_of(1 << slack_ns.ilog2()) {
+        Some(at) => at,
+        None => u64::MAX,
+    }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::{Timers, rounded};
+    use super::{Timers, following, rounded};
+    use core::sync::atomic::Ordering::Relaxed;
     use ext_api::limits::TIMERS_MAX;
 
     fn timers() -> Box<Timers> {
@@ -256,6 +266,20 @@ mod tests {
         }
         assert_eq!(timers.take(5000, |_| true), None);
         assert_eq!(timers.take(5000, |filler| filler != 7), Some(7));
+    }
+
+    #[test]
+    fn what_lies_beyond_the_end_of_the_clock_is_its_end() {
+        assert_eq!(rounded(u64::MAX - 3, 1_000_000), u64::MAX);
+        assert_eq!(following(1000, u64::MAX, 0), u64::MAX);
+        assert_eq!(following(1000, 1 << 40, 1 << 30), u64::MAX);
+        assert_eq!(following(1000, 10, 2), 1030);
+        let timers = timers();
+        let index = timers.take(1, |_| true).expect("all are free");
+        timers.timers[index].due_ns.store(1000, Relaxed);
+        timers.timers[index].period_ns.store(u64::MAX, Relaxed);
+        assert_eq!(timers.claim(index, 2000), Some(0));
+        assert_eq!(timers.claim(index, u64::MAX - 1), None);
     }
 
     #[test]

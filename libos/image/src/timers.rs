@@ -7,14 +7,14 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use ext_api::abi::{
-    EXPIRE_HANDLE, HELLO_HANDLE, HOW_KIND, HOW_RUNNING, HOW_SERVER, NO_EVENT, Reply, Status,
-    TIMER_ABSOLUTE,
+    EXPIRE_HANDLE, HELLO_HANDLE, HOW_KIND, HOW_RUNNING, HOW_SERVER, HOW_URGENT, NO_EVENT, Reply,
+    Status, TIMER_ABSOLUTE,
 };
 use ext_api::limits::{TIMER_NS_MIN, TIMERS_MAX};
 use libos::data::Context;
 use libos::mailbox::Event;
 use libos::signals::WHY_TIMER;
-use libos::timers::{Plan, TimerId, Timers, rounded};
+use libos::timers::{Plan, TimerId, Timers, following, rounded};
 use libos::wheel::Wheel;
 
 use crate::arch::sbx_call;
@@ -94,7 +94,8 @@ fn begin(
     let own = claimant().ok_or(Status::NotAttached)?;
     let handler = context::live_handler(handle).ok_or(Status::Stale)?;
     let too_often = period != 0 && period < TIMER_NS_MIN;
-    if handler.event_words == NO_EVENT || handler.event_words > 3 || too_often {
+    let is_known = how & HOW_KIND <= HOW_RUNNING && how & !(HOW_KIND | HOW_URGENT) == 0;
+    if handler.event_words == NO_EVENT || handler.event_words > 3 || too_often || !is_known {
         return Err(Status::BadArgs);
     }
     let from_now = flags & TIMER_ABSOLUTE == 0;
@@ -290,11 +291,12 @@ fn come(index: usize, id: TimerId) {
         return take(index);
     }
     let (due, period) = (timer.due_ns.load(Relaxed), timer.period_ns.load(Relaxed));
-    let late = time::now_ns().saturating_sub(due);
+    // It is looked at early if its time lies beyond what the wheel can tell.
+    let Some(late) = time::now_ns().checked_sub(due) else { return };
     let gone_by = late.checked_div(period).unwrap_or(0);
     timer.missed.fetch_add(gone_by, Relaxed);
     // One that does not come again is over with its handler.
-    let next = if period == 0 { due + late + LOOK_NS } else { due + (gone_by + 1) * period };
+    let next = if period == 0 { due + late + LOOK_NS } else { following(due, period, gone_by) };
     timer.due_ns.store(next, Relaxed);
     if context::live_handler(timer.handle.load(Relaxed)).is_none() {
         all().cancel(id);
