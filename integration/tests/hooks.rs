@@ -323,6 +323,26 @@ for how in (6, 255, 4 | 512, most):
 }
 
 #[test]
+fn a_timer_for_a_pid_goes_on_when_an_exec_has_lost_what_waited() {
+    let sandbox = watched("exec-lost");
+    // The child looks at no event before its exec.
+    let script = "
+wait = 'import sbx\\nbox = sbx.current()\\nwhile True: box.wait(0.1)'
+child = os.fork()
+if not child:
+    time.sleep(0.5)
+    os.execv('/usr/bin/python3', ['python3', '-c', wait])
+box.call('watcher.start', child, 10000, 50000, 0)
+since = time.time()
+while figure(16) < 10 and time.time() - since < 10: time.sleep(0.01)
+print(figure(16) >= 10, figure(17) > 5, figure(18) == child)
+os.kill(child, 9)
+os.waitpid(child, 0)
+";
+    assert_eq!(scripted(&sandbox, script), "True True True\n");
+}
+
+#[test]
 fn masked_events_wait_and_forks_are_told() {
     let sandbox = watched("masked");
     sandbox.load(&built("libledger.so"));
