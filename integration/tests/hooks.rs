@@ -343,6 +343,17 @@ os.waitpid(child, 0)
 }
 
 #[test]
+fn the_name_of_a_timer_is_no_other_ones_in_another_sandbox() {
+    let [one, other] = ["named-here", "named-there"].map(watched);
+    let start =
+        |sandbox: &Sandbox| number(&sandbox.call(&["watcher.start", "0", "60000000", "0", "0"]));
+    let [here, there] = [&one, &other].map(start).map(|name| name.to_string());
+    assert_eq!(other.call(&["watcher.stop", &here]).stdout, "0\n");
+    assert_eq!(other.call(&["watcher.stop", &there]).stdout, "1\n");
+    assert_eq!(one.call(&["watcher.stop", &here]).stdout, "1\n");
+}
+
+#[test]
 fn masked_events_wait_and_forks_are_told() {
     let sandbox = watched("masked");
     sandbox.load(&built("libledger.so"));

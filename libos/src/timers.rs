@@ -32,6 +32,9 @@ pub const LOOK_NS: u64 = 1_000_000_000;
 pub struct Timers {
     /// The process that serves them, as a peer; 0 if none does yet.
     pub server: AtomicU64,
+    /// The generation that its timers begin at: at random, so that a name which a snapshot carries into
+    /// another sandbox names nothing there.
+    pub first_life: AtomicU32,
     /// Not 0: somebody has started a timer, so that there must be a server.
     pub wanted: AtomicU32,
     /// Bit per timer: the server is to look at it.
@@ -153,10 +156,16 @@ impl Timers {
                 filler => !is_alive(filler),
             };
             // A new life, so that nobody's name of the former one is good for it.
-            let new = ((seen >> 32) + 1) << 32 | u64::from(own);
+            let new = self.life_after((seen >> 32) as u32) << 32 | u64::from(own);
             let taken = is_free && state.compare_exchange(seen, new, AcqRel, Relaxed).is_ok();
             taken.then_some((index, new))
         })
+    }
+
+    /// The generation after `life`, which is 0 of a timer that was never taken. Never 0.
+    fn life_after(&self, life: u32) -> u64 {
+        let former = if life == 0 { self.first_life.load(Relaxed) } else { life };
+        u64::from(former.wrapping_add(1).max(1))
     }
 
     /// The timer `index`, which was `taken`, is filled; its name. None: somebody else has taken it since.
@@ -272,6 +281,18 @@ mod tests {
         assert_eq!(again, index);
         let next = timers.publish(index, taken).expect("nobody else has it");
         assert!(next != id && timers.live(id).is_none() && timers.live(next).is_some());
+    }
+
+    #[test]
+    fn lives_begin_where_they_are_told_to_and_are_never_0() {
+        let timers = timers();
+        timers.first_life.store(u32::MAX - 1, Relaxed);
+        let lives = [1, 2, 3].map(|own| {
+            let (index, taken) = timers.take(own, |_| false).expect("the former filler is dead");
+            assert_eq!(index, 0);
+            taken >> 32
+        });
+        assert_eq!(lives, [u64::from(u32::MAX), 1, 2]);
     }
 
     #[test]
