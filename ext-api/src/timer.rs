@@ -3,7 +3,8 @@
 //! A timer's handler takes up to three numbers: the two words that it was started with, and how many
 //! periods have gone by without it. It runs in the sandbox's server, a worker that does nothing else,
 //! or wherever an event can be posted to, or in whatever runs at that moment ([`To::running`]). It is never early; a period for which it is too late is
-//! counted, not caught up on.
+//! counted, not caught up on. One that comes once, to [all](To::all), does not come to those whose mailbox
+//! is full at that moment.
 
 use core::time::Duration;
 

@@ -343,6 +343,33 @@ os.waitpid(child, 0)
 }
 
 #[test]
+fn a_timer_for_all_that_comes_once_comes_to_each() {
+    let sandbox = watched("for-all");
+    let script = "
+children = []
+for _ in range(3):
+    ready, tell = os.pipe()
+    children.append(os.fork())
+    if not children[-1]:
+        box.wait(0)
+        os.write(tell, b'x')
+        while True: box.wait(0.1)
+    os.read(ready, 1)
+first = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+once = timer(50000000, 0, 0, 0, 3, 0, timed, first, 0)
+since = time.time()
+# The children, the server, and this process.
+while figure(16) < 5 and time.time() - since < 10: box.wait(0.01)
+box.wait(0.2)
+print(figure(16), box.call('libos.cancel', once))
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+";
+    assert_eq!(scripted(&sandbox, script), "5 False\n");
+}
+
+#[test]
 fn the_name_of_a_timer_is_no_other_ones_in_another_sandbox() {
     let [one, other] = ["named-here", "named-there"].map(watched);
     let start =

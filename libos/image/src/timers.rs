@@ -2,7 +2,7 @@
 //!
 //! When a timer is due the server posts to where its handler is to run, or runs it itself. What is
 //! posted is [`sbx_expire`], which calls the handler: so a timer waits in a mailbox once at most, and
-//! what has gone by meanwhile is counted.
+//! what has gone by meanwhile is counted. Only of one that comes once, to all, the handler itself is posted.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
@@ -210,11 +210,7 @@ pub unsafe extern "C" fn sbx_expire(args: *const u64, _reply: *mut Reply) -> u32
     let id = unsafe { args.read_unaligned() };
     let Some((_, timer)) = all().live(id) else { return Status::Gone as u32 };
     timer.queued_ns.store(0, Relaxed);
-    let missed = timer.missed.swap(0, AcqRel);
-    let words = match timer.word_count.load(Relaxed) {
-        0 => [missed, 0, 0, 0],
-        _ => [timer.words[0].load(Relaxed), timer.words[1].load(Relaxed), missed, 0],
-    };
+    let words = words_of(timer);
     let handle = timer.handle.load(Relaxed);
     if let Some(own) = claimant() {
         timer.runner.store(own, Relaxed);
@@ -226,6 +222,15 @@ pub unsafe extern "C" fn sbx_expire(args: *const u64, _reply: *mut Reply) -> u32
     let mut reply = Reply::empty();
     // SAFETY: a handler of numbers, as many as there are words; the reply is ours.
     unsafe { sbx_call(handle, words.as_ptr(), &raw mut reply) }
+}
+
+/// What the timer's handler is given now.
+fn words_of(timer: &Timer) -> [u64; 4] {
+    let missed = timer.missed.swap(0, AcqRel);
+    match timer.word_count.load(Relaxed) {
+        0 => [missed, 0, 0, 0],
+        _ => [timer.words[0].load(Relaxed), timer.words[1].load(Relaxed), missed, 0],
+    }
 }
 
 /// The server's life: serve timers and run what is posted to it.
@@ -283,6 +288,26 @@ fn wheel_on(wheel: &mut Wheel<TIMERS_MAX>) {
     }
 }
 
+/// Have the timer's handler run where it is to.
+fn send(id: TimerId, timer: &Timer) -> Status {
+    let (how, target) = (timer.how.load(Relaxed), timer.target.load(Relaxed));
+    let event = Event { handle: EXPIRE_HANDLE, words: [id, 0, 0, 0], to: 0 };
+    match how & HOW_KIND {
+        HOW_SERVER => {
+            expire(id);
+            Status::Ok
+        }
+        HOW_ALL if timer.period_ns.load(Relaxed) == 0 => {
+            // It would be over with the first of them. Who has no room for it goes without.
+            let handle = timer.handle.load(Relaxed);
+            events::post_as_server(how, target, Event { handle, words: words_of(timer), to: 0 });
+            all().cancel(id);
+            Status::Ok
+        }
+        _ => events::post_as_server(how, target, event),
+    }
+}
+
 /// Has the timer been posted, so that its handler will run? Not so if who took it out of its mailbox was
 /// killed, or an exec has emptied that, or a server has ended that was to run it.
 fn is_on_its_way(timer: &Timer, now: u64) -> bool {
@@ -333,14 +358,7 @@ fn come(index: usize, id: TimerId) {
     }
     let lost = timer.queued_ns.swap(now, Relaxed) != 0;
     timer.missed.fetch_add(u64::from(lost && period != 0), Relaxed);
-    let event = Event { handle: EXPIRE_HANDLE, words: [id, 0, 0, 0], to: 0 };
-    let status = if how & HOW_KIND == HOW_SERVER {
-        expire(id);
-        Status::Ok
-    } else {
-        events::post_as_server(how, target, event)
-    };
-    match status {
+    match send(id, timer) {
         Status::Ok => {}
         Status::Gone => {
             all().cancel(id);
