@@ -343,6 +343,35 @@ os.waitpid(child, 0)
 }
 
 #[test]
+fn a_timer_for_a_pid_outlives_the_moment_at_which_an_exec_takes_no_part() {
+    let sandbox = watched("exec-moment");
+    let script = "
+for period in (1000, 20000, 1000):
+    ready, tell = os.pipe()
+    os.set_inheritable(tell, True)
+    wait = 'import os, sbx\\nbox = sbx.current()\\nos.write(%d, b\"x\")\\nwhile True: box.wait(0.1)' % tell
+    child = os.fork()
+    if not child:
+        for _ in range(3): box.wait(0.02)
+        os.execv('/usr/bin/python3', ['python3', '-c', wait])
+    os.close(tell)
+    often = box.call('watcher.start', child, 0, period, 0)
+    os.read(ready, 1)
+    time.sleep(1.3)
+    box.call('watcher.forget')
+    since = time.time()
+    while figure(16) < 10 and time.time() - since < 5: time.sleep(0.01)
+    print(figure(16) >= 10, figure(18) == child)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    # It is over with the process.
+    time.sleep(0.5)
+    print(box.call('libos.cancel', often))
+";
+    assert_eq!(scripted(&sandbox, script), "True True\nFalse\n".repeat(3));
+}
+
+#[test]
 fn a_timer_for_all_that_comes_once_comes_to_each() {
     let sandbox = watched("for-all");
     let script = "

@@ -317,6 +317,14 @@ fn is_on_its_way(timer: &Timer, now: u64) -> bool {
     since != 0 && how & HOW_KIND != HOW_SERVER && (is_recent || something_waits(how, target))
 }
 
+/// Has the one process ended that the timer is for?
+fn is_over(how: u64, target: u64) -> bool {
+    let pid = target as u32;
+    // It takes no part for a moment while it executes a program.
+    let executes = how & HOW_KIND == HOW_PID && pid != 0 && sys::thread_exists(pid, pid);
+    !executes && !events::has_target(how, target)
+}
+
 /// Does anything wait where a timer was posted to?
 fn something_waits(how: u64, target: u64) -> bool {
     let common = context::common();
@@ -351,7 +359,7 @@ fn come(index: usize, id: TimerId) {
     let (how, target) = (timer.how.load(Relaxed), timer.target.load(Relaxed));
     if is_on_its_way(timer, now) {
         timer.missed.fetch_add(u64::from(period != 0), Relaxed);
-        if !events::has_target(how, target) {
+        if is_over(how, target) {
             all().cancel(id);
         }
         return;
@@ -360,11 +368,11 @@ fn come(index: usize, id: TimerId) {
     timer.missed.fetch_add(u64::from(lost && period != 0), Relaxed);
     match send(id, timer) {
         Status::Ok => {}
-        Status::Gone => {
+        Status::Gone if is_over(how, target) => {
             all().cancel(id);
         }
-        _ => {
-            if period == 0 {
+        status => {
+            if period == 0 && status == Status::Full {
                 timer.due_ns.store(now + AGAIN_NS, Relaxed);
             }
             timer.queued_ns.store(0, Relaxed);
