@@ -3,7 +3,8 @@
 //! A timer's handler takes up to three numbers: the two words that it was started with, and how many
 //! periods have gone by without it. It runs in the sandbox's server, a worker that does nothing else,
 //! or wherever an event can be posted to, or in whatever runs at that moment ([`To::running`]). It is never early; a period for which it is too late is
-//! counted, not caught up on.
+//! counted, not caught up on. One that comes once, to [all](To::all), does not come to those whose mailbox
+//! is full at that moment.
 
 use core::time::Duration;
 
@@ -60,7 +61,7 @@ impl Timer {
     /// Once, so long from now.
     #[must_use]
     pub const fn after(delay: Duration) -> Self {
-        Self::new(delay.as_nanos() as u64, 0)
+        Self::new(nanoseconds(delay), 0)
     }
 
     /// Once, when [`Cx::now_ns`] says so.
@@ -72,13 +73,13 @@ impl Timer {
     /// And again so often from then on: every millisecond at most.
     #[must_use]
     pub const fn every(self, period: Duration) -> Self {
-        Self { period_ns: period.as_nanos() as u64, ..self }
+        Self { period_ns: nanoseconds(period), ..self }
     }
 
     /// So much later is early enough: timers with slack are served together.
     #[must_use]
     pub const fn slack(self, slack: Duration) -> Self {
-        Self { slack_ns: slack.as_nanos() as u64, ..self }
+        Self { slack_ns: nanoseconds(slack), ..self }
     }
 
     /// Where, if not in the server.
@@ -92,6 +93,12 @@ impl Timer {
         let Self { first_ns, flags, period_ns, slack_ns, to } = self;
         [first_ns, flags, period_ns, slack_ns, to.how, to.target, handler, a, b]
     }
+}
+
+/// As many as fit: what is longer is for ever.
+const fn nanoseconds(time: Duration) -> u64 {
+    let all = time.as_nanos();
+    if all > u64::MAX as u128 { u64::MAX } else { all as u64 }
 }
 
 fn outcome(status: u32, id: u64) -> Result<TimerId, CallError> {
@@ -166,5 +173,21 @@ impl crate::client::Sandbox {
     /// The call's.
     pub fn stop_timer(&self, timer: TimerId) -> Result<bool, CallError> {
         self.invoke::<bool>(CANCEL_HANDLE, &[timer.0])
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use core::time::Duration;
+
+    use super::Timer;
+
+    #[test]
+    fn what_is_too_long_for_the_clock_is_for_ever() {
+        let timer = Timer::after(Duration::MAX).every(Duration::MAX).slack(Duration::MAX);
+        assert_eq!([timer.first_ns, timer.period_ns, timer.slack_ns], [u64::MAX; 3]);
+        // 2^64 nanoseconds and a bit more, which would be the bit.
+        let long = Timer::after(Duration::from_secs(18_446_744_074));
+        assert_eq!(long.first_ns, u64::MAX);
     }
 }

@@ -284,6 +284,131 @@ while True:
     }
 }
 
+/// What a script prints in the sandbox; it finds `box`, `timer` as `libos.timer`, and `figure`.
+fn scripted(sandbox: &Sandbox, script: &str) -> String {
+    let preamble = "
+import os, sbx, sys, time
+box = sbx.current()
+timer = lambda *words: box.call('libos.timer', *words)
+raw = b'watcher.timed'
+timed = box._find(raw, len(raw))
+figure = lambda which: box.call('watcher.figure', which)
+most = (1 << 64) - 1
+";
+    let script = format!("{preamble}{script}");
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", &script]);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    let ended = integration::run(&mut command);
+    assert_eq!(ended.status, 0, "{}", ended.stderr);
+    ended.stdout
+}
+
+#[test]
+fn a_time_beyond_the_end_of_the_clock_never_comes() {
+    let sandbox = watched("beyond");
+    let script = "
+for server_or_running in (4, 5):
+    box.call('watcher.forget')
+    never = timer(most, 0, 0, 1000000, server_or_running, 0, timed, most, 0)
+    once = timer(1000000, 0, most, 0, server_or_running, 0, timed, 0, 0)
+    time.sleep(0.3)
+    print(figure(16), box.call('libos.cancel', never), box.call('libos.cancel', once))
+for how in (6, 255, 4 | 512, most):
+    try: timer(1000000, 0, 0, 0, how, 0, timed, 0, 0)
+    except sbx.Error as error: print(error)
+";
+    let refused = "the arguments do not fit the handler's signature\n";
+    assert_eq!(scripted(&sandbox, script), "1 True True\n".repeat(2) + &refused.repeat(4));
+}
+
+#[test]
+fn a_timer_for_a_pid_goes_on_when_an_exec_has_lost_what_waited() {
+    let sandbox = watched("exec-lost");
+    // The child looks at no event before its exec.
+    let script = "
+wait = 'import sbx\\nbox = sbx.current()\\nwhile True: box.wait(0.1)'
+child = os.fork()
+if not child:
+    time.sleep(0.5)
+    os.execv('/usr/bin/python3', ['python3', '-c', wait])
+box.call('watcher.start', child, 10000, 50000, 0)
+since = time.time()
+while figure(16) < 10 and time.time() - since < 10: time.sleep(0.01)
+print(figure(16) >= 10, figure(17) > 5, figure(18) == child)
+os.kill(child, 9)
+os.waitpid(child, 0)
+";
+    assert_eq!(scripted(&sandbox, script), "True True True\n");
+}
+
+#[test]
+fn a_timer_for_a_pid_outlives_the_moment_at_which_an_exec_takes_no_part() {
+    let sandbox = watched("exec-moment");
+    let script = "
+for period in (1000, 20000, 1000):
+    ready, tell = os.pipe()
+    os.set_inheritable(tell, True)
+    wait = 'import os, sbx\\nbox = sbx.current()\\nos.write(%d, b\"x\")\\nwhile True: box.wait(0.1)' % tell
+    child = os.fork()
+    if not child:
+        for _ in range(3): box.wait(0.02)
+        os.execv('/usr/bin/python3', ['python3', '-c', wait])
+    os.close(tell)
+    often = box.call('watcher.start', child, 0, period, 0)
+    os.read(ready, 1)
+    time.sleep(1.3)
+    box.call('watcher.forget')
+    since = time.time()
+    while figure(16) < 10 and time.time() - since < 5: time.sleep(0.01)
+    print(figure(16) >= 10, figure(18) == child)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    # It is over with the process.
+    time.sleep(0.5)
+    print(box.call('libos.cancel', often))
+";
+    assert_eq!(scripted(&sandbox, script), "True True\nFalse\n".repeat(3));
+}
+
+#[test]
+fn a_timer_for_all_that_comes_once_comes_to_each() {
+    let sandbox = watched("for-all");
+    let script = "
+children = []
+for _ in range(3):
+    ready, tell = os.pipe()
+    children.append(os.fork())
+    if not children[-1]:
+        box.wait(0)
+        os.write(tell, b'x')
+        while True: box.wait(0.1)
+    os.read(ready, 1)
+first = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+once = timer(50000000, 0, 0, 0, 3, 0, timed, first, 0)
+since = time.time()
+# The children, the server, and this process.
+while figure(16) < 5 and time.time() - since < 10: box.wait(0.01)
+box.wait(0.2)
+print(figure(16), box.call('libos.cancel', once))
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+";
+    assert_eq!(scripted(&sandbox, script), "5 False\n");
+}
+
+#[test]
+fn the_name_of_a_timer_is_no_other_ones_in_another_sandbox() {
+    let [one, other] = ["named-here", "named-there"].map(watched);
+    let start =
+        |sandbox: &Sandbox| number(&sandbox.call(&["watcher.start", "0", "60000000", "0", "0"]));
+    let [here, there] = [&one, &other].map(start).map(|name| name.to_string());
+    assert_eq!(other.call(&["watcher.stop", &here]).stdout, "0\n");
+    assert_eq!(other.call(&["watcher.stop", &there]).stdout, "1\n");
+    assert_eq!(one.call(&["watcher.stop", &here]).stdout, "1\n");
+}
+
 #[test]
 fn masked_events_wait_and_forks_are_told() {
     let sandbox = watched("masked");

@@ -284,6 +284,8 @@ impl Sandbox {
             hooks_of: None,
         };
         sandbox.complete_libos(libos);
+        let first_life = random().map_err(|e| SandboxError::Kernel("drawing a number", e))? as u32;
+        sandbox.common().timers().first_life.store(first_life, Ordering::Relaxed);
         // No heap: whatever libos allocates, it does for the extension that runs.
         sandbox.publish_extension(&libos.described(), 0, "libos", None);
         sandbox.publish_handler(0, 0, hello, "libos.hello", "()");

@@ -2,19 +2,19 @@
 //!
 //! When a timer is due the server posts to where its handler is to run, or runs it itself. What is
 //! posted is [`sbx_expire`], which calls the handler: so a timer waits in a mailbox once at most, and
-//! what has gone by meanwhile is counted.
+//! what has gone by meanwhile is counted. Only of one that comes once, to all, the handler itself is posted.
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use ext_api::abi::{
-    EXPIRE_HANDLE, HELLO_HANDLE, HOW_KIND, HOW_RUNNING, HOW_SERVER, NO_EVENT, Reply, Status,
-    TIMER_ABSOLUTE,
+    EXPIRE_HANDLE, HELLO_HANDLE, HOW_ALL, HOW_ANY, HOW_KIND, HOW_PID, HOW_RUNNING, HOW_SERVER,
+    HOW_URGENT, NO_EVENT, Reply, Status, TIMER_ABSOLUTE,
 };
-use ext_api::limits::{TIMER_NS_MIN, TIMERS_MAX};
+use ext_api::limits::{PROCESSES_MAX, TIMER_NS_MIN, TIMERS_MAX};
 use libos::data::Context;
 use libos::mailbox::Event;
 use libos::signals::WHY_TIMER;
-use libos::timers::{Plan, TimerId, Timers, rounded};
+use libos::timers::{LOOK_NS, Plan, Timer, TimerId, Timers, following, rounded};
 use libos::wheel::Wheel;
 
 use crate::arch::sbx_call;
@@ -23,10 +23,8 @@ use crate::{context, start, sys, time};
 
 /// Nanoseconds of a tick, as a power of two.
 const TICK: u32 = 10;
-/// How long until a timer that comes once tries again after it found a full mailbox, and until it is
-/// seen whether the process that was to run it is still there.
+/// How long until a timer that comes once tries again after it found a full mailbox.
 const AGAIN_NS: u64 = TIMER_NS_MIN;
-const LOOK_NS: u64 = 1_000_000_000;
 /// Words of `libos.timer`.
 const WORDS: usize = 9;
 
@@ -94,7 +92,8 @@ fn begin(
     let own = claimant().ok_or(Status::NotAttached)?;
     let handler = context::live_handler(handle).ok_or(Status::Stale)?;
     let too_often = period != 0 && period < TIMER_NS_MIN;
-    if handler.event_words == NO_EVENT || handler.event_words > 3 || too_often {
+    let is_known = how & HOW_KIND <= HOW_RUNNING && how & !(HOW_KIND | HOW_URGENT) == 0;
+    if handler.event_words == NO_EVENT || handler.event_words > 3 || too_often || !is_known {
         return Err(Status::BadArgs);
     }
     let from_now = flags & TIMER_ABSOLUTE == 0;
@@ -173,7 +172,7 @@ fn take(index: usize) {
     let Some(gone_by) = all().claim(index, time::now_ns()) else { return };
     let Some(id) = all().look(index) else { return };
     timer.missed.fetch_add(gone_by, Relaxed);
-    let (runs, now) = (timer.filler.load(Relaxed), time::now_ns());
+    let (runs, now) = (timer.runner.load(Relaxed), time::now_ns());
     let since = now.saturating_sub(timer.began_ns.load(Relaxed));
     if runs != 0 && since < timer.period_ns.load(Relaxed) && is_alive(runs) {
         // It is at it still, elsewhere. For no longer than a period: its thread may be waiting for a CPU.
@@ -210,22 +209,28 @@ pub unsafe extern "C" fn sbx_expire(args: *const u64, _reply: *mut Reply) -> u32
     // SAFETY: by contract.
     let id = unsafe { args.read_unaligned() };
     let Some((_, timer)) = all().live(id) else { return Status::Gone as u32 };
-    timer.queued.store(0, Relaxed);
-    let missed = timer.missed.swap(0, AcqRel);
-    let words = match timer.word_count.load(Relaxed) {
-        0 => [missed, 0, 0, 0],
-        _ => [timer.words[0].load(Relaxed), timer.words[1].load(Relaxed), missed, 0],
-    };
+    timer.queued_ns.store(0, Relaxed);
+    let words = words_of(timer);
     let handle = timer.handle.load(Relaxed);
-    if timer.period_ns.load(Relaxed) == 0 {
-        all().cancel(id);
-    }
     if let Some(own) = claimant() {
-        timer.filler.store(own, Relaxed);
+        timer.runner.store(own, Relaxed);
+    }
+    // One that comes once may have been posted again when it was taken for lost.
+    if timer.period_ns.load(Relaxed) == 0 && !all().cancel(id) {
+        return Status::Gone as u32;
     }
     let mut reply = Reply::empty();
     // SAFETY: a handler of numbers, as many as there are words; the reply is ours.
     unsafe { sbx_call(handle, words.as_ptr(), &raw mut reply) }
+}
+
+/// What the timer's handler is given now.
+fn words_of(timer: &Timer) -> [u64; 4] {
+    let missed = timer.missed.swap(0, AcqRel);
+    match timer.word_count.load(Relaxed) {
+        0 => [missed, 0, 0, 0],
+        _ => [timer.words[0].load(Relaxed), timer.words[1].load(Relaxed), missed, 0],
+    }
 }
 
 /// The server's life: serve timers and run what is posted to it.
@@ -283,6 +288,55 @@ fn wheel_on(wheel: &mut Wheel<TIMERS_MAX>) {
     }
 }
 
+/// Have the timer's handler run where it is to.
+fn send(id: TimerId, timer: &Timer) -> Status {
+    let (how, target) = (timer.how.load(Relaxed), timer.target.load(Relaxed));
+    let event = Event { handle: EXPIRE_HANDLE, words: [id, 0, 0, 0], to: 0 };
+    match how & HOW_KIND {
+        HOW_SERVER => {
+            expire(id);
+            Status::Ok
+        }
+        HOW_ALL if timer.period_ns.load(Relaxed) == 0 => {
+            // It would be over with the first of them. Who has no room for it goes without.
+            let handle = timer.handle.load(Relaxed);
+            events::post_as_server(how, target, Event { handle, words: words_of(timer), to: 0 });
+            all().cancel(id);
+            Status::Ok
+        }
+        _ => events::post_as_server(how, target, event),
+    }
+}
+
+/// Has the timer been posted, so that its handler will run? Not so if who took it out of its mailbox was
+/// killed, or an exec has emptied that, or a server has ended that was to run it.
+fn is_on_its_way(timer: &Timer, now: u64) -> bool {
+    let since = timer.queued_ns.load(Relaxed);
+    let (how, target) = (timer.how.load(Relaxed), timer.target.load(Relaxed));
+    let is_recent = now.saturating_sub(since) < LOOK_NS;
+    since != 0 && how & HOW_KIND != HOW_SERVER && (is_recent || something_waits(how, target))
+}
+
+/// Has the one process ended that the timer is for?
+fn is_over(how: u64, target: u64) -> bool {
+    let pid = target as u32;
+    // It takes no part for a moment while it executes a program.
+    let executes = how & HOW_KIND == HOW_PID && pid != 0 && sys::thread_exists(pid, pid);
+    !executes && !events::has_target(how, target)
+}
+
+/// Does anything wait where a timer was posted to?
+fn something_waits(how: u64, target: u64) -> bool {
+    let common = context::common();
+    let holds = |row: usize| row < PROCESSES_MAX && !common.inbox(row).mail.is_empty();
+    match how & HOW_KIND {
+        HOW_ANY => !common.pool().mail.is_empty(),
+        HOW_ALL => common.rows().any(|row| common.process(row).claim.load().pid != 0 && holds(row)),
+        HOW_PID => holds(events::peer(target as u32) as u32 as usize),
+        _ => holds(target as u32 as usize),
+    }
+}
+
 /// A timer is due: have its handler run, and work out when it is due again.
 fn come(index: usize, id: TimerId) {
     let timer = &all().timers[index];
@@ -290,41 +344,38 @@ fn come(index: usize, id: TimerId) {
         return take(index);
     }
     let (due, period) = (timer.due_ns.load(Relaxed), timer.period_ns.load(Relaxed));
-    let late = time::now_ns().saturating_sub(due);
+    // It is looked at early if its time lies beyond what the wheel can tell.
+    let now = time::now_ns();
+    let Some(late) = now.checked_sub(due) else { return };
     let gone_by = late.checked_div(period).unwrap_or(0);
     timer.missed.fetch_add(gone_by, Relaxed);
     // One that does not come again is over with its handler.
-    let next = if period == 0 { due + late + LOOK_NS } else { due + (gone_by + 1) * period };
+    let next = if period == 0 { now + LOOK_NS } else { following(due, period, gone_by) };
     timer.due_ns.store(next, Relaxed);
     if context::live_handler(timer.handle.load(Relaxed)).is_none() {
         all().cancel(id);
         return;
     }
     let (how, target) = (timer.how.load(Relaxed), timer.target.load(Relaxed));
-    if timer.queued.swap(1, Relaxed) != 0 {
+    if is_on_its_way(timer, now) {
         timer.missed.fetch_add(u64::from(period != 0), Relaxed);
-        if !events::has_target(how, target) {
+        if is_over(how, target) {
             all().cancel(id);
         }
         return;
     }
-    let event = Event { handle: EXPIRE_HANDLE, words: [id, 0, 0, 0], to: 0 };
-    let status = if how & HOW_KIND == HOW_SERVER {
-        expire(id);
-        Status::Ok
-    } else {
-        events::post_as_server(how, target, event)
-    };
-    match status {
+    let lost = timer.queued_ns.swap(now, Relaxed) != 0;
+    timer.missed.fetch_add(u64::from(lost && period != 0), Relaxed);
+    match send(id, timer) {
         Status::Ok => {}
-        Status::Gone => {
+        Status::Gone if is_over(how, target) => {
             all().cancel(id);
         }
-        _ => {
-            if period == 0 {
-                timer.due_ns.store(due + late + AGAIN_NS, Relaxed);
+        status => {
+            if period == 0 && status == Status::Full {
+                timer.due_ns.store(now + AGAIN_NS, Relaxed);
             }
-            timer.queued.store(0, Relaxed);
+            timer.queued_ns.store(0, Relaxed);
             timer.missed.fetch_add(u64::from(period != 0), Relaxed);
         }
     }
