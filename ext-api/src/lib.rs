@@ -66,6 +66,9 @@ pub mod shared;
 mod sync;
 #[cfg(feature = "std")]
 pub mod timer;
+#[cfg(all(feature = "std", loom))]
+#[path = "shared/turns.rs"]
+mod turns;
 #[cfg(feature = "std")]
 pub mod wire;
 

@@ -7,8 +7,8 @@
 //!
 //! | structure | if its holder dies |
 //! |---|---|
-//! | [`Mutex`], [`RwLock`] for writing | [`LockError::Broken`] until [`Mutex::recover`] |
-//! | [`RwLock`] for reading | nothing: the reader is forgotten |
+//! | [`Mutex`]; [`RwLock`], its writer | [`LockError::Broken`] until [`Mutex::recover`] |
+//! | [`RwLock`], a reader or whoever waits | nothing: it is forgotten |
 //! | [`Queue`] | an item that was not yet pushed is lost; one that was not yet popped stays |
 //! | [`Map`] | an entry that was not yet linked is lost, with its memory |
 //! | [`Counter`] | nothing |
@@ -23,6 +23,7 @@ mod map;
 mod mutex;
 mod queue;
 mod rwlock;
+mod turns;
 
 pub use counter::Counter;
 #[cfg(not(loom))]

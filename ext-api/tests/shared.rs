@@ -1,7 +1,7 @@
 //! The shared structures against plain ones, and between threads.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use ext_api::shared::{Counter, Full, LockError, Map, MapError, Mutex, Queue, RwLock};
@@ -188,4 +188,26 @@ fn a_wait_is_bounded() {
 #[test]
 fn what_is_too_large_is_refused() {
     assert!(matches!(Map::new(usize::MAX), Err(MapError::Full)));
+}
+
+#[test]
+fn a_map_is_cleared_but_for_the_bucket_that_cannot_be_had() {
+    let map = Map::new(1000).unwrap();
+    for index in 0..1000u64 {
+        map.insert(&index.to_le_bytes(), b"value", 0).unwrap();
+    }
+    let (held, cleared) = (Barrier::new(2), Barrier::new(2));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            map.get(&0u64.to_le_bytes(), || 0, |_| (held.wait(), cleared.wait())).unwrap();
+        });
+        held.wait();
+        assert!(matches!(map.clear(), Err(LockError::TimedOut { .. })));
+        cleared.wait();
+    });
+    // 512 buckets: no single one has so many.
+    assert!((1..20).contains(&map.stats().entries), "{:?}", map.stats());
+    assert!(map.get(&0u64.to_le_bytes(), || 0, |_| ()).unwrap().is_some());
+    map.clear().unwrap();
+    assert_eq!(map.stats().entries, 0);
 }

@@ -197,3 +197,20 @@ fn threads_never_share_a_block() {
     });
     assert_eq!(arena.used(), 0);
 }
+
+#[test]
+fn a_block_shrinks_also_when_the_arena_is_full() {
+    let (_memory, arena) = Memory::new();
+    let len = arena.capacity() / 2;
+    let block = arena.alloc(len, 16, 0).expect("nothing is in use").as_ptr();
+    while arena.alloc(CHUNK_LEN, 16, 0).is_some() {}
+    assert_eq!(arena.alloc(1, 1, 0), None);
+    fill(block, 100, 7);
+    // SAFETY: taken above.
+    let shrunk = unsafe { arena.realloc(block, 100, 0) }.expect("it has the bytes already");
+    assert!(holds(shrunk.as_ptr(), 100, 7));
+    // SAFETY: as above.
+    assert_eq!(unsafe { arena.realloc(shrunk.as_ptr(), len + 1, 0) }, None);
+    // SAFETY: as above.
+    assert_eq!(unsafe { arena.free(shrunk.as_ptr()) }, Ok(()));
+}

@@ -98,7 +98,7 @@ impl Lock {
     }
 }
 
-fn pause() {
+pub(crate) fn pause() {
     #[cfg(not(loom))]
     core::hint::spin_loop();
     #[cfg(loom)]
@@ -106,7 +106,7 @@ fn pause() {
 }
 
 #[cfg(all(test, loom))]
-mod models {
+pub(crate) mod models {
     use std::sync::Arc;
 
     use super::{Lock, Taken};
@@ -114,8 +114,8 @@ mod models {
     use crate::sync::{AtomicU64, Ordering};
 
     /// Owner `own`; 9 is dead.
-    struct Model {
-        own: Owner,
+    pub(crate) struct Model {
+        pub(crate) own: Owner,
     }
 
     impl World for Model {
@@ -137,7 +137,7 @@ mod models {
         }
     }
 
-    fn bounded(model: impl Fn() + Sync + Send + 'static) {
+    pub(crate) fn bounded(model: impl Fn() + Sync + Send + 'static) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(2);
         builder.max_branches = 100_000;

@@ -396,7 +396,8 @@ impl Map {
             Some(link) => link,
             None => {
                 let link = bucket.vacant().ok_or(MapError::Full)?;
-                let entry = Entry::make(key, &vec![0; N * 8], 0)?;
+                // Not of the heap: an allocation that fails there would abort, with the bucket locked.
+                let entry = Entry::make(key, [[0; 8]; N].as_flattened(), 0)?;
                 self.count_in(&entry);
                 link.store(entry.link(hash, self.age()), Ordering::Release);
                 self.clock.tick();
@@ -461,15 +462,18 @@ impl Map {
     /// Take everything out.
     ///
     /// # Errors
-    /// A bucket could not be had; the rest is gone.
+    /// A bucket could not be had, the first of them if there are several; the rest is gone.
     pub fn clear(&self) -> Result<(), LockError> {
-        for index in 0..=self.mask {
-            let bucket = self.lock_at(index)?;
-            bucket.raise_version();
-            bucket.each(|link| {
-                self.forget(link.swap(0, Ordering::Release));
-            });
-        }
+        let failed = (0..=self.mask).filter_map(|index| self.clear_bucket(index).err());
+        failed.reduce(|first, _| first).map_or(Ok(()), Err)
+    }
+
+    fn clear_bucket(&self, index: u64) -> Result<(), LockError> {
+        let bucket = self.lock_at(index)?;
+        bucket.raise_version();
+        bucket.each(|link| {
+            self.forget(link.swap(0, Ordering::Release));
+        });
         Ok(())
     }
 
