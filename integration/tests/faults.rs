@@ -201,7 +201,7 @@ impl Contained {
     /// As [`Self::alone`], where every system call is hooked, and a handler fails that is asked about one.
     fn asked(&self, argv: &[&str]) -> Ended {
         let sandbox = sandbox_to_fail_in();
-        let image = built("libthrough.so");
+        let image = built("libunsteady.so");
         let image = image.to_str().expect("a UTF-8 path");
         let loaded = launcher(&["ext", "load", &sandbox.name, image, "--config", "fail=121"]);
         assert_eq!(loaded.status, 0, "{}", loaded.stderr);

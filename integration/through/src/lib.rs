@@ -1,5 +1,4 @@
 //! An extension that lets every system call through that can be hooked, and counts them.
-#![expect(unsafe_code, reason = "does on purpose what unsafe code does by mistake")]
 
 use ext_api::prelude::*;
 
@@ -13,16 +12,13 @@ pub mod through {
     pub struct State {
         counts: [AtomicU64; 512],
         answer: u64,
-        fail: u64,
     }
 
-    /// `answer`: the number of a call that is answered with 7, and not counted. `fail`: that of one whose first
-    /// argument says how to fail.
+    /// `answer`: the number of a call that is answered with 7, and not counted.
     #[init]
     fn init(_cx: &Cx, config: Config) -> Result<State, ConfigError> {
         let answer = config.get("answer", u64::MAX)?;
-        let fail = config.get("fail", u64::MAX)?;
-        Ok(State { counts: std::array::from_fn(|_| AtomicU64::new(0)), answer, fail })
+        Ok(State { counts: std::array::from_fn(|_| AtomicU64::new(0)), answer })
     }
 
     #[on(syscall = "all")]
@@ -30,37 +26,10 @@ pub mod through {
         if call.number() == state.answer {
             return Verdict::Answer(7);
         }
-        if call.number() == state.fail {
-            return fail(call.arg(0));
-        }
         if let Some(count) = state.counts.get(call.number() as usize) {
             count.fetch_add(1, Relaxed);
         }
         Verdict::Pass
-    }
-
-    fn fail(how: u64) -> Verdict {
-        match how {
-            9_000_000 => return Verdict::Answer(77),
-            9_000_001 => {
-                // SAFETY: none; nothing is there.
-                unsafe { std::hint::black_box(16 as *const u64).read_volatile() };
-            }
-            9_000_002 => {
-                deeper(1_000_000);
-            }
-            9_000_003 => {
-                (0..20_000_000).fold(0, |sum: u64, one| std::hint::black_box(sum + one));
-                return Verdict::Answer(78);
-            }
-            _ => {}
-        }
-        Verdict::Pass
-    }
-
-    fn deeper(depth: u64) -> u64 {
-        let page = std::hint::black_box([depth; 64]);
-        if depth == 0 { page[0] } else { deeper(depth - 1) + page[1] }
     }
 
     /// Asked by policies only.
