@@ -624,18 +624,27 @@ fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
 /// Does the supervisor of `name` answer within some seconds? None if there is none.
 #[must_use]
 pub fn answers(name: &str) -> Option<bool> {
+    // One that dies meanwhile has a keeper.
+    for _ in 0..ATTEMPTS {
+        match answers_once(name) {
+            Ok(()) => return Some(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Some(false),
+            Err(error) if is_hang_up(&error) => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+fn answers_once(name: &str) -> io::Result<()> {
     const SECONDS: i64 = 3;
-    let fd = socket().ok()?;
+    let fd = socket()?;
     for option in [libc::SO_SNDTIMEO, libc::SO_RCVTIMEO] {
         limit(&fd, option, SECONDS);
     }
-    let text = serde_json::to_string(&Request::Ps).ok()?;
-    let asked = connect_by(&fd, name).and_then(|()| send(&fd, &text, &[]));
-    match asked.and_then(|()| receive(&fd)) {
-        Ok(_) => Some(true),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(false),
-        Err(_) => None,
-    }
+    connect_by(&fd, name)?;
+    send(&fd, &serde_json::to_string(&Request::Ps)?, &[])?;
+    receive(&fd).map(drop)
 }
 
 /// Give up sending or receiving after so long.

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ext_api::abi::Entry;
-use libos::data::Common;
+use libos::data::{Common, Process};
 use libos::layout::Place;
 use libos::manifest::Hook;
 use libos::signals::STOP;
@@ -35,6 +35,7 @@ use crate::hand::{Found, Hand};
 use crate::memory;
 use crate::one_cpu::OneCpu;
 use crate::signals::{self, Answer};
+use crate::spaces;
 use crate::tracee::{self, event_message, let_go, registers, to_system_call};
 
 /// How long a seized exec may take before it is looked at again: it may have failed.
@@ -516,6 +517,7 @@ impl Follower {
             }
         };
         if !is_inside {
+            events.push(Followed::Outside(pid as u32));
             events.push(Followed::Note(format!(
                 "pid {pid} runs outside of the sandbox's extensions: it was executing a program \
                  when the supervisor died"
@@ -558,8 +560,13 @@ fn parent_of(pid: i32) -> u64 {
 
 /// Have the process know, by the time that its fork is done, that another may have its descriptors.
 fn note_fork(common: Common, pid: u32) {
+    let named = spaces::named(pid);
+    let is_its = |process: &&Process| {
+        let space = process.pid_space.load(Ordering::Acquire);
+        process.claim.load().pid == named.pid && [0, named.space].contains(&space)
+    };
     let rows = common.rows().map(|row| common.process(row));
-    for process in rows.filter(|process| process.claim.load().pid == pid) {
+    for process in rows.filter(is_its) {
         process.forks.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -80,6 +80,19 @@ impl Spaces {
     }
 }
 
+/// What process `pid`, which cannot be gone, calls itself.
+#[must_use]
+pub fn named(pid: u32) -> Named {
+    static OWN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    let own = *OWN.get_or_init(|| space_of("self").unwrap_or(0));
+    let other = space_of(&pid.to_string()).filter(|&space| space != own);
+    let inner = other.and_then(|_| innermost(&format!("/proc/{pid}/status")));
+    match (other, inner) {
+        (Some(space), Some(pid)) => Named { space, pid },
+        _ => Named { space: own, pid },
+    }
+}
+
 /// The pid namespace of a process.
 fn space_of(pid: &str) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/pid")).ok().map(|file| file.ino())

@@ -102,13 +102,15 @@ impl Turns {
         may()?;
         self.wait_for_readers(world)?;
         self.changing.store(world.owner(), Ordering::Relaxed);
+        // What is changed is changed after that, whoever is killed in between.
+        fence(Ordering::Release);
         core::mem::forget(turn);
         Ok(())
     }
 
     /// The writer has left the value whole, unless it has said otherwise.
     pub(crate) fn end_write(&self, world: &impl World) {
-        self.changing.store(0, Ordering::Relaxed);
+        self.changing.store(0, Ordering::Release);
         self.writer.free(world);
     }
 

@@ -21,8 +21,8 @@ use libos::data::{Claimed, Context, Inbox, SERVER_CLAIMANT, SUPERVISOR_CLAIMANT,
 use libos::mailbox::{Claimant, EVENT_WORDS, Event, KIND, Mailbox, Taken};
 use libos::signals::WHY_EVENT;
 
-use crate::arch::{sbx_call, stack_pointer};
-use crate::{context, heap, hooks, start, sys, time};
+use crate::arch::{fs_base, sbx_call, stack_pointer};
+use crate::{context, heap, hooks, left, start, sys, time};
 
 /// Events that one way out of libos delivers at most; the next one goes on.
 const BATCH: u64 = 64;
@@ -346,6 +346,14 @@ fn has_ended(inbox: &Inbox, tid: u32) -> bool {
     inbox.turned_away.fetch_add(1, Relaxed) % TURNS == TURNS - 1 && !sys::task_lives(tid)
 }
 
+/// What this thread has jumped out of is over before it takes a turn, which would be taken for that one's.
+fn end_left() {
+    let is_open = |context: &&Context| !context.sequence.load(Relaxed).is_multiple_of(2);
+    if let Some(context) = context::of_fs(fs_base()).filter(is_open) {
+        left::end_if_left(context, stack_pointer());
+    }
+}
+
 /// Thread `tid` has left all that it was in.
 pub(crate) fn has_left(tid: u32) {
     let Some(own) = start::this_process() else { return };
@@ -416,6 +424,7 @@ fn upcall(event: &Event) -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
     let Some(own) = start::this_process() else { return 0 };
+    end_left();
     let (common, tid) = (context::common(), context::own_tid());
     let (inbox, pool) = (common.inbox(own.row), common.pool());
     let work = || {
@@ -469,6 +478,7 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sbx_wait_on(word: *const u32, expected: u32, timeout_ns: u64) -> u64 {
     let Some(own) = start::this_process() else { return 0 };
+    end_left();
     // SAFETY: by contract; others may write it at any time.
     let word = unsafe { core::sync::atomic::AtomicU32::from_ptr(word.cast_mut()) };
     let (common, tid) = (context::common(), context::own_tid());

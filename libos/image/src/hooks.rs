@@ -109,7 +109,11 @@ pub(crate) fn upcalls_here<T>(
     user: &mut UserContext,
     first: impl FnOnce(&'static Context) -> T,
 ) -> Option<T> {
-    let context = context::of_tid(own.pid, tid).or_else(|| {
+    // One that another thread had, or that its child of vfork has made for it, is made ready first.
+    let is_ready = |context: &&Context| {
+        context.fs_base.load(Relaxed) == arch::fs_base() && !context::is_unready(context)
+    };
+    let context = context::of_tid(own.pid, tid).filter(is_ready).or_else(|| {
         let context = new_context(own, tid, user)?;
         stacks::keep(context, user);
         Some(context)
@@ -135,7 +139,7 @@ fn within_room<T>(
     Some(result)
 }
 
-/// The context of thread `tid`, which had none. No upcall makes it: that would deliver what has come on this stack,
+/// The context of thread `tid`, which had none that was ready. No upcall makes it: that would deliver what has come on this stack,
 /// from whose top the next signal would begin.
 fn new_context(own: &start::ThisProcess, tid: u32, user: &UserContext) -> Option<&'static Context> {
     context::find(arch::fs_base(), user.regs.rsp as usize);

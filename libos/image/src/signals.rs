@@ -291,8 +291,14 @@ fn on_event(user: &mut UserContext) {
     if on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
         return;
     }
-    if let Some(own) = start::this_process() {
-        hooks::upcalls_here(&own, sys::gettid(), user, |_| events::deliver_here());
+    let (Some(own), tid) = (start::this_process(), sys::gettid()) else { return };
+    // On top of an upcall, in a handler of the program's: what has come waits for the gate.
+    let is_open = context::of_tid(own.pid, tid).is_some_and(|context| {
+        left::end_if_interrupted_outside(context, user);
+        !context.sequence.load(Relaxed).is_multiple_of(2)
+    });
+    if !is_open {
+        hooks::upcalls_here(&own, tid, user, |_| events::deliver_here());
     }
 }
 
