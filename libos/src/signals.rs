@@ -25,6 +25,31 @@ pub const WHY_TIMER: i32 = 5;
 /// The supervisor wants to know what CPU time the thread has used: see `Context::cpu_ns`.
 pub const WHY_CLOCK: i32 = 6;
 
+/// The `siginfo` of a [`STOP`] that is queued.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Queued {
+    signal: i32,
+    errno: i32,
+    code: i32,
+    pad: i32,
+    sender: [u32; 2],
+    value: u64,
+    rest: [u64; 12],
+}
+
+const _: () = assert!(size_of::<Queued>() == 128);
+
+impl Queued {
+    /// From process `sender`, with a reason and a value.
+    #[must_use]
+    pub const fn new(sender: u32, why: i32, value: u64) -> Self {
+        const SI_QUEUE: i32 = -1;
+        let sender = [sender, 0];
+        Self { signal: STOP, errno: why, code: SI_QUEUE, pad: 0, sender, value, rest: [0; 12] }
+    }
+}
+
 /// In a context's deferred signals: to look at the timers.
 pub const DEFERRED_TIMER: u32 = 1 << 31;
 

@@ -26,7 +26,7 @@ pub struct Spaces {
 
 impl Default for Spaces {
     fn default() -> Self {
-        Self { own: space_of("self").unwrap_or(0), others: Vec::new() }
+        Self { own: own_space(), others: Vec::new() }
     }
 }
 
@@ -40,11 +40,9 @@ impl Spaces {
     /// Note what process `pid`, which cannot be gone, calls itself.
     pub fn learn(&mut self, pid: u32) {
         self.others.retain(|(known, _)| *known != pid);
-        let Some(space) = space_of(&pid.to_string()).filter(|&space| space != self.own) else {
-            return;
-        };
-        if let Some(inner) = innermost(&format!("/proc/{pid}/status")) {
-            self.others.push((pid, Named { space, pid: inner }));
+        let named = named(pid);
+        if named.space != self.own {
+            self.others.push((pid, named));
         }
     }
 
@@ -83,14 +81,18 @@ impl Spaces {
 /// What process `pid`, which cannot be gone, calls itself.
 #[must_use]
 pub fn named(pid: u32) -> Named {
-    static OWN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    let own = *OWN.get_or_init(|| space_of("self").unwrap_or(0));
+    let own = own_space();
     let other = space_of(&pid.to_string()).filter(|&space| space != own);
     let inner = other.and_then(|_| innermost(&format!("/proc/{pid}/status")));
     match (other, inner) {
         (Some(space), Some(pid)) => Named { space, pid },
         _ => Named { space: own, pid },
     }
+}
+
+fn own_space() -> u64 {
+    static OWN: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *OWN.get_or_init(|| space_of("self").unwrap_or(0))
 }
 
 /// The pid namespace of a process.

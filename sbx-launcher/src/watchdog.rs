@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use ext_api::abi::Status;
 use ext_api::limits::{STACK_LEN, STUCK_MS};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Context};
-use libos::signals::{STOP, WHY_BUDGET, WHY_CLOCK, WHY_RESTART, WHY_STUCK};
+use libos::signals::{Queued, STOP, WHY_BUDGET, WHY_CLOCK, WHY_RESTART, WHY_STUCK};
 
 use crate::follow::pidfd;
 use crate::sandbox::Sandbox;
@@ -379,21 +379,7 @@ fn lives(pid: i32) -> bool {
 
 /// Queue the stop signal, which names the upcall that it is for.
 fn queue(pid: i32, tid: i32, sequence: u64, why: i32) {
-    #[repr(C)]
-    struct Info {
-        signal: i32,
-        errno: i32,
-        code: i32,
-        pad: i32,
-        sender: [i32; 2],
-        value: u64,
-        rest: [u64; 12],
-    }
-    const _: () = assert!(size_of::<Info>() == 128);
-    let sender = [std::process::id() as i32, 0];
-    let code = libc::SI_QUEUE;
-    let info =
-        Info { signal: STOP, errno: why, code, pad: 0, sender, value: sequence, rest: [0; 12] };
+    let info = Queued::new(std::process::id(), why, sequence);
     // SAFETY: the kernel reads a siginfo. If the thread is gone there is nobody to stop.
     unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, STOP, &raw const info) };
 }

@@ -19,7 +19,7 @@ use libos::layout::{
 };
 
 use crate::arch::{cache_index, stack_pointer};
-use crate::{boot, calls, hooks, scratch, signals, stacks, start, sys};
+use crate::{boot, calls, hooks, left, scratch, signals, stacks, start, sys};
 
 /// Stack that a nested upcall must find free.
 const NESTED_STACK_MIN: usize = 24 << 10;
@@ -320,7 +320,7 @@ fn is_successor(context: &Context, fs: u64) -> bool {
     context.fs_base.load(Relaxed) != fs
         && context.sequence.load(Relaxed).is_multiple_of(2)
         && context.tid.load(Relaxed) == sys::gettid()
-        && !crate::left::has_alternate_stack()
+        && !left::has_alternate_stack()
 }
 
 /// The contexts of a process.

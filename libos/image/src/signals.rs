@@ -234,7 +234,7 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
             {
                 left::end_if_interrupted_outside(context, user);
             }
-            answer_others(user);
+            answer_both(false, false, user);
             false
         }
         None if signal == STOP && has_lost_its_reason(info) => {
@@ -259,20 +259,16 @@ fn answer(info: &Info, user: &mut UserContext) {
         tell_clock(info.value, user);
     }
     let for_timers = info.code == sys::SI_TIMER || info.errno == WHY_TIMER;
+    answer_both(for_timers, info.errno == WHY_EVENT, user);
+}
+
+/// Look at timers and events, if that is asked for. The kernel keeps one signal of a kind: what was sent while this one
+/// was on its way is answered with it.
+fn answer_both(for_timers: bool, for_events: bool, user: &mut UserContext) {
     if for_timers || is_lent() {
         on_timer(user);
     }
-    if info.errno == WHY_EVENT || events::is_signalled() {
-        on_event(user);
-    }
-}
-
-/// The kernel keeps one signal of a kind: what was sent while this one was on its way is answered with it.
-fn answer_others(user: &mut UserContext) {
-    if is_lent() {
-        on_timer(user);
-    }
-    if events::is_signalled() {
+    if for_events || events::is_signalled() {
         on_event(user);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! This is the only module of the image that talks to the kernel.
 
-use libos::signals::{Action, STOP};
+use libos::signals::{Action, Queued, STOP};
 
 use crate::arch::{syscall2_on, syscall6};
 use crate::text::Line;
@@ -620,7 +620,7 @@ pub(crate) fn kill(pid: u32, signal: i32) {
 
 /// Queue the signal [`STOP`] to a thread, with a reason and a value.
 pub(crate) fn queue_stop(pid: u32, tid: u32, why: i32, value: u64) -> Result<usize, Errno> {
-    let info = Queued::new(why, value);
+    let info = Queued::new(getpid(), why, value);
     let at = (&raw const info) as usize;
     // SAFETY: the kernel reads a siginfo.
     unsafe { call(nr::RT_TGSIGQUEUEINFO, [pid as usize, tid as usize, STOP as usize, at]) }
@@ -628,31 +628,10 @@ pub(crate) fn queue_stop(pid: u32, tid: u32, why: i32, value: u64) -> Result<usi
 
 /// The same, to whichever of a process's threads the kernel finds.
 pub(crate) fn queue_stop_to_any(pid: u32, why: i32) -> Result<usize, Errno> {
-    let info = Queued::new(why, 0);
+    let info = Queued::new(getpid(), why, 0);
     let at = (&raw const info) as usize;
     // SAFETY: the kernel reads a siginfo.
     unsafe { call(nr::RT_SIGQUEUEINFO, [pid as usize, STOP as usize, at]) }
-}
-
-/// The `siginfo` of a [`STOP`].
-#[repr(C)]
-struct Queued {
-    signal: i32,
-    errno: i32,
-    code: i32,
-    pad: i32,
-    sender: [u32; 2],
-    value: u64,
-    rest: [u64; 12],
-}
-
-const _: () = assert!(size_of::<Queued>() == 128);
-
-impl Queued {
-    fn new(why: i32, value: u64) -> Self {
-        let (sender, rest) = ([getpid(), 0], [0; 12]);
-        Self { signal: STOP, errno: why, code: SI_QUEUE, pad: 0, sender, value, rest }
-    }
 }
 
 /// The pid namespace of this process: the number of its file under /proc, or 0.
