@@ -23,7 +23,7 @@ use crate::arch::{self, Registers};
 use crate::context::{self, Frame};
 use crate::signals::{AltStack, SS_ONSTACK, UserContext};
 use crate::sys::nr;
-use crate::{boot, events, fault, log, scratch, stacks, sys};
+use crate::{boot, copies, events, fault, log, scratch, stacks, sys};
 
 /// For the gate, from the stack at `stack`: `context` is in an upcall already. The context, if that one has
 /// been left; else [`Status::Reentered`].
@@ -152,8 +152,7 @@ pub(crate) fn end_copy() -> bool {
     let mut is_within = (room..top).contains(&stack);
     let end = if is_within { Some(top) } else { end_of_alternate() };
     let returns_into_it = |regs: &Registers| {
-        boot::place().shared().contains(&(regs.rip as usize))
-            && (room..room + STACK_LEN).contains(&(regs.rsp as usize))
+        (room..room + STACK_LEN).contains(&(regs.rsp as usize)) && copies::is_by_region(regs)
     };
     let mut at = stack.next_multiple_of(8);
     while end.is_some_and(|end| at + size_of::<UserContext>() <= end) {

@@ -2,9 +2,7 @@
 
 use core::ffi::c_int;
 
-use crate::{start, sys};
-
-type ClockGettime = unsafe extern "C" fn(usize, *mut [u64; 2]) -> c_int;
+use crate::{arch, start, sys};
 
 const CLOCK_MONOTONIC: usize = 1;
 const CLOCK_THREAD_CPUTIME_ID: usize = 3;
@@ -31,10 +29,8 @@ pub(crate) unsafe extern "C" fn clock_gettime(clock: c_int, to: *mut [u64; 2]) -
     let known = start::this_process().map_or(1, |own| own.clock_gettime);
     let address = if known == 0 { find() } else { known };
     if address > 1 {
-        // SAFETY: `find` took the address from the vDSO's symbol of this name.
-        let function: ClockGettime = unsafe { core::mem::transmute(address) };
-        // SAFETY: same contract.
-        return unsafe { function(clock as usize, to) };
+        // SAFETY: same contract; `find` took the address from the vDSO's symbol of this name.
+        return unsafe { arch::ask_clock(clock as usize, to, address) };
     }
     let ns = sys::clock_ns(clock as usize);
     // SAFETY: by contract.

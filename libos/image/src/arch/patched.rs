@@ -696,6 +696,8 @@ const BASE_AT: usize = 264;
 const RBX_AT: usize = BASE_AT + 8;
 /// From there to its frame.
 const KEPT_LEN_MAX: usize = 320 + 16;
+/// From a word that says that a patched call may be under way to the end of what is known of that.
+pub(crate) const COPY_LEN_MAX: usize = 8 + KEPT_LEN_MAX + 4 * 8 + size_of::<PatchedCall>();
 
 /// Does a word of a stack say that a patched call may be under way there?
 pub(crate) fn is_under_way(word: u64) -> bool {
@@ -706,7 +708,7 @@ pub(crate) fn is_under_way(word: u64) -> bool {
 /// `result`. False if it is none.
 ///
 /// # Safety
-/// The stack goes on for 4 KiB from there.
+/// The stack can be read for [`COPY_LEN_MAX`] from there.
 pub(crate) unsafe fn leave_copy(at: usize, regs: &mut super::Registers, result: i64) -> bool {
     let kept = at + 8;
     // SAFETY: by contract.

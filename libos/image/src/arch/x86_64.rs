@@ -440,11 +440,20 @@ pub(crate) struct Registers {
     others: [u64; 5],
 }
 
+/// From where a frame has `rip` to where it has the code segment.
+pub(crate) const SEGMENT_ABOVE_RIP: usize =
+    core::mem::offset_of!(Registers, others) - core::mem::offset_of!(Registers, rip);
+
+/// Is it that of 64-bit code of a program?
+pub(crate) const fn is_user_segment(word: u64) -> bool {
+    const CODE_SEGMENT: u64 = 0x33;
+    word & 0xffff == CODE_SEGMENT
+}
+
 impl Registers {
     /// Is it 64-bit code of the program's that they are of?
     pub(crate) const fn is_of_user(&self) -> bool {
-        const CODE_SEGMENT: u64 = 0x33;
-        self.others[0] & 0xffff == CODE_SEGMENT
+        is_user_segment(self.others[0])
     }
 
     /// Arguments of a system call that was about to be made.
