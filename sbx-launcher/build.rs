@@ -159,6 +159,8 @@ fn build(manifest: &Path, file: &str) -> PathBuf {
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_BUILD_TARGET")
+        // The launcher carries them: nobody debugs from there.
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
         // Clippy and the like are for the crate that they were asked for.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTC_WRAPPER")

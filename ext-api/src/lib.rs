@@ -50,6 +50,9 @@ pub mod errno;
 pub mod error;
 #[cfg(feature = "std")]
 pub mod extension;
+#[cfg(all(feature = "std", loom))]
+#[path = "shared/fifo.rs"]
+mod fifo;
 pub mod limits;
 #[cfg(all(feature = "std", loom))]
 #[path = "shared/lock.rs"]

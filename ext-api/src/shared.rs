@@ -15,6 +15,7 @@
 //! | [`Grant`] | its value is dropped, by [`Grant::free`] or by the next process in its place |
 
 mod counter;
+mod fifo;
 #[cfg(not(loom))]
 mod grant;
 mod guesses;

@@ -195,6 +195,8 @@ pub struct Inbox {
     pub patience_ns: AtomicU32,
     /// How often threads have found that another one delivers.
     pub turned_away: AtomicU32,
+    /// When a signal last came for an event, in nanoseconds.
+    pub signalled_ns: AtomicU64,
     /// The events.
     pub mail: Mailbox<{ ext_api::limits::INBOX_EVENTS_MAX }>,
 }

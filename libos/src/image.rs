@@ -8,6 +8,7 @@
 //! cannot support is refused by name.
 
 use core::fmt;
+use core::ops::Range;
 
 use ext_api::limits::PAGE_LEN;
 use object::read::elf::{ElfFile64, FileHeader};
@@ -133,6 +134,21 @@ pub fn place(
     relocate(&mut image, &dynamic, slot, place, imports)?;
     image.constructors = dynamic.constructors(&image)?;
     Ok(image)
+}
+
+/// What [`place`] looks at in a file of `len` bytes that begins with `head`: all that is loaded, and the table of the
+/// sections. What debuggers want lies between, and is most of a file. None if `head` does not tell.
+#[must_use]
+pub fn needed(head: &[u8], len: u64) -> Option<[Range<u64>; 2]> {
+    let header = check_header(head).ok()?;
+    let segments = header.program_headers(LE, head).ok()?;
+    let ends = segments.iter().filter(|segment| segment.p_type.get(LE) == elf::PT_LOAD);
+    let mut ends = ends.map(|one| one.p_offset.get(LE).checked_add(one.p_filesz.get(LE)));
+    let end = ends.try_fold(0, |end, one| Some(one?.max(end)))?;
+    let table = header.e_shoff.get(LE);
+    let table_len = u64::from(header.e_shentsize.get(LE)) * u64::from(header.e_shnum.get(LE));
+    let table_end = table.checked_add(table_len)?;
+    (end <= len && table_end <= len).then_some([0..end, table..table_end])
 }
 
 fn check_header(file: &[u8]) -> Result<&Header, ImageError> {
@@ -541,54 +557,59 @@ fn value_of(
     }
 }
 
-/// Small pieces of code at the start of the half, one for each import that is missing: each
-/// calls `sbx_missing_import` with the symbol's name.
+/// Small pieces of code in front of the image, one for each import that is missing: each calls
+/// `sbx_missing_import` with the symbol's name.
 struct Stubs {
-    base: u64,
+    /// Where the image begins: the first stub lies right below, and so on downwards.
+    end: u64,
     room: usize,
     missing: u64,
     names: Vec<String>,
+    /// The stubs, the last one first.
     code: Vec<u8>,
 }
 
 impl Stubs {
-    const LEN_MAX: usize = 24 + 256;
+    const NAME_LEN_MAX: usize = 256;
+    const LEN: usize = 24 + Self::NAME_LEN_MAX;
 
     fn new(image: &Image, base: u64, missing: u64) -> Self {
         let room = (image.start - base) as usize;
-        Self { base, room, missing, names: Vec::new(), code: Vec::new() }
+        Self { end: image.start, room, missing, names: Vec::new(), code: Vec::new() }
     }
 
     fn of(&mut self, name: &str) -> Result<u64, ImageError> {
         if self.missing == 0 {
             return Err(unsupported(format!("libos must not import anything, but wants {name}")));
         }
-        if name.len() > 256 || self.code.len() + Self::LEN_MAX > self.room {
+        if name.len() > Self::NAME_LEN_MAX || self.code.len() + Self::LEN > self.room {
             return Err(unsupported(format!("too many missing imports (at {name})")));
         }
-        let at = self.base + self.code.len() as u64;
-        let len = name.len() as u32;
-        self.code.extend([0x48, 0x8d, 0x3d, 17, 0, 0, 0]); // lea rdi, [rip + 17]: the name
-        self.code.push(0xbe); // mov esi, len
-        self.code.extend(len.to_le_bytes());
-        self.code.extend([0x48, 0xb8]); // mov rax, sbx_missing_import
-        self.code.extend(self.missing.to_le_bytes());
-        self.code.extend([0xff, 0xe0]); // jmp rax
-        self.code.extend(name.as_bytes());
+        let mut stub = vec![0x48, 0x8d, 0x3d, 17, 0, 0, 0]; // lea rdi, [rip + 17]: the name
+        stub.push(0xbe); // mov esi, len
+        stub.extend((name.len() as u32).to_le_bytes());
+        stub.extend([0x48, 0xb8]); // mov rax, sbx_missing_import
+        stub.extend(self.missing.to_le_bytes());
+        stub.extend([0xff, 0xe0]); // jmp rax
+        stub.extend(name.as_bytes());
+        stub.resize(Self::LEN, 0);
+        self.code.splice(..0, stub);
         self.names.push(name.to_owned());
-        Ok(at)
+        Ok(self.end - self.code.len() as u64)
     }
 
-    /// Put the stubs in front of the image, which then begins at the half's start.
-    fn finish(mut self, image: &mut Image) -> Result<(), ImageError> {
+    /// Put the stubs in front of the image, which then begins some pages earlier.
+    fn finish(self, image: &mut Image) -> Result<(), ImageError> {
         if self.code.is_empty() {
             return Ok(());
         }
-        self.code.resize(self.room, 0);
-        self.code.append(&mut image.bytes);
-        image.bytes = self.code;
-        image.start = self.base;
-        image.text[0] = self.base;
+        let len = self.code.len().next_multiple_of(PAGE_LEN);
+        image.start -= len as u64;
+        image.text[0] = image.start;
+        let mut bytes = vec![0; len - self.code.len()];
+        bytes.extend(self.code);
+        bytes.append(&mut image.bytes);
+        image.bytes = bytes;
         Ok(())
     }
 }

@@ -35,6 +35,7 @@ use crate::zones::{Pages, Zones, random};
 pub mod asked;
 mod carry;
 pub mod extensions;
+mod image_file;
 pub mod ports;
 mod snapshot;
 pub mod terms;

@@ -200,11 +200,17 @@ impl Bench {
                 let figure = self.ledger.rwlock_add().map_err(text)?;
                 one_more(figure, self.last + 1).map(after)
             }
-            "push" => match (self.ledger.pop().map_err(text)?, self.ledger.pop().map_err(text)?) {
-                (None, None) => Ok(Found::Before),
-                (Some(7), None) => Ok(Found::After),
-                other => Err(format!("popped {other:?}")),
-            },
+            "push" => {
+                let popped = (self.ledger.pop().map_err(text)?, self.ledger.pop().map_err(text)?);
+                // Who puts something in waits until the dead one has nothing any more; who takes something out does not.
+                self.ledger.push(8).map_err(text)?;
+                let behind = self.ledger.pop().map_err(text)?;
+                match (popped, behind) {
+                    ((None, None), Some(8)) => Ok(Found::Before),
+                    ((Some(7), None), Some(8)) => Ok(Found::After),
+                    other => Err(format!("popped {other:?}")),
+                }
+            }
             "pop" => {
                 let (first, second) =
                     (self.ledger.pop().map_err(text)?, self.ledger.pop().map_err(text)?);

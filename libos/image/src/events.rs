@@ -34,6 +34,12 @@ const SPIN_NS: u64 = 40_000;
 const SPIN_NS_MIN: u64 = 1024;
 /// Patience of such a trial: if that does not pay, there is none again.
 const SPIN_NS_TRIAL: u64 = SPIN_NS + 1;
+/// A signal that comes so soon after events came by another is one of several.
+const SOON_NS: u64 = 50_000;
+/// How long whom it has interrupted stays for each further event: less than a signal takes.
+const STAY_NS: u64 = 3_000;
+/// And how long for all of them: the program is to run as well.
+const STAY_NS_MAX: u64 = 100_000;
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 16;
 
@@ -292,6 +298,29 @@ pub(crate) fn signal_came() {
     if let Some(own) = start::this_process() {
         context::common().inbox(own.row).bell.signal_came();
     }
+}
+
+/// Until when a thread that a signal has interrupted for events stays for more of them: not at all if events came
+/// long ago.
+pub(crate) fn stays_until(own: &start::ThisProcess) -> u64 {
+    let (inbox, now) = (context::common().inbox(own.row), time::now_ns());
+    let before = inbox.signalled_ns.swap(now, Relaxed);
+    if now.saturating_sub(before) < SOON_NS { now + STAY_NS_MAX } else { 0 }
+}
+
+/// Look for another event, which then needs no signal. Every signal is blocked, so that nobody jumps out of this.
+pub(crate) fn stays(own: &start::ThisProcess, tid: u32, until: u64) -> bool {
+    let (inbox, now) = (context::common().inbox(own.row), time::now_ns());
+    if now >= until {
+        return false;
+    }
+    inbox.signalled_ns.store(now, Relaxed);
+    let is_empty = || inbox.masked.load(Relaxed) != 0 || inbox.mail.is_empty();
+    inbox.bell.begin_to_spin(tid);
+    let found = look(STAY_NS, is_empty);
+    inbox.bell.end_to_spin();
+    // Of one that came at the end nobody else has been told.
+    found || !is_empty()
 }
 
 /// Deliver events to a thread that a signal has interrupted in code of its own.

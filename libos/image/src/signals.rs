@@ -293,9 +293,13 @@ fn on_event(user: &mut UserContext) {
         left::end_if_interrupted_outside(context, user);
         !context.sequence.load(Relaxed).is_multiple_of(2)
     });
-    if !is_open {
-        hooks::upcalls_here(&own, tid, user, |_| events::deliver_here());
+    if is_open {
+        return;
     }
+    let until = events::stays_until(&own);
+    while hooks::upcalls_here(&own, tid, user, |_| events::deliver_here()).is_some()
+        && events::stays(&own, tid, until)
+    {}
 }
 
 /// Say what CPU time this thread has used, if it is still in the upcall that `sequence` names.

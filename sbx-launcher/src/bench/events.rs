@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ext_api::abi::Status;
 use ext_api::client::Sandbox;
@@ -94,13 +94,15 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
                 });
                 failed.map_or(Ok(ns), Err)
             }
-            "event-urgent" => {
+            "event-urgent" | "event-urgent-apart" => {
+                let apart = if what == "event-urgent" { Duration::ZERO } else { APART };
                 let child = child(0, 1, || {
                     loop {
                         std::hint::spin_loop();
                     }
                 })?;
-                round_trips(sandbox, own, To::peer(child.peer(sandbox)).urgent(), count)
+                let to = To::peer(child.peer(sandbox)).urgent();
+                round_trips(sandbox, own, to, count, apart)
             }
             "event-futex" => {
                 let [ping, pong] = [0, 16].map(|at| &shared()[at]);
@@ -141,7 +143,8 @@ pub(super) fn inside(sandbox: &Sandbox, what: &str, count: u64) -> Result<f64, S
                         let _ = sandbox.wait(FOR_EVER);
                     }
                 })?;
-                round_trips(sandbox, own, To::peer(child.peer(sandbox)), count)
+                let to = To::peer(child.peer(sandbox));
+                round_trips(sandbox, own, to, count, Duration::ZERO)
             }
         }
     };
@@ -177,7 +180,13 @@ fn work_off(sandbox: &Sandbox, count: u64) -> Result<f64, CallError> {
 }
 
 /// Nanoseconds from a post until the answer that its handler posts has been delivered.
-fn round_trips(sandbox: &Sandbox, own: Peer, to: To, count: u64) -> Result<f64, CallError> {
+fn round_trips(
+    sandbox: &Sandbox,
+    own: Peer,
+    to: To,
+    count: u64,
+    apart: Duration,
+) -> Result<f64, CallError> {
     let (bounce, add) = (sandbox.find("ledger.bounce")?, sandbox.find("ledger.add_to")?);
     let (mut result, mut sent) = (Ok(0), 0);
     let got = std::sync::atomic::AtomicU64::new(0);
@@ -191,8 +200,24 @@ fn round_trips(sandbox: &Sandbox, own: Peer, to: To, count: u64) -> Result<f64, 
         }
     };
     (0..100).for_each(|_| once());
-    let ns = time(count, || (0..count).for_each(|_| once()));
+    let ns = each(count, apart, once);
     result.map(|_| ns)
+}
+
+/// Nanoseconds that `once` takes, of which there are `count`: one right after the other, or so far apart that each comes
+/// as if it were the only one.
+fn each(count: u64, apart: Duration, mut once: impl FnMut()) -> f64 {
+    if apart.is_zero() {
+        return time(count, || (0..count).for_each(|_| once()));
+    }
+    let one = |_| {
+        let start = Instant::now();
+        while start.elapsed() < apart {
+            std::hint::spin_loop();
+        }
+        time(1, &mut once)
+    };
+    (0..count).map(one).sum::<f64>() / count as f64
 }
 
 /// Millions of events per second that one process posts and another one handles.
@@ -219,7 +244,7 @@ fn rate(sandbox: &Sandbox, to: Peer, count: u64) -> Result<f64, CallError> {
 }
 
 /// Nanoseconds from a queued signal until its handler's answer is seen: without us.
-fn signal_round_trip(count: u64) -> io::Result<f64> {
+fn signal_round_trip(count: u64, apart: Duration) -> io::Result<f64> {
     static WORD: std::sync::OnceLock<&'static AtomicU32> = std::sync::OnceLock::new();
     extern "C" fn handler(_: i32) {
         if let Some(word) = WORD.get() {
@@ -239,19 +264,21 @@ fn signal_round_trip(count: u64) -> io::Result<f64> {
     while word.load(SeqCst) == before {}
     let mut info = [0i32; 32];
     info[2] = libc::SI_QUEUE;
-    Ok(time(count, || {
-        for _ in 0..count {
-            let seen = word.load(SeqCst);
-            let number = libc::SYS_rt_tgsigqueueinfo;
-            // SAFETY: the kernel reads a siginfo.
-            unsafe { libc::syscall(number, child.0, child.0, libc::SIGUSR1, info.as_ptr()) };
-            while word.load(SeqCst) == seen {
-                std::hint::spin_loop();
-            }
+    Ok(each(count, apart, || {
+        let seen = word.load(SeqCst);
+        let number = libc::SYS_rt_tgsigqueueinfo;
+        // SAFETY: the kernel reads a siginfo.
+        unsafe { libc::syscall(number, child.0, child.0, libc::SIGUSR1, info.as_ptr()) };
+        while word.load(SeqCst) == seen {
+            std::hint::spin_loop();
         }
     }))
 }
 
+/// Between events of which each is to be the only one.
+const APART: Duration = Duration::from_micros(200);
+const URGENT_APART: &str = "urgent event, each alone";
+const SIGNAL_APART: &str = "queued signal, each alone";
 const WAIT_ON: &str = "futex that works meanwhile, same core";
 const ALONE: &str = "queued work, done by one process";
 const SHARED: &str = "queued work, and another waits on a futex";
@@ -272,6 +299,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         ("event there and back, other core", "ns", "event-cross", 200_000 / scale),
         ("event there and back, same core", "ns", "event-same", 50_000 / scale),
         ("urgent event there and back, other core", "ns", "event-urgent", 50_000 / scale),
+        (URGENT_APART, "ns", "event-urgent-apart", 5_000 / scale),
         ("events to another process", "M/s", "event-rate", 1_000_000 / scale),
         (WAIT_ON, "ns", "event-futex", 50_000 / scale),
         (ALONE, "k/s", "event-alone", 100_000 / scale),
@@ -307,8 +335,10 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     rows.push((
         "queued signal there, shared line back".into(),
         "ns",
-        Box::new(move || signal_round_trip(wakes).map_err(doing)),
+        Box::new(move || signal_round_trip(wakes, Duration::ZERO).map_err(doing)),
     ));
+    let alone = move || signal_round_trip(wakes / 10, APART).map_err(doing);
+    rows.push((SIGNAL_APART.into(), "ns", Box::new(alone)));
     let mut report = Report::new("events", options.rounds, measure(&options, rows)?);
     report.goal(
         "post and delivery beyond an upcall, ns",
@@ -335,6 +365,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
             "queued signal there, shared line back",
             1.0,
         ),
+        ("urgent / queued signal, each alone", URGENT_APART, SIGNAL_APART, 1.0),
     ] {
         report.goal(name, [of, beside], |[ours, theirs]| ours / theirs, ("<=", most));
     }

@@ -22,7 +22,7 @@ use libos::manifest::{self, Hook};
 
 use super::ports::{Opened, Whose};
 use super::terms::Terms;
-use super::{LIBOS_ROWS, Sandbox, SandboxError, global_barrier};
+use super::{LIBOS_ROWS, Sandbox, SandboxError, global_barrier, image_file};
 use crate::failpoint::{Point, pass};
 use crate::worker::{self, Job, Outcome};
 
@@ -179,7 +179,7 @@ impl Sandbox {
         whose: Whose,
     ) -> Result<Begun, SandboxError> {
         let shown = file.display().to_string();
-        let bytes = std::fs::read(file)
+        let bytes = image_file::read(file)
             .map_err(|error| SandboxError::Refused(format!("{shown}: {error}")))?;
         self.begin(Rc::new(bytes), shown, (terms, whose), None)
     }

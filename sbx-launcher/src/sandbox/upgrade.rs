@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use libos::manifest;
 
 use super::extensions::{Begun, Life, Loading, Open, Purpose};
-use super::{Sandbox, SandboxError};
+use super::{Sandbox, SandboxError, image_file};
 
 /// How long upcalls may take to leave the old version.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ impl Sandbox {
     ) -> Result<(), SandboxError> {
         let shown = file.display().to_string();
         let refuse = |why: String| Err(SandboxError::Refused(why));
-        let image = std::fs::read(file)
+        let image = image_file::read(file)
             .map_err(|error| SandboxError::Refused(format!("{shown}: {error}")))?;
         let placed = self.place_in_free_slot(&image);
         let (_, _, next) = placed.map_err(|error| SandboxError::Image(shown.clone(), error))?;
