@@ -282,8 +282,9 @@ fn put_in_pool(own: Claimant, event: Event) -> Status {
 /// For the gate, on the way out of the upcalls of `context`: deliver what has come meanwhile.
 pub(crate) extern "C" fn sbx_deliver(context: &Context) {
     hooks::come_now(context);
-    if let Some(own) = start::this_process() {
-        deliver(&own, context.tid.load(Relaxed));
+    // Not moved: a copy right after it was written word by word would wait for that.
+    if let Some(own) = &start::this_process() {
+        deliver(own, context.tid.load(Relaxed));
     }
 }
 
