@@ -21,7 +21,7 @@ use libos::data::{Claimed, Context, Inbox, SERVER_CLAIMANT, SUPERVISOR_CLAIMANT,
 use libos::mailbox::{Claimant, EVENT_WORDS, Event, KIND, Mailbox, Taken};
 use libos::signals::WHY_EVENT;
 
-use crate::arch::{fs_base, sbx_call, stack_pointer};
+use crate::arch::{fs_base, sbx_call, sbx_call_in, stack_pointer};
 use crate::{context, heap, hooks, left, start, sys, time};
 
 /// Events that one way out of libos delivers at most; the next one goes on.
@@ -284,7 +284,7 @@ pub(crate) extern "C" fn sbx_deliver(context: &Context) {
     hooks::come_now(context);
     // Not moved: a copy right after it was written word by word would wait for that.
     if let Some(own) = &start::this_process() {
-        deliver(own, context.tid.load(Relaxed));
+        deliver(own, context.tid.load(Relaxed), None);
     }
 }
 
@@ -324,15 +324,16 @@ pub(crate) fn stays(own: &start::ThisProcess, tid: u32, until: u64) -> bool {
     found || !is_empty()
 }
 
-/// Deliver events to a thread that a signal has interrupted in code of its own.
-pub(crate) fn deliver_here() {
-    let Some(own) = start::this_process() else { return };
+/// Deliver events to the thread with this context, which a signal has interrupted in code of its own.
+pub(crate) fn deliver_here(context: &Context) {
+    let Some(own) = &start::this_process() else { return };
     // Nobody else comes for what is left: a mailbox that is full sends no more signals.
-    while deliver(&own, sys::gettid()) >= BATCH {}
+    while deliver(own, context.tid.load(Relaxed), Some(context)) >= BATCH {}
 }
 
-/// Deliver what waits for this process, unless another thread is at it; how many.
-fn deliver(own: &start::ThisProcess, tid: u32) -> u64 {
+/// Deliver what waits for this process, unless another thread is at it; how many. The gate finds the thread's context
+/// unless it is told.
+fn deliver(own: &start::ThisProcess, tid: u32, context: Option<&Context>) -> u64 {
     let inbox = context::common().inbox(own.row);
     let (peer, mut count) = (peer_of(own.row, own.generation), 0);
     loop {
@@ -345,7 +346,8 @@ fn deliver(own: &start::ThisProcess, tid: u32) -> u64 {
         }
         inbox.bell.begin();
         let is_open = || inbox.masked.load(Relaxed) == 0;
-        let batch = run(&inbox.mail, &inbox.tally, BATCH, is_open, |event| event.to == peer);
+        let is_ours = |event: &Event| event.to == peer;
+        let batch = run(&inbox.mail, &inbox.tally, BATCH, context, is_open, is_ours);
         count += batch.count;
         let rung = inbox.bell.leave(&inbox.turn);
         if batch.end == End::Enough {
@@ -414,6 +416,7 @@ fn run<const N: usize>(
     mail: &Mailbox<N>,
     tally: &Tally,
     most: u64,
+    context: Option<&Context>,
     goes_on: impl Fn() -> bool,
     is_ours: impl Fn(&Event) -> bool,
 ) -> Batch {
@@ -427,7 +430,7 @@ fn run<const N: usize>(
             Taken::Busy => return Batch { count, end: End::Busy },
         };
         let outcome = if is_ours(&event) {
-            if upcall(&event) { &tally.delivered } else { &tally.failed }
+            if upcall(&event, context) { &tally.delivered } else { &tally.failed }
         } else {
             &tally.lost
         };
@@ -438,11 +441,16 @@ fn run<const N: usize>(
 }
 
 /// Run the handler of an event. False: it failed, or is there no longer.
-fn upcall(event: &Event) -> bool {
+fn upcall(event: &Event, context: Option<&Context>) -> bool {
     let mut reply = Reply::empty();
-    // SAFETY: events are for handlers that take numbers, at most as many as there are words; the
-    // reply is ours.
-    let status = unsafe { sbx_call(event.handle, event.words.as_ptr(), &raw mut reply) };
+    let (handle, words, to) = (event.handle, event.words.as_ptr(), &raw mut reply);
+    let status = match context {
+        // SAFETY: events are for handlers that take numbers, at most as many as there are words; the reply is ours, and
+        // the context is this thread's.
+        Some(context) => unsafe { sbx_call_in(handle, words, to, context) },
+        // SAFETY: the same.
+        None => unsafe { sbx_call(handle, words, to) },
+    };
     if !reply.spill.is_null() {
         // SAFETY: the handler made it for this reply.
         unsafe { heap::free(reply.spill.cast()) };
@@ -458,9 +466,9 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
     let (common, tid) = (context::common(), context::own_tid());
     let (inbox, pool) = (common.inbox(own.row), common.pool());
     let work = || {
-        let count = deliver(&own, tid);
+        let count = deliver(&own, tid, None);
         let is_open = || inbox.masked.load(Relaxed) == 0;
-        count + run(&pool.mail, &pool.tally, POOL_BATCH, is_open, |_| true).count
+        count + run(&pool.mail, &pool.tally, POOL_BATCH, None, is_open, |_| true).count
     };
     let is_empty =
         || inbox.masked.load(Relaxed) != 0 || inbox.mail.is_empty() && pool.mail.is_empty();
@@ -522,9 +530,9 @@ pub unsafe extern "C" fn sbx_wait_on(word: *const u32, expected: u32, timeout_ns
             return 1;
         }
         if !is_empty() {
-            deliver(&own, tid);
+            deliver(&own, tid, None);
             // One at a time: whoever changes the word is not to wait for a queue of work.
-            run(&pool.mail, &pool.tally, 1, is_open, |_| true);
+            run(&pool.mail, &pool.tally, 1, None, is_open, |_| true);
             continue;
         }
         let now = time::now_ns();

@@ -133,7 +133,7 @@ fn within_room<T>(
     let result = first(context);
     while room.give_back() {
         room = Room::make(context, rsp, mask)?;
-        events::deliver_here();
+        events::deliver_here(context);
         timers::run_due(context);
     }
     Some(result)

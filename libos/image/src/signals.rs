@@ -26,6 +26,7 @@ use libos::signals::{
 };
 
 use crate::arch::{self, Jump, Registers};
+use crate::start::ThisProcess;
 use crate::{
     boot, calls, context, events, fault, hooks, left, patch, start, sys, text, time, timers,
 };
@@ -265,29 +266,28 @@ fn answer(info: &Info, user: &mut UserContext) {
 /// Look at timers and events, if that is asked for. The kernel keeps one signal of a kind: what was sent while this one
 /// was on its way is answered with it.
 fn answer_both(for_timers: bool, for_events: bool, user: &mut UserContext) {
-    if for_timers || is_lent() {
-        on_timer(user);
+    let Some(own) = &start::this_process() else { return };
+    let tid = sys::gettid();
+    if for_timers || is_lent(own, tid) {
+        on_timer(own, tid, user);
     }
     if for_events || events::is_signalled() {
-        on_event(user);
+        on_event(own, tid, user);
     }
 }
 
 /// Does this thread run timers of others?
-fn is_lent() -> bool {
-    let own = start::this_process();
-    let context = own.and_then(|own| context::of_tid(own.pid, sys::gettid()));
-    context.is_some_and(|context| context.lent.load(Relaxed) != 0)
+fn is_lent(own: &ThisProcess, tid: u32) -> bool {
+    context::of_tid(own.pid, tid).is_some_and(|context| context.lent.load(Relaxed) != 0)
 }
 
 /// Deliver events, if the interrupted code is the program's own. An upcall does it on its way out.
-fn on_event(user: &mut UserContext) {
+fn on_event(own: &ThisProcess, tid: u32, user: &mut UserContext) {
     events::signal_came();
     let on_upcall_stack = context::index_of_stack(user.regs.rsp as usize).is_some();
     if on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
         return;
     }
-    let (Some(own), tid) = (start::this_process(), sys::gettid()) else { return };
     // On top of an upcall, in a handler of the program's: what has come waits for the gate.
     let is_open = context::of_tid(own.pid, tid).is_some_and(|context| {
         left::end_if_interrupted_outside(context, user);
@@ -296,9 +296,9 @@ fn on_event(user: &mut UserContext) {
     if is_open {
         return;
     }
-    let until = events::stays_until(&own);
-    while hooks::upcalls_here(&own, tid, user, |_| events::deliver_here()).is_some()
-        && events::stays(&own, tid, until)
+    let until = events::stays_until(own);
+    while hooks::upcalls_here(own, tid, user, events::deliver_here).is_some()
+        && events::stays(own, tid, until)
     {}
 }
 
@@ -314,15 +314,13 @@ fn tell_clock(sequence: u64, user: &UserContext) {
 }
 
 /// Run timers that are due, if the thread is in no upcall; else on its way out.
-fn on_timer(user: &mut UserContext) {
-    let tid = sys::gettid();
-    let Some(own) = start::this_process() else { return };
+fn on_timer(own: &ThisProcess, tid: u32, user: &mut UserContext) {
     let Some(context) = context::of_tid(own.pid, tid) else { return };
     let open = !context.sequence.load(Relaxed).is_multiple_of(2);
     if open || arch::is_between_upcalls(&mut user.regs) {
         hooks::defer_timers(context);
     } else {
-        hooks::upcalls_here(&own, tid, user, timers::run_due);
+        hooks::upcalls_here(own, tid, user, timers::run_due);
     }
 }
 
@@ -340,13 +338,13 @@ const fn has_lost_its_reason(info: &Info) -> bool {
 /// Whatever it was to say, but for the end of an upcall: the supervisor looks whether that has come, and sees to
 /// it otherwise.
 fn on_any_reason(user: &mut UserContext) {
-    if let Some(own) = start::this_process()
-        && let Some(context) = context::of_tid(own.pid, sys::gettid())
-    {
+    let Some(own) = &start::this_process() else { return };
+    let tid = sys::gettid();
+    if let Some(context) = context::of_tid(own.pid, tid) {
         tell_clock(context.sequence.load(Relaxed), user);
     }
-    on_event(user);
-    on_timer(user);
+    on_event(own, tid, user);
+    on_timer(own, tid, user);
 }
 
 /// The context whose upcall this signal ends, and how.
