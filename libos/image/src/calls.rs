@@ -267,7 +267,7 @@ pub(crate) extern "C" fn sbx_patched(
     fs: u64,
     found: Option<&'static Context>,
 ) -> u32 {
-    let number = call.rax as usize;
+    let number = call.number();
     if is_looked_at(number)
         && let Some(outcome) = look_at(number, call)
     {
