@@ -110,8 +110,7 @@ pub mod read_cache {
                 state.hits.add(1);
                 errno::number("ENOENT").map_or(Verdict::Pass, Verdict::Refuse)
             }
-            (Ok(Some(STAT_LEN)), Some(to)) => {
-                call.fill(to, &answer);
+            (Ok(Some(STAT_LEN)), Some(to)) if call.fill(to, &answer) => {
                 state.hits.add(1);
                 Verdict::Answer(0)
             }
@@ -130,7 +129,7 @@ pub mod read_cache {
         let mut value = [0; STAT_LEN];
         let len = match (result, question.to) {
             (ENOENT, _) => 0,
-            (0, Some(to)) => call.peek(to, STAT_LEN, &mut value).unwrap_or(0),
+            (0, Some(to)) if call.peek(to, STAT_LEN, &mut value) == Some(STAT_LEN) => STAT_LEN,
             _ => return Verdict::Pass,
         };
         if let Some((key, key_len)) = key(state, call, &question) {
