@@ -6,6 +6,8 @@ mod clock;
 #[cfg(target_arch = "x86_64")]
 mod copy;
 #[cfg(target_arch = "x86_64")]
+mod lent;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod patched;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
