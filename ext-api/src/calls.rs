@@ -502,7 +502,7 @@ const NETWORK: [&str; 18] = [
 /// Calls that handlers can be hooked to, by number; what their arguments are, a letter each, as
 /// [`Arg::of`] reads them. Not among them: those that return twice or never (fork, exit, sigreturn), and those by which libos and the launcher live (signal masks, alternate
 /// stacks, FS base, prctl).
-pub const HOOKABLE_CALLS: [(&str, u64, &str); 179] = [
+pub const HOOKABLE_CALLS: [(&str, u64, &str); 187] = [
     ("read", 0, "dru"),
     ("write", 1, "dwu"),
     ("open", 2, "pom"),
@@ -609,10 +609,17 @@ pub const HOOKABLE_CALLS: [(&str, u64, &str); 179] = [
     ("gettid", 186, ""),
     ("readahead", 187, "diu"),
     ("setxattr", 188, "ptxux"),
+    ("lsetxattr", 189, "ptxux"),
+    ("fsetxattr", 190, "dtxux"),
     ("getxattr", 191, "ptxu"),
     ("lgetxattr", 192, "ptxu"),
     ("fgetxattr", 193, "dtxu"),
     ("listxattr", 194, "pxu"),
+    ("llistxattr", 195, "pxu"),
+    ("flistxattr", 196, "dxu"),
+    ("removexattr", 197, "pt"),
+    ("lremovexattr", 198, "pt"),
+    ("fremovexattr", 199, "dt"),
     ("tkill", 200, "ii"),
     ("time", 201, "x"),
     ("futex", 202, "xiixxi"),
@@ -665,6 +672,7 @@ pub const HOOKABLE_CALLS: [(&str, u64, &str); 179] = [
     ("pwritev", 296, "dxuii"),
     ("recvmmsg", 299, "dxuxx"),
     ("prlimit64", 302, "iixx"),
+    ("name_to_handle_at", 303, "dpxxx"),
     ("syncfs", 306, "d"),
     ("sendmmsg", 307, "dxux"),
     ("getcpu", 309, "xxx"),
