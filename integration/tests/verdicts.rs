@@ -104,3 +104,21 @@ print(refused(os.rename, '/no/such', '/etc/hostname'), refused(os.rename, '/etc/
     let of = |call: &str| lines.iter().filter(|line| line["call"] == call).count();
     assert_eq!((of("connect"), of("rename"), of("renameat")), (2, 2, 2), "{log}");
 }
+
+#[test]
+fn what_a_policy_has_nobody_to_decide_on_is_not_made() {
+    let program = compile("gcc", "unasked", &[]);
+    let (folder, policy) = (Scratch::new("unasked"), Scratch::new("unasked.toml"));
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let rule = "version = 1\n[[syscall]]\nnames = [\"mkdir\"]\naction = \"upcall:through.judge\"\nreason = \"r\"\n";
+    std::fs::write(&policy.0, rule).expect("a scratch file");
+    let through = built("libthrough.so").display().to_string();
+    let run = ["run", "--ext", &through, "--policy", policy.text(), "--"];
+    let ended = launcher(&[&run[..], &[program.text(), folder.text()]].concat());
+    assert_eq!(
+        (ended.status, ended.stdout.as_str()),
+        (0, "0 in handlers, 0 in a shared memory, 0 in threads\n"),
+        "{}",
+        ended.stderr
+    );
+}
