@@ -24,6 +24,7 @@ use core::net::SocketAddr;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::abi::{CALL_PASS, CALL_TAKEN, CallBlock, ScratchMark};
+use crate::touch;
 
 /// What becomes of a call. After it, [`Verdict::Answer`] and [`Verdict::Refuse`] change what it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,15 +104,14 @@ impl Call {
     }
 
     /// The address of a socket that it is given: of `connect`, `bind` and `sendto`. None if it has none,
-    /// or one of a family that is neither the internet's nor Unix's. An address where nothing is ends the
-    /// handler.
+    /// or one of a family that is neither the internet's nor Unix's, or one where nothing is.
     #[must_use]
     pub fn address(&self) -> Option<Address> {
         let at = self.args().position(|kind| kind == Arg::Address)?;
         let mut bytes = [0; ADDRESS_LEN_MAX];
         let len = (self.arg(at + 1) as usize).min(ADDRESS_LEN_MAX);
-        self.peek(at, len, &mut bytes)?;
-        Address::read(&bytes[..len])
+        let is_there = self.peek(at, len, &mut bytes) == Some(len);
+        is_there.then(|| Address::read(&bytes[..len]))?
     }
 
     /// What it has returned, in a handler that runs [afterwards](crate::abi::HOOK_CALLS_AFTER): a negated
@@ -142,11 +142,15 @@ impl Call {
 
     /// The path that argument `index` points to, without its final zero. It is copied, once: the kernel
     /// gets the copy, whatever the program does to its own meanwhile. None if it is longer than a path
-    /// can be. An address where nothing is ends the handler, and the kernel says EFAULT.
+    /// can be. Empty if there is none, as of `futimens`, and of an address where nothing is, for which the
+    /// kernel will say EFAULT.
     #[must_use]
-    #[expect(unsafe_code, reason = "reads the program's memory")]
+    #[expect(unsafe_code, reason = "reads and writes the scratch room")]
     pub fn path(&mut self, index: usize) -> Option<&[u8]> {
         let from = self.arg(index) as *const u8;
+        if from.is_null() {
+            return Some(&[]);
+        }
         if self.is_ours(from) {
             // SAFETY: a copy that was made before, which ends with a zero.
             return Some(unsafe { core::ffi::CStr::from_ptr(from.cast()) }.to_bytes());
@@ -154,8 +158,11 @@ impl Call {
         let room = self.block.scratch_len.saturating_sub(self.block.scratch_used).min(PATH_LEN_MAX);
         let to = self.block.scratch.wrapping_add(self.block.scratch_used);
         for len in 0..room {
-            // SAFETY: as a path it is readable up to its zero; if not, this upcall ends here.
-            let byte = unsafe { from.wrapping_add(len).read_volatile() };
+            let Some(byte) = touch::load(from.wrapping_add(len)) else {
+                // Nor is the kernel to find anything there, whatever the program maps meanwhile.
+                self.block.args[index] = NOWHERE;
+                return Some(&[]);
+            };
             // SAFETY: within the scratch room, which is ours for this call.
             unsafe { to.wrapping_add(len).write(byte) };
             if byte == 0 {
@@ -200,48 +207,50 @@ impl Call {
         }
     }
 
-    /// Look at `len` bytes that argument `index` points to: how many of them were copied into `to`. What
-    /// the program does to them afterwards, the kernel sees as well. None if `to` is too short: it is
-    /// full then. An address where nothing is ends the handler.
-    #[expect(unsafe_code, reason = "reads the program's memory")]
+    /// Look at `len` bytes that argument `index` points to: how many of them were copied into `to`, which is
+    /// fewer if nothing is behind these. What the program does to them afterwards, the kernel sees as well.
+    /// None if `to` is too short: it is full then.
     pub fn peek(&self, index: usize, len: usize, to: &mut [u8]) -> Option<usize> {
         let from = self.arg(index) as *const u8;
         if from.is_null() {
             return Some(0);
         }
-        for (offset, byte) in to.iter_mut().take(len).enumerate() {
-            // SAFETY: the kernel reads or has written it for the same call; if not, this upcall ends.
-            *byte = unsafe { from.wrapping_add(offset).read_volatile() };
+        for (offset, place) in to.iter_mut().take(len).enumerate() {
+            let Some(byte) = touch::load(from.wrapping_add(offset)) else { return Some(offset) };
+            *place = byte;
         }
         (len <= to.len()).then_some(len)
     }
 
-    /// As [`peek`](Self::peek), of a text up to its final zero, which is not counted.
-    #[expect(unsafe_code, reason = "reads the program's memory")]
+    /// As [`peek`](Self::peek), of a text up to its final zero, which is not counted. None also of one that ends
+    /// without a zero, where nothing is: what `to` has behind it is zeros then.
     pub fn peek_text(&self, index: usize, to: &mut [u8]) -> Option<usize> {
         let from = self.arg(index) as *const u8;
         if from.is_null() {
             return Some(0);
         }
-        for (offset, byte) in to.iter_mut().enumerate() {
-            // SAFETY: as a text it is readable up to its zero; if not, this upcall ends here.
-            *byte = unsafe { from.wrapping_add(offset).read_volatile() };
-            if *byte == 0 {
+        for offset in 0..to.len() {
+            let Some(byte) = touch::load(from.wrapping_add(offset)) else {
+                to[offset..].fill(0);
+                return None;
+            };
+            to[offset] = byte;
+            if byte == 0 {
                 return Some(offset);
             }
         }
         None
     }
 
-    /// Write what argument `index` points to, as the kernel would for a call that it answers. An address
-    /// where nothing can be written ends the handler, and the kernel says EFAULT.
+    /// Write what argument `index` points to, as the kernel would for a call that it answers. False if
+    /// there is an address where nothing can be written: who passes the call on then has the kernel say EFAULT.
+    #[must_use]
     #[expect(unsafe_code, reason = "writes the program's memory")]
-    pub fn fill(&mut self, index: usize, bytes: &[u8]) {
+    pub fn fill(&mut self, index: usize, bytes: &[u8]) -> bool {
         let to = self.arg(index) as *mut u8;
-        for (offset, byte) in bytes.iter().enumerate() {
-            // SAFETY: the program has asked for it; if it cannot be written, this upcall ends here.
-            unsafe { to.wrapping_add(offset).write_volatile(*byte) };
-        }
+        let mut bytes = bytes.iter().enumerate();
+        // SAFETY: the program has asked for it.
+        bytes.all(|(offset, byte)| unsafe { touch::store(to.wrapping_add(offset), *byte) })
     }
 
     fn is_ours(&self, address: *const u8) -> bool {
@@ -378,6 +387,9 @@ impl fmt::Display for Address {
     }
 }
 
+/// Where nothing of a program's ever is.
+const NOWHERE: u64 = u64::MAX;
+
 /// Longest path, with its zero: the kernel's.
 pub const PATH_LEN_MAX: usize = 4096;
 
@@ -490,7 +502,7 @@ const NETWORK: [&str; 18] = [
 /// Calls that handlers can be hooked to, by number; what their arguments are, a letter each, as
 /// [`Arg::of`] reads them. Not among them: those that return twice or never (fork, exit, sigreturn), and those by which libos and the launcher live (signal masks, alternate
 /// stacks, FS base, prctl).
-pub const HOOKABLE_CALLS: [(&str, u64, &str); 179] = [
+pub const HOOKABLE_CALLS: [(&str, u64, &str); 187] = [
     ("read", 0, "dru"),
     ("write", 1, "dwu"),
     ("open", 2, "pom"),
@@ -597,10 +609,17 @@ pub const HOOKABLE_CALLS: [(&str, u64, &str); 179] = [
     ("gettid", 186, ""),
     ("readahead", 187, "diu"),
     ("setxattr", 188, "ptxux"),
+    ("lsetxattr", 189, "ptxux"),
+    ("fsetxattr", 190, "dtxux"),
     ("getxattr", 191, "ptxu"),
     ("lgetxattr", 192, "ptxu"),
     ("fgetxattr", 193, "dtxu"),
     ("listxattr", 194, "pxu"),
+    ("llistxattr", 195, "pxu"),
+    ("flistxattr", 196, "dxu"),
+    ("removexattr", 197, "pt"),
+    ("lremovexattr", 198, "pt"),
+    ("fremovexattr", 199, "dt"),
     ("tkill", 200, "ii"),
     ("time", 201, "x"),
     ("futex", 202, "xiixxi"),
@@ -653,6 +672,7 @@ pub const HOOKABLE_CALLS: [(&str, u64, &str); 179] = [
     ("pwritev", 296, "dxuii"),
     ("recvmmsg", 299, "dxuxx"),
     ("prlimit64", 302, "iixx"),
+    ("name_to_handle_at", 303, "dpxxx"),
     ("syncfs", 306, "d"),
     ("sendmmsg", 307, "dxux"),
     ("getcpu", 309, "xxx"),

@@ -69,6 +69,9 @@ pub mod shared;
 mod sync;
 #[cfg(feature = "std")]
 pub mod timer;
+#[doc(hidden)]
+#[path = "arch/touch.rs"]
+pub mod touch;
 #[cfg(all(feature = "std", loom))]
 #[path = "shared/turns.rs"]
 mod turns;

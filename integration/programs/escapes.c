@@ -24,6 +24,16 @@ static long jump_to_inner(void) {
     return result;
 }
 
+/* The kernel looks at the lower half of the number only; nor has that to be a constant. */
+static long with_upper_half(void) {
+    long result, number = SYS_getppid | 7L << 32;
+    __asm__ volatile(".p2align 3\n syscall\n cmp $-4096, %%rax\n"
+                     : "=a"(result)
+                     : "a"(number)
+                     : "rcx", "r11", "memory", "cc");
+    return result;
+}
+
 static volatile int done = 0, wrong = 0;
 
 static int in_thread(void *parent) {
@@ -40,6 +50,7 @@ int main(void) {
     for (int i = 0; i < TIMES; i++, count++) wrong |= site() != parent;
     for (int i = 0; i < TIMES; i++, count++) wrong |= jump_to_inner() != parent;
     for (int i = 0; i < TIMES; i++, count++) wrong |= syscall(SYS_getppid) != parent;
+    for (int i = 0; i < TIMES; i++, count++) wrong |= with_upper_half() != parent;
 
     /* Code that is made at run time, and made anew in the same place. */
     uint8_t *code = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

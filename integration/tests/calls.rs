@@ -438,6 +438,46 @@ fn trace_prints_what_strace_prints() {
     assert!(ended.status == 125 && ended.stderr.contains("nope"), "{}", ended.stderr);
 }
 
+#[test]
+fn what_is_traced_is_written_when_trace_says_that_it_is() {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
+    const O_NONBLOCK: i32 = 0o4000;
+    let pipe = Scratch::new("trace-pipe");
+    assert_eq!(run(Command::new("mkfifo").arg(&pipe.0)).status, 0);
+    let sandbox = Sandbox::up("trace-pipe");
+    let config = format!("print=chdir,out={}", pipe.text());
+    let mut options = std::fs::OpenOptions::new();
+    let options = options.read(true).write(true).custom_flags(O_NONBLOCK);
+    let pipe = options.open(&pipe.0).expect("a pipe");
+    assert_eq!(load(&sandbox, "libtrace.so", &config).status, 0);
+    let mut room = [0; 4096];
+    let mut read = || (&pipe).read(&mut room).map(|len| room[..len].to_vec()).ok();
+    let pause = || std::thread::sleep(std::time::Duration::from_millis(200));
+    let python = "import os, time; os.chdir('/'); time.sleep(0.6); os.chdir('/tmp'); time.sleep(1)";
+    let text = std::thread::scope(|scope| {
+        scope.spawn(|| sandbox.run(&["/usr/bin/python3", "-c", python]));
+        // It has begun, and is written of.
+        while read().is_none() {}
+        while (&pipe).write(b"\n").is_ok() {}
+        // What it does next, one process takes from the queue, and waits for room to write it.
+        (0..5).for_each(|_| pause());
+        let flush = scope.spawn(|| sandbox.call(&["trace.flush"]));
+        pause();
+        assert!(!flush.is_finished(), "it says that all is written");
+        let mut text = Vec::new();
+        while !flush.is_finished() {
+            text.extend(read().unwrap_or_default());
+        }
+        let ended = flush.join().expect("it ends");
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "0\n"), "{}", ended.stderr);
+        text.extend(std::iter::from_fn(read).flatten());
+        text
+    });
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("chdir(\"/tmp\") = 0 <"), "{text}");
+}
+
 /// Load an extension with a configuration.
 fn load(sandbox: &Sandbox, image: &str, config: &str) -> Ended {
     let image = built(image);

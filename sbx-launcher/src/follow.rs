@@ -35,6 +35,7 @@ use crate::hand::{Found, Hand};
 use crate::memory;
 use crate::one_cpu::OneCpu;
 use crate::signals::{self, Answer};
+use crate::slot_zero::SlotZero;
 use crate::spaces;
 use crate::tracee::{self, event_message, let_go, registers, to_system_call};
 
@@ -123,7 +124,8 @@ impl Follower {
     /// # Errors
     /// The kernel's.
     pub fn new(entry: Entry, place: Place, fds: [i32; 3]) -> io::Result<Self> {
-        let injector = Injector { entry, place, fds, hand: Hand::new()? };
+        let lent_call = SlotZero::at(place).symbol("sbx_lent_call");
+        let injector = Injector { entry, lent_call, place, fds, hand: Hand::new()? };
         Ok(Self { injector, seized: HashMap::new(), early: Vec::new(), launched: None })
     }
 
@@ -264,6 +266,9 @@ impl Follower {
                 match [0, 1, 2].map(|which| self.hand_over(listener, request.id, which)) {
                     [Some(a), Some(b), Some(c)] => {
                         self.begin_exec(tid, process, [a, b, c], from.armed);
+                        // If it fails, it stops before the program can tell: fork, or open a file. If not, it
+                        // stops at the exec, and for no other reason.
+                        let _ = tracee::interrupt(tid);
                     }
                     // It has been killed.
                     _ if !still_there() => {}

@@ -91,7 +91,7 @@ fn finish(supervisor: &mut Supervisor, count: bool, file: &mut File) -> Result<(
         return writeln!(file, "{}", text.trim_end()).map_err(|error| error.to_string());
     }
     // The end of the last process is a line as well.
-    supervisor.run_hooks(Duration::from_millis(100));
+    supervisor.run_hooks(Duration::from_secs(1));
     let lost = supervisor.call("trace.flush", &[])?;
     if lost["value"] != 0 {
         eprintln!("sbx-launcher: trace: {} calls were not printed in time", lost["value"]);

@@ -6,6 +6,8 @@ mod clock;
 #[cfg(target_arch = "x86_64")]
 mod copy;
 #[cfg(target_arch = "x86_64")]
+mod lent;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod patched;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -13,7 +15,9 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use clock::{ask_clock, is_clock_asked};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use copy::{copy_backwards, copy_forwards, copy_or_fail, core, fill, mend_copy};
+pub(crate) use copy::{
+    copy_backwards, copy_forwards, copy_or_fail, core, fill, mend_copy, mend_touch,
+};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use patched::{COPY_LEN_MAX, is_under_way, leave_copy};
 #[cfg(target_arch = "x86_64")]

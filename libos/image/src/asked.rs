@@ -29,6 +29,11 @@ pub(crate) fn is_narrowed(row: &Row) -> bool {
     row[0].load(Relaxed) & NARROWED != 0
 }
 
+/// Is one of them a policy's? A call that it cannot be asked about is not made.
+pub(crate) fn must_decide(row: Option<&Row>) -> bool {
+    row.is_some_and(|row| words(row).any(|word| word & MUST_DECIDE != 0))
+}
+
 /// Ask before a call; `later` is who is to be asked afterwards, if that is to be decided now. True if a hook
 /// has dealt with the call.
 pub(crate) fn before(

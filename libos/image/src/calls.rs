@@ -173,10 +173,10 @@ fn reaches_region(number: usize, args: [usize; 6]) -> bool {
 /// Ask the hooks; the call's result.
 fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
     see_filter(number, args);
-    let Some(own) = start::this_process() else { return perform(number, args, user) };
+    let Some(own) = start::this_process() else { return unasked(number, args, user) };
     // A child of vfork, in its parent's memory, borrows the context of the thread that waits for it.
     let tid = if own.pid == sys::getpid() { Some(sys::gettid()) } else { lender(&own) };
-    let Some(tid) = tid else { return perform(number, args, user) };
+    let Some(tid) = tid else { return unasked(number, args, user) };
     let mut block = CallBlock {
         number: number as u64,
         args: args.map(|arg| arg as u64),
@@ -193,7 +193,7 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
     // A signal handler of the program on top of an upcall, or of the gate, which has the upcall's stack before
     // and after it: nobody can be asked.
     if open || context::index_of_stack(user.regs.rsp as usize).is_some() {
-        return perform(number, args, user);
+        return unasked(number, args, user);
     }
     let [before, after] = hooks_of(number);
     let (mut later, mut scratch, at) = (None, None, user.regs.rsp as usize);
@@ -202,6 +202,9 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
             scratch = Some(Scratch::lend(context, at, &mut block));
             asked::before(context, [before, after], &mut block, &mut later)
         });
+        if taken.is_none() && asked::must_decide(before) {
+            return -(EPERM as isize);
+        }
         let taken = taken == Some(true);
         // From an exec of a child of vfork nobody comes back to give it back.
         let is_borrowed = own.pid != sys::getpid() && matches!(number, nr::EXECVE | nr::EXECVEAT);
@@ -225,6 +228,13 @@ fn hooked(number: usize, args: [usize; 6], user: &mut UserContext) -> isize {
     }
     scratch.into_iter().for_each(Scratch::give_back);
     result
+}
+
+/// Make a call for the program that nobody can be asked about: a signal handler of the program's has interrupted an upcall,
+/// or there are more threads than contexts. Not one that a policy has somebody decide on.
+fn unasked(number: usize, args: [usize; 6], user: &UserContext) -> isize {
+    let [before, _] = hooks_of(number);
+    if asked::must_decide(before) { -(EPERM as isize) } else { perform(number, args, user) }
 }
 
 /// Who is to be asked before a call, and after it.
@@ -267,7 +277,7 @@ pub(crate) extern "C" fn sbx_patched(
     fs: u64,
     found: Option<&'static Context>,
 ) -> u32 {
-    let number = call.rax as usize;
+    let number = call.number();
     if is_looked_at(number)
         && let Some(outcome) = look_at(number, call)
     {
@@ -285,6 +295,10 @@ pub(crate) extern "C" fn sbx_patched(
         && !left::end_if_left(context, stack_pointer())
     {
         // A signal handler of the program on top of an upcall: nobody can be asked.
+        if asked::must_decide(before) {
+            call.rax = -i64::from(EPERM) as u64;
+            return DONE;
+        }
         return pass(number, call);
     }
     let made = &context.calls_patched;

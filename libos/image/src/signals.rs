@@ -202,7 +202,7 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
     }
     if matches!(signal, sys::SIGSEGV | sys::SIGBUS)
         && info.code > 0
-        && arch::mend_copy(&mut user.regs.rip)
+        && (arch::mend_copy(&mut user.regs.rip) || arch::mend_touch(&mut user.regs))
     {
         return false;
     }

@@ -1,7 +1,8 @@
 //! Calls that a stopped program makes for us: to map libos before it begins, to close descriptors that
 //! it should not have.
 //!
-//! It makes them from instructions of ours, in place of some of its own. Whoever is to put those back
+//! It makes them from instructions of libos's that are there for this, or, if it has no libos (yet), from
+//! ours in place of some of its own. Whoever is to put those back
 //! may be killed at any moment, so the order of the steps is such that the task then waits behind a
 //! jump to itself, and what is needed to go on is in hand before the first of them:
 //!
@@ -41,6 +42,8 @@ pub struct Given {
 pub struct Injector {
     /// Where libos is entered.
     pub entry: Entry,
+    /// Where libos has the instructions.
+    pub lent_call: u64,
     /// Where the region is.
     pub place: Place,
     /// The zones' descriptors, as we have them.
@@ -131,8 +134,7 @@ impl Injector {
     /// It could not be let in, or has ended.
     pub fn finish(&self, found: Found) -> io::Result<bool> {
         let pid = found.tid;
-        let is_mapped =
-            || memory::read(pid, self.place.code_half(0).start as u64, &mut [0]).is_ok();
+        let is_mapped = || self.has_libos(pid);
         let Some((purpose, patch)) = found.patched else {
             // The exec was not seen, or failed.
             return self.take_back(pid, found.fds).map(|()| is_mapped());
@@ -187,10 +189,11 @@ impl Injector {
             return Ok(());
         }
         let regs = restarted(registers(pid)?);
-        let patch = Patch { at: regs.rip, saved: peek(pid, regs.rip)?, regs };
+        let at = if self.has_libos(pid) { self.lent_call } else { regs.rip };
+        let patch = Patch { at, saved: peek(pid, at)?, regs };
         self.hand.patch(pid, Purpose::Close, patch);
         pass(Point::CloseNoted);
-        poke(pid, patch.at, CALL)?;
+        put(pid, &patch, CALL)?;
         pass(Point::ClosePatched);
         for fd in left {
             let close = libc::user_regs_struct {
@@ -213,9 +216,14 @@ impl Injector {
     fn restore(&self, pid: i32, patch: &Patch) -> io::Result<()> {
         set_registers(pid, &patch.regs)?;
         pass(Point::CloseBack);
-        poke(pid, patch.at, patch.saved)?;
+        put(pid, patch, patch.saved)?;
         pass(Point::CloseRestored);
         Ok(())
+    }
+
+    /// Is libos mapped in a task?
+    fn has_libos(&self, pid: i32) -> bool {
+        memory::read(pid, self.place.code_half(0).start as u64, &mut [0]).is_ok()
     }
 
     /// Let a forked child begin at libos's fork stub, which returns to where it was.
@@ -234,6 +242,11 @@ impl Injector {
         pass_with(Point::ChildSent, pid, at);
         let_go(pid, 0)
     }
+}
+
+/// Put `word` where our instructions go, unless they are libos's, which are there for good.
+fn put(pid: i32, patch: &Patch, word: u64) -> io::Result<()> {
+    if patch.saved == CALL { Ok(()) } else { poke(pid, patch.at, word) }
 }
 
 /// The registers with which a task goes on that was stopped in a system call, or in none: the call is

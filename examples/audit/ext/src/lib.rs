@@ -29,35 +29,50 @@ pub mod audit {
         Ok(State { deny, seen: Counter::new(), denied: Counter::new() })
     }
 
-    /// A program is about to use a path.
+    /// A program is about to open, execute or change what a path leads to.
     #[on(
-        syscall = "open openat openat2 creat unlink unlinkat rename mkdir mkdirat rmdir truncate execve execveat"
+        syscall = "open openat openat2 creat unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat \
+                   mkdir mkdirat rmdir mknod mknodat truncate chmod fchmodat fchmodat2 chown lchown fchownat \
+                   utime utimes futimesat utimensat setxattr lsetxattr removexattr lremovexattr execve execveat"
     )]
     fn touched(state: &State, call: &mut Call) -> Verdict {
-        let name = call.name();
-        let Some(path) = call.paths().next().and_then(|at| call.path(at)) else {
-            return Verdict::Refuse(ENAMETOOLONG);
-        };
-        let denied = state.deny.as_ref().is_some_and(|deny| path.starts_with(deny));
-        let mut line = format!("{{\"pid\":{},\"call\":\"{name}\",\"path\":\"", Cx::pid());
-        for byte in path {
+        let (mut denied, mut lines) = (false, Vec::new());
+        for at in call.paths() {
+            let name = call.name();
+            let Some(path) = call.path(at) else { return Verdict::Refuse(ENAMETOOLONG) };
+            denied |= state.deny.as_ref().is_some_and(|deny| path.starts_with(deny));
+            let mut line = format!("{{\"pid\":{},\"call\":\"{name}\",\"path\":", Cx::pid());
+            quoted(&mut line, path);
+            lines.push(line);
+        }
+        for line in lines {
+            println!("{line},\"refused\":{denied}}}");
+        }
+        state.seen.add(1);
+        state.denied.add(u64::from(denied));
+        if denied { Verdict::Refuse(EACCES) } else { Verdict::Pass }
+    }
+
+    /// Bytes as a text of JSON: those that are no ASCII as the characters with their numbers.
+    fn quoted(line: &mut String, bytes: &[u8]) {
+        line.push('"');
+        for byte in bytes {
             let _ = match byte {
                 b'"' | b'\\' => write!(line, "\\{}", char::from(*byte)),
                 b' '..=b'~' => write!(line, "{}", char::from(*byte)),
                 other => write!(line, "\\u{other:04x}"),
             };
         }
-        println!("{line}\",\"refused\":{denied}}}");
-        state.seen.add(1);
-        state.denied.add(u64::from(denied));
-        if denied { Verdict::Refuse(EACCES) } else { Verdict::Pass }
+        line.push('"');
     }
 
     /// A program is about to reach somebody.
     #[on(syscall = "connect")]
     fn reached(state: &State, call: &mut Call) -> Verdict {
         if let Some(address) = call.address() {
-            println!("{{\"pid\":{},\"call\":\"connect\",\"to\":\"{address}\"}}", Cx::pid());
+            let mut line = format!("{{\"pid\":{},\"call\":\"connect\",\"to\":", Cx::pid());
+            quoted(&mut line, address.to_string().as_bytes());
+            println!("{line}}}");
             state.seen.add(1);
         }
         Verdict::Pass

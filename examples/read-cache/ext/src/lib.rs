@@ -10,6 +10,7 @@ pub mod read_cache {
     use std::time::Duration;
 
     use ext_api::errno;
+    use ext_api::limits::{CONTEXTS_MAX, STACK_LEN};
     use ext_api::prelude::*;
     use ext_api::shared::{Counter, Map};
 
@@ -29,6 +30,9 @@ pub mod read_cache {
         table: Map,
         /// Counts the changes to folders that participants have made.
         generation: AtomicU64,
+        /// What it was when a thread's question went to the kernel, and a hash of that question: what has changed
+        /// since, the answer may not know.
+        asked: Vec<[AtomicU64; 2]>,
         ttl_ns: u64,
         under: String,
         hits: Counter,
@@ -44,6 +48,7 @@ pub mod read_cache {
         Ok(State {
             table: Map::new(ENTRIES).map_err(|error| error.to_string())?,
             generation: AtomicU64::new(0),
+            asked: (0..CONTEXTS_MAX).map(|_| [0; 2].map(AtomicU64::new)).collect(),
             ttl_ns: u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX),
             under: config.get("under", String::from("/")).map_err(text)?,
             hits: Counter::new(),
@@ -77,6 +82,20 @@ pub mod read_cache {
         }
     }
 
+    /// The place of the calling thread, by the stack that the upcall runs on.
+    fn place(state: &State) -> &[AtomicU64; 2] {
+        let here = 0u8;
+        &state.asked[(&raw const here).addr() / STACK_LEN % CONTEXTS_MAX]
+    }
+
+    /// A hash of what is asked, whatever has changed.
+    fn hash(key: &[u8]) -> u64 {
+        let bytes = key[..1].iter().chain(&key[9..]);
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+        })
+    }
+
     /// The key of what is asked; None if the answer depends on more than the path.
     fn key(
         state: &State,
@@ -91,7 +110,8 @@ pub mod read_cache {
         let path = &key[HEAD_LEN..HEAD_LEN + len];
         let usable = path.starts_with(b"/") && path.starts_with(state.under.as_bytes());
         // What the kernel makes up there differs from process to process.
-        let made_up = path.starts_with(b"/proc") || path.starts_with(b"/dev");
+        let has = |name: &[u8]| path.windows(name.len()).any(|part| part == name);
+        let made_up = has(b"/proc") || has(b"/dev");
         (usable && !made_up).then_some((key, HEAD_LEN + len))
     }
 
@@ -110,13 +130,16 @@ pub mod read_cache {
                 state.hits.add(1);
                 errno::number("ENOENT").map_or(Verdict::Pass, Verdict::Refuse)
             }
-            (Ok(Some(STAT_LEN)), Some(to)) => {
-                call.fill(to, &answer);
+            (Ok(Some(STAT_LEN)), Some(to)) if call.fill(to, &answer) => {
                 state.hits.add(1);
                 Verdict::Answer(0)
             }
             _ => {
                 state.misses.add(1);
+                let [of, generation] = place(state);
+                generation
+                    .store(u64::from_le_bytes(key[1..9].try_into().unwrap_or([0; 8])), Relaxed);
+                of.store(hash(&key[..len]), Relaxed);
                 Verdict::Pass
             }
         }
@@ -130,10 +153,16 @@ pub mod read_cache {
         let mut value = [0; STAT_LEN];
         let len = match (result, question.to) {
             (ENOENT, _) => 0,
-            (0, Some(to)) => call.peek(to, STAT_LEN, &mut value).unwrap_or(0),
+            (0, Some(to)) if call.peek(to, STAT_LEN, &mut value) == Some(STAT_LEN) => STAT_LEN,
             _ => return Verdict::Pass,
         };
-        if let Some((key, key_len)) = key(state, call, &question) {
+        if let Some((mut key, key_len)) = key(state, call, &question) {
+            let [of, generation] = place(state);
+            // A signal handler may have asked something else meanwhile.
+            if of.swap(0, Relaxed) != hash(&key[..key_len]) {
+                return Verdict::Pass;
+            }
+            key[1..9].copy_from_slice(&generation.load(Relaxed).to_le_bytes());
             let expires = Cx::now_ns().saturating_add(state.ttl_ns);
             if state.table.stats().entries >= ENTRIES as u64 {
                 let _ = state.table.evict(Cx::now_ns(), 8);
@@ -145,9 +174,9 @@ pub mod read_cache {
 
     /// A participant has changed a folder, or what is said of a file.
     #[on(
-        syscall_exit = "open openat creat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link \
-                         linkat symlink symlinkat mknodat chmod fchmod fchmodat chown fchown lchown fchownat \
-                         truncate ftruncate utime utimensat fallocate"
+        syscall_exit = "open openat openat2 creat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir link \
+                         linkat symlink symlinkat mknod mknodat bind chmod fchmod fchmodat fchmodat2 chown fchown \
+                         lchown fchownat truncate ftruncate utime utimes futimesat utimensat fallocate"
     )]
     fn changed(state: &State, call: &mut Call) -> Verdict {
         let opens = matches!(call.name(), "open" | "openat");

@@ -16,7 +16,7 @@ pub mod trace {
     use ext_api::calls::{Arg, HOOKABLE_CALLS, SET_WORDS, args_of, find, name_of as known};
     use ext_api::limits::STACK_LEN;
     use ext_api::prelude::*;
-    use ext_api::shared::{Counter, Queue};
+    use ext_api::shared::{Counter, Guard, LockError, Mutex, Queue};
 
     use super::decode::{self, Shown};
 
@@ -31,6 +31,8 @@ pub mod trace {
     const WHOLE: usize = 4096;
     /// How long a program waits while there is no room for what it does.
     const PATIENCE_MS: u64 = 200;
+    /// How long `flush` waits for whoever writes.
+    const FLUSH_PATIENCE: Duration = Duration::from_secs(4);
     /// Bytes of what arguments point to that are kept.
     const TEXT: usize = 240;
     /// Bytes of data that are shown.
@@ -152,6 +154,8 @@ pub mod trace {
         out: String,
         json: bool,
         queue: Queue<Piece>,
+        /// Who takes from the queue writes that before anybody else takes more: how many calls it has.
+        in_hand: Mutex<u64>,
         lost: Counter,
     }
 
@@ -169,6 +173,7 @@ pub mod trace {
             out: config.get("out", String::new()).map_err(text)?,
             json: config.get("json", 0u8).map_err(text)? != 0,
             queue: Queue::new(QUEUE),
+            in_hand: Mutex::new(0),
             lost: Counter::new(),
         })
     }
@@ -231,13 +236,21 @@ pub mod trace {
             };
             let data = matches!(kind, Arg::Out) && call.arg(at + 1) > DATA as u64
                 || kind == Arg::In && result > DATA as i64;
-            let len = whole.unwrap_or(room.len());
+            // Of a text that ends where nothing is, that which is there.
+            let len = whole.unwrap_or_else(|| match kind {
+                Arg::Path | Arg::Text => text_len(room),
+                _ => room.len(),
+            });
             record.lens[texts] = len as u8;
             record.more |= u8::from(data || whole.is_none()) << texts;
             used += len;
             texts += 1;
         }
         record
+    }
+
+    fn text_len(text: &[u8]) -> usize {
+        text.iter().position(|byte| *byte == 0).unwrap_or(text.len())
     }
 
     /// Wait for room, but not for long.
@@ -299,28 +312,49 @@ pub mod trace {
     /// Write what waits.
     #[on(timer = "2ms")]
     fn write(state: &State) {
+        if state.queue.is_empty() {
+            return;
+        }
         // Those who go on making calls meanwhile are for the next time.
-        drain(state, QUEUE / BATCH);
+        if let Some(mut in_hand) = turn(state, Duration::ZERO) {
+            drain(state, &mut in_hand, QUEUE / BATCH);
+        }
     }
 
     /// Write what waits, to the end; how many calls were not written since there was no room.
     #[handler]
     fn flush(state: &State) -> u64 {
-        drain(state, usize::MAX);
+        match turn(state, FLUSH_PATIENCE) {
+            Some(mut in_hand) => drain(state, &mut in_hand, usize::MAX),
+            None => state.lost.add(state.queue.len() as u64),
+        }
         state.lost.sum()
     }
 
-    fn drain(state: &State, batches: usize) {
-        if state.queue.is_empty() {
-            return;
+    /// The turn to take from the queue and write. None if another has it all the time.
+    fn turn(state: &State, patience: Duration) -> Option<Guard<'_, u64>> {
+        let wait_ns = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        match state.in_hand.lock_within(wait_ns) {
+            Ok(turn) => Some(turn),
+            Err(LockError::TimedOut { .. }) => None,
+            Err(LockError::Broken { .. }) => {
+                // It was killed, or stopped since the file took nothing.
+                let forget = |in_hand: &mut u64| state.lost.add(std::mem::take(in_hand));
+                state.in_hand.recover(forget).ok()?;
+                state.in_hand.lock_within(wait_ns).ok()
+            }
         }
+    }
+
+    fn drain(state: &State, in_hand: &mut u64, batches: usize) {
         let mut text = String::with_capacity(WHOLE);
         let file = std::fs::OpenOptions::new().append(true).open(&state.out);
-        let mut records = Vec::with_capacity(BATCH);
+        let (mut records, mut lines) = (Vec::with_capacity(BATCH), 0);
         for _ in 0..batches {
             if !take(state, &mut records) {
                 break;
             }
+            *in_hand += records.len() as u64;
             for record in records.drain(..) {
                 let before = text.len();
                 if state.json {
@@ -332,10 +366,13 @@ pub mod trace {
                     let line = text.split_off(before);
                     give(file.as_ref().ok(), &mut text);
                     text.push_str(&line);
+                    *in_hand -= std::mem::take(&mut lines);
                 }
+                lines += 1;
             }
         }
         give(file.as_ref().ok(), &mut text);
+        *in_hand = 0;
     }
 
     /// Take some records, whole ones. False if there are none.

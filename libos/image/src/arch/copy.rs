@@ -2,6 +2,11 @@
 
 use core::arch::{asm, naked_asm};
 
+use ext_api::touch;
+
+use super::x86_64::Registers;
+use crate::{boot, calls};
+
 unsafe extern "C" {
     /// Labels within [`sbx_copy`].
     static sbx_copy_failed: u8;
@@ -78,6 +83,19 @@ pub(crate) fn mend_copy(rip: &mut u64) -> bool {
     let is_that = (first..end).contains(rip);
     if is_that {
         *rip = &raw const sbx_copy_failed as u64;
+    }
+    is_that
+}
+
+/// Have code of an extension go on that has met an address of the program's where nothing is, at a pair of
+/// instructions that [`ext_api::touch`] has for that. True if it was that.
+pub(crate) fn mend_touch(regs: &mut Registers) -> bool {
+    let at = regs.rip as usize;
+    let is_pair = || calls::copy_in(at).is_some_and(|bytes| touch::is_pair(&bytes));
+    let is_that = boot::place().shared().contains(&at) && is_pair();
+    if is_that {
+        regs.set_result(touch::NOTHING);
+        regs.rip += touch::LEN as u64;
     }
     is_that
 }

@@ -55,10 +55,15 @@ impl PatchedCall {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9].map(|arg| arg as usize)
     }
 
+    /// The call's number: the kernel does not look at the upper half of the register.
+    pub(crate) const fn number(&self) -> usize {
+        self.rax as u32 as usize
+    }
+
     /// The call as handlers see it.
     pub(crate) const fn block(&self) -> CallBlock {
         CallBlock {
-            number: self.rax,
+            number: self.number() as u64,
             args: [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9],
             value: 0,
             took_ns: 0,
