@@ -114,7 +114,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             std::mem::take(&mut self.waiting).into_iter().partition(|it| it.handed.port == number);
         self.waiting = others;
         let its: Vec<Waiting> = its;
-        its.into_iter().for_each(|Waiting { lease, handed, .. }| self.lose(lease, &handed));
+        for Waiting { lease, handed, .. } in its {
+            self.come_in(number);
+            self.lose(lease, &handed);
+        }
         for index in 0..self.handed.len() {
             let Some(handed) = self.handed[index].take_if(|handed| handed.port == number) else {
                 continue;
@@ -192,13 +195,23 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         match &mut self.ports[number as usize] {
             Some(port) if port.is_closing => self.forget_port(number),
             // The interface has been removed: its socket gets nothing any more, and says so each time.
-            Some(port) if has_gone(port) => port.fd = None,
+            Some(port) if has_gone(port) => {
+                if let Some(fd) = port.fd.take() {
+                    self.driver.release(fd.as_fd());
+                }
+                self.removed.push(number);
+            }
             // It goes on when buffers have come back.
             Some(Port { is_paused: true, .. }) | None => {}
             Some(_) if for_now => self.starved.push(source),
             // No descriptor is free for a connection, or something as lasting.
             Some(_) => self.failed.push(source),
         }
+    }
+
+    /// Ports whose interface has been removed since this was last asked.
+    pub fn take_removed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.removed)
     }
 
     /// Have those receive again that had no buffer, or were paused.
