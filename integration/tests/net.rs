@@ -2,6 +2,8 @@
 
 #[path = "net/memcached.rs"]
 mod memcached;
+#[path = "net/robust.rs"]
+mod robust;
 #[path = "net/servers.rs"]
 mod servers;
 
@@ -341,11 +343,16 @@ fn ports_that_cannot_be_had_are_refused() {
     refused(&sandbox, "x=127.0.0.1:0", &["expected PORT=ADDRESS:PORT"]);
     refused(&sandbox, "9000=localhost:0", &["expected PORT=ADDRESS:PORT"]);
     refused(&sandbox, "9001=127.0.0.1:0", &["--listen 9001=127.0.0.1:0", "no handler"]);
-    refused(&sandbox, "9000=192.0.2.1:0", &["echo.datagram", "udp 9000", "192.0.2.1"]);
+    let advice = ["echo.datagram", "udp 9000", "192.0.2.1", "--listen 9000=ADDRESS:PORT"];
+    refused(&sandbox, "9000=192.0.2.1:0", &advice);
     // Nothing stays behind: it can be loaded.
     load(&sandbox, "libnet_echo.so", 9000);
     let taken = at(&sandbox, "udp 9000").to_string();
-    refused(&other, &format!("9000={taken}"), &["echo.datagram", &taken, "in use"]);
+    refused(&other, &format!("9000={taken}"), &["echo.datagram", &taken, "in use", "ss -lntup"]);
+    // Two places for one port: which of them would it be?
+    let twice = ["--listen", "9000=127.0.0.1:0", "--listen", "9000=127.0.0.1:0"];
+    let ended = launcher(&[&["ext", "load", &other.name, image], &twice[..]].concat());
+    assert!(ended.status != 0 && ended.stderr.contains("already"), "{}", ended.stderr);
     assert_eq!(other.json(&["net"])["ports"], serde_json::json!([]));
     load(&other, "libnet_echo.so", 9000);
     // A launch is told of it, too.

@@ -187,7 +187,9 @@ pub struct Engine<D, S> {
     lingering: usize,
     /// Somebody had to wait since the last look for what takes too long: readers that read nothing have less time.
     is_pressed: bool,
-    /// Interfaces that have been removed, by their ports, until somebody asks.
+    /// Ports whose interface was down when that was last heard of; those whose interface has been removed, until
+    /// somebody asks.
+    down: Vec<u32>,
     removed: Vec<u32>,
     /// By number of the buffer.
     handed: Vec<Option<Handed>>,
@@ -237,6 +239,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             paused: 0,
             lingering: 0,
             is_pressed: false,
+            down: Vec::new(),
             removed: Vec::new(),
             handed: vec![None; BUFFERS_MAX],
             waiting: Vec::new(),
@@ -359,7 +362,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let has_to_try = !self.waiting.is_empty() || !self.retries.is_empty();
         let expires = !self.flows.is_empty() || self.lingering != 0 || !self.failed.is_empty();
         // Readers that are slow are cut before they take all there is.
-        let expires = expires || self.is_pressed || self.sends.len() >= SENDS_MANY;
+        let expires =
+            expires || self.is_pressed || !self.down.is_empty() || self.sends.len() >= SENDS_MANY;
         let is_elsewhere = self.buffers.elsewhere() != 0;
         let is_given = self.buffers.given() != 0 || self.has_seats();
         let reasons = [
@@ -415,7 +419,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// End what has waited for too long.
     fn expire(&mut self) {
-        if self.flows.is_empty() && self.connections.is_empty() && self.failed.is_empty() {
+        let has_none = self.flows.is_empty() && self.connections.is_empty();
+        if has_none && self.failed.is_empty() && self.down.is_empty() {
             return;
         }
         let now_ns = self.sandbox.now_ns();
@@ -424,6 +429,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.expire_flows(now_ns);
             self.expire_connections(now_ns);
             self.try_failed();
+            self.look_for_removed();
         }
     }
 

@@ -6,15 +6,13 @@
 //! have come back: slow readers slow down their own senders, and nobody is cut for it. Cut is who keeps what
 //! nobody waits for, as half of a request, when nothing else is left; and whoever reads nothing at all while
 //! others wait.
-#![expect(unsafe_code, reason = "asks the kernel how far a connection is")]
-
-use std::os::fd::AsRawFd;
 
 use ext_api::limits::BUFFERS_MAX;
 
 use super::driver::{Driver, Source};
 use super::streams::{Connection, Life};
 use super::{Engine, SHARE, Sandbox, add};
+use crate::listen;
 
 /// Buffers of which there are few: half of them.
 const FEW: usize = BUFFERS_MAX / 2;
@@ -23,6 +21,10 @@ const RESERVE: usize = 64;
 /// How long a reader may take nothing of what is being sent to it; and how long while others wait for it.
 const SLOW_NS: u64 = 60_000_000_000;
 const PRESSED_NS: u64 = 2_000_000_000;
+/// How long a connection that we have ended may still send, before it is cut.
+pub(super) const LINGER_NS: u64 = 2_000_000_000;
+/// As how many bytes the end of a connection counts.
+const END_LEN: usize = 1;
 /// Pieces of one connection that wait to be shown; then no more are received.
 pub(super) const PIECES_MAX: usize = 8;
 
@@ -110,7 +112,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     pub(super) fn expire_connections(&mut self, now_ns: u64) {
         let most = if std::mem::take(&mut self.is_pressed) { PRESSED_NS } else { SLOW_NS };
         let late = |(index, one): (usize, &mut Connection)| match one.life {
-            Life::Lingering(until) if until < now_ns => Some(index as u32),
+            Life::Lingering(until) if until < now_ns => {
+                has_lingered(one, now_ns).then_some(index as u32)
+            }
             Life::Open | Life::Closing if one.is_sending => {
                 (unread_ns(one, now_ns) > most).then_some(index as u32)
             }
@@ -121,23 +125,23 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 }
 
+/// Has a connection that we have ended lingered for long enough? Not while the other side still reads what was
+/// sent to it: a reset would take that away.
+fn has_lingered(known: &mut Connection, now_ns: u64) -> bool {
+    let unsent = listen::unacknowledged(&known.fd);
+    let is_read = unsent > END_LEN && unread_ns(known, now_ns) <= SLOW_NS;
+    if is_read {
+        known.life = Life::Lingering(now_ns + LINGER_NS);
+    }
+    !is_read
+}
+
 /// For how long the other side has taken nothing of what is being sent.
 fn unread_ns(known: &mut Connection, now_ns: u64) -> u64 {
     // A long answer is sent by one call, which says nothing until it is through.
-    let acknowledged = acknowledged(known.fd.as_raw_fd());
+    let acknowledged = listen::acknowledged(&known.fd);
     if std::mem::replace(&mut known.acknowledged, acknowledged) != acknowledged {
         known.progress_ns = now_ns;
     }
     now_ns.saturating_sub(known.progress_ns)
-}
-
-/// Bytes that the other side of a connection has acknowledged; 0 if the kernel does not say.
-fn acknowledged(fd: i32) -> u64 {
-    /// Where the count lies in `struct tcp_info` (from Linux 4.1).
-    const AT: usize = 120;
-    let mut info = [0u8; AT + 8];
-    let (mut len, at) = (info.len() as u32, info.as_mut_ptr().cast());
-    // SAFETY: room for as many bytes.
-    unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, at, &raw mut len) };
-    u64::from_ne_bytes(std::array::from_fn(|byte| info[AT + byte]))
 }

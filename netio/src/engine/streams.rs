@@ -24,14 +24,11 @@ use ext_api::limits::{BUFFER_LEN, NET_CONNECTIONS_MAX};
 use ext_api::pool::Outcome;
 
 use super::driver::{Driver, Source};
-use super::scarce::Limits;
+use super::scarce::{LINGER_NS, Limits};
 use super::{Answer, Asked, Bytes, Engine, Handed, Sandbox, Sending, add};
 use crate::address::Address;
 use crate::buffers::Lease;
 use crate::listen;
-
-/// How long a connection that we have ended may still send, before it is cut.
-const LINGER_NS: u64 = 2_000_000_000;
 
 /// Bytes that have come.
 #[derive(Debug)]

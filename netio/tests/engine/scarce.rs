@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use ext_api::abi::{NET_FORWARD, NetAddress, PacketBlock, Reply, Status};
+use ext_api::abi::{NET_CLOSE, NET_FORWARD, NetAddress, PacketBlock, Reply, Status};
 use ext_api::pool::{Ask, BY_PROCESS, Holder, Name, Outcome, Piece, Pool};
 use netio::engine::Kind;
 
@@ -143,6 +143,32 @@ fn who_reads_nothing_does_not_keep_others_waiting_for_long() {
         let mut got = vec![0; SPILL_LEN];
         stream.read_exact(&mut got).unwrap_or_else(|error| panic!("{way}: {error}"));
         drop((stream, readers));
+        served.end();
+    }
+}
+
+#[test]
+fn the_end_of_an_answer_waits_for_its_reader() {
+    for way in chosen() {
+        let (fd, server) = tcp_port();
+        let last: Handler = Box::new(|block, reply| {
+            if block.len > 0 {
+                let spill = Box::new([b's'; SPILL_LEN]);
+                (reply.spill, reply.len) = (Box::into_raw(spill).cast(), SPILL_LEN);
+                (block.used, block.flags) = (block.len, block.flags | NET_CLOSE);
+            }
+            Status::Ok
+        });
+        let served = Served::start(way, Kind::Tcp, fd, vec![last]);
+        let mut stream = narrow(server);
+        stream.write_all(b"go").expect("send");
+        // The kernel has all of it soon, and the engine has nothing more to do with it.
+        std::thread::sleep(Duration::from_secs(5));
+        stream.set_nonblocking(false).expect("waiting");
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap_or_else(|error| panic!("{way}: {error}"));
+        assert_eq!(got.len(), SPILL_LEN, "{way}");
+        drop(stream);
         served.end();
     }
 }
