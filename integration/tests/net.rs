@@ -184,6 +184,8 @@ fn a_worker_that_is_killed_is_made_anew_and_its_ports_go_on() {
         assert_eq!(Lines::to(tcp).ask("again"), "again");
         assert_eq!(ask_udp(&socket, b"again"), b"again");
         clients.iter_mut().for_each(|client| assert_eq!(client.next(), ""));
+        drop(clients);
+        until("none of its connections is counted", || row(&sandbox, "tcp 9000")["open"] == 0);
         until("another worker", || worker(&sandbox).is_some_and(|now| now != former));
     }
     assert_eq!([tcp, datagrams], [at(&sandbox, "tcp 9000"), at(&sandbox, "udp 9000")]);

@@ -35,6 +35,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let tally = self.buffers.tally(number);
+        // What a former owner had went with it.
+        [&tally.open, &tally.buffers].iter().for_each(|now| now.store(0, Relaxed));
         let local = fd
             .as_ref()
             .map_or(NetAddress::default(), |fd| Address::of_socket(fd.as_raw_fd(), false).net());
