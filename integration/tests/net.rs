@@ -2,6 +2,8 @@
 
 #[path = "net/memcached.rs"]
 mod memcached;
+#[path = "net/robust.rs"]
+mod robust;
 #[path = "net/servers.rs"]
 mod servers;
 
@@ -182,6 +184,8 @@ fn a_worker_that_is_killed_is_made_anew_and_its_ports_go_on() {
         assert_eq!(Lines::to(tcp).ask("again"), "again");
         assert_eq!(ask_udp(&socket, b"again"), b"again");
         clients.iter_mut().for_each(|client| assert_eq!(client.next(), ""));
+        drop(clients);
+        until("none of its connections is counted", || row(&sandbox, "tcp 9000")["open"] == 0);
         until("another worker", || worker(&sandbox).is_some_and(|now| now != former));
     }
     assert_eq!([tcp, datagrams], [at(&sandbox, "tcp 9000"), at(&sandbox, "udp 9000")]);
@@ -341,11 +345,16 @@ fn ports_that_cannot_be_had_are_refused() {
     refused(&sandbox, "x=127.0.0.1:0", &["expected PORT=ADDRESS:PORT"]);
     refused(&sandbox, "9000=localhost:0", &["expected PORT=ADDRESS:PORT"]);
     refused(&sandbox, "9001=127.0.0.1:0", &["--listen 9001=127.0.0.1:0", "no handler"]);
-    refused(&sandbox, "9000=192.0.2.1:0", &["echo.datagram", "udp 9000", "192.0.2.1"]);
+    let advice = ["echo.datagram", "udp 9000", "192.0.2.1", "--listen 9000=ADDRESS:PORT"];
+    refused(&sandbox, "9000=192.0.2.1:0", &advice);
     // Nothing stays behind: it can be loaded.
     load(&sandbox, "libnet_echo.so", 9000);
     let taken = at(&sandbox, "udp 9000").to_string();
-    refused(&other, &format!("9000={taken}"), &["echo.datagram", &taken, "in use"]);
+    refused(&other, &format!("9000={taken}"), &["echo.datagram", &taken, "in use", "ss -lntup"]);
+    // Two places for one port: which of them would it be?
+    let twice = ["--listen", "9000=127.0.0.1:0", "--listen", "9000=127.0.0.1:0"];
+    let ended = launcher(&[&["ext", "load", &other.name, image], &twice[..]].concat());
+    assert!(ended.status != 0 && ended.stderr.contains("already"), "{}", ended.stderr);
     assert_eq!(other.json(&["net"])["ports"], serde_json::json!([]));
     load(&other, "libnet_echo.so", 9000);
     // A launch is told of it, too.

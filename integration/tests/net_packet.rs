@@ -228,6 +228,9 @@ fn an_interface_that_goes_down_or_away() {
         std::thread::sleep(Duration::from_millis(200));
         cpu_ns(net.worker()) - before < 20_000_000
     });
+    until("it is said", || {
+        net.launcher(&["log", &net.sandbox]).stdout.contains("has been removed")
+    });
     // Once there is one again, so is the handler.
     let ended = net.launcher(&["ext", "unload", &net.sandbox, "frames"]);
     assert_eq!(ended.status, 0, "{}", ended.stderr);

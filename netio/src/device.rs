@@ -173,7 +173,8 @@ pub trait Device: Send {
     /// What has been done so far.
     fn counters(&self) -> Counters;
 
-    /// The time at which something may come by itself: only simulated devices know one.
+    /// The time at which something may come by itself, or it is to be armed again: simulated devices know one, and
+    /// an interface that is down.
     fn next_at(&self) -> Option<Duration> {
         None
     }
@@ -360,6 +361,10 @@ impl OpenError {
             (Some(libc::EBUSY), Step::Attach | Step::Bind) => {
                 "another program has this queue: end it, or name another queue"
             }
+            (Some(libc::EINVAL), Step::TunInterface) => {
+                "a name has 1 to 15 letters, no / or :, and is not that of another kind of interface"
+            }
+            (Some(libc::ENAMETOOLONG), _) => "a name has 15 letters at most",
             (Some(libc::ENODEV), _) => "see `ip link` for the names of interfaces",
             (Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::ENOSYS), _) => {
                 "this kernel, or this interface, cannot do it: use another kind of device"

@@ -19,6 +19,7 @@ pub mod epoll;
 mod joined;
 mod patience;
 mod ports;
+mod scarce;
 mod seats;
 mod streams;
 pub mod uring;
@@ -45,8 +46,9 @@ use patience::Patience;
 use seats::Seated;
 use streams::Connection;
 
-/// Buffers that wait for what comes next.
+/// Buffers that wait for what comes next, and how many do when there are few.
 const LENT: usize = 128;
+const LENT_FEW: usize = 32;
 /// Buffers that a port may have out in handlers, other processes and answers at one time.
 const SHARE: usize = BUFFERS_MAX / 2;
 /// Buffers that all ports together may have out: some are left to hear with.
@@ -154,12 +156,13 @@ struct Handed {
     seat: Option<(u32, Piece)>,
 }
 
-/// A packet for which no process had room.
+/// A packet for which no process had room. It is out, as one is that a process has.
 #[derive(Debug)]
 struct Waiting {
     lease: Lease,
     handed: Handed,
     hand: [u64; 3],
+    since_ns: u64,
 }
 
 /// See the module.
@@ -182,6 +185,12 @@ pub struct Engine<D, S> {
     /// Ports that do not receive for want of buffers.
     paused: usize,
     lingering: usize,
+    /// Somebody had to wait since the last look for what takes too long: readers that read nothing have less time.
+    is_pressed: bool,
+    /// Ports whose interface was down when that was last heard of; those whose interface has been removed, until
+    /// somebody asks.
+    down: Vec<u32>,
+    removed: Vec<u32>,
     /// By number of the buffer.
     handed: Vec<Option<Handed>>,
     waiting: Vec<Waiting>,
@@ -229,6 +238,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             patience: Patience::default(),
             paused: 0,
             lingering: 0,
+            is_pressed: false,
+            down: Vec::new(),
+            removed: Vec::new(),
             handed: vec![None; BUFFERS_MAX],
             waiting: Vec::new(),
             starved: Vec::new(),
@@ -350,7 +362,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let has_to_try = !self.waiting.is_empty() || !self.retries.is_empty();
         let expires = !self.flows.is_empty() || self.lingering != 0 || !self.failed.is_empty();
         // Readers that are slow are cut before they take all there is.
-        let expires = expires || self.sends.len() >= SENDS_MANY;
+        let expires =
+            expires || self.is_pressed || !self.down.is_empty() || self.sends.len() >= SENDS_MANY;
         let is_elsewhere = self.buffers.elsewhere() != 0;
         let is_given = self.buffers.given() != 0 || self.has_seats();
         let reasons = [
@@ -371,7 +384,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     fn lend_buffers(&mut self) {
-        while self.driver.lent() < LENT {
+        let most = if self.has_few_buffers() { LENT_FEW } else { LENT };
+        while self.driver.lent() < most {
             let Some(lease) = self.buffers.take() else { return };
             let at = self.buffers.at(&lease);
             // SAFETY: the lease's own address.
@@ -405,7 +419,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// End what has waited for too long.
     fn expire(&mut self) {
-        if self.flows.is_empty() && self.connections.is_empty() && self.failed.is_empty() {
+        let has_none = self.flows.is_empty() && self.connections.is_empty();
+        if has_none && self.failed.is_empty() && self.down.is_empty() {
             return;
         }
         let now_ns = self.sandbox.now_ns();
@@ -414,6 +429,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.expire_flows(now_ns);
             self.expire_connections(now_ns);
             self.try_failed();
+            self.look_for_removed();
         }
     }
 
@@ -533,30 +549,52 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             Err(lease) => return self.lose(lease, &handed),
         };
         handed.start = start;
+        self.go_out(handed.port);
+        let since_ns = self.sandbox.now_ns();
+        let _ = self.offer(Waiting { lease, handed, hand, since_ns });
+    }
+
+    /// Post a packet to whom it is for. False: there is no room, it waits.
+    fn offer(&mut self, offered: Waiting) -> bool {
+        let Waiting { lease, handed, hand, since_ns } = offered;
         let extent = [handed.start as u16, handed.len as u16];
         let (index, now_ns) = (lease.index(), self.sandbox.now_ns());
         let name = self.buffers.hand(lease, extent, handed.from.net(), now_ns);
         self.handed[index] = Some(handed);
-        self.go_out(handed.port);
         let status = self.sandbox.post(hand, name.to_raw());
         if status == Status::Ok {
             add(&self.tally(handed.port).handed, 1);
-            return;
+            return true;
         }
-        let Some(lease) = self.buffers.take_back(name) else { return };
+        let Some(lease) = self.buffers.take_back(name) else { return true };
         self.handed[index] = None;
-        self.come_in(handed.port);
         if matches!(status, Status::Full | Status::Restarting) {
-            self.waiting.push(Waiting { lease, handed, hand });
-        } else {
-            add(&self.tally(handed.port).failed, 1);
-            self.lose(lease, &handed);
+            self.waiting.push(Waiting { lease, handed, hand, since_ns });
+            return false;
         }
+        self.come_in(handed.port);
+        add(&self.tally(handed.port).failed, 1);
+        self.lose(lease, &handed);
+        true
     }
 
+    /// Offer again what has waited: the first to each first, and no more of it once one has to wait.
     fn offer_again(&mut self) {
-        for Waiting { lease, handed, hand } in std::mem::take(&mut self.waiting) {
-            self.hand(lease, handed, hand);
+        if self.waiting.is_empty() {
+            return;
+        }
+        let (now_ns, mut full) = (self.sandbox.now_ns(), None);
+        for waiting in std::mem::take(&mut self.waiting) {
+            if now_ns.saturating_sub(waiting.since_ns) > PATIENCE_NS {
+                self.come_in(waiting.handed.port);
+                add(&self.tally(waiting.handed.port).lost, 1);
+                self.lose(waiting.lease, &waiting.handed);
+            } else if full == Some(waiting.hand) {
+                self.waiting.push(waiting);
+            } else {
+                let hand = waiting.hand;
+                full = (!self.offer(waiting)).then_some(hand).or(full);
+            }
         }
     }
 

@@ -98,6 +98,18 @@ pub fn interface(name: &str) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Has the interface of such a socket been removed?
+#[must_use]
+pub fn has_lost_its(fd: &OwnedFd) -> bool {
+    // SAFETY: plain numbers.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::sockaddr_ll>() as u32;
+    // SAFETY: room for as many bytes.
+    let done =
+        unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut address).cast(), &raw mut len) };
+    done == 0 && address.sll_ifindex < 0
+}
+
 /// A socket whose datagrams go to `server`, and that gets what comes from there.
 ///
 /// # Errors
@@ -146,6 +158,29 @@ pub fn reset_on_close(fd: &OwnedFd) {
     let at = (&raw const linger).cast();
     // SAFETY: a linger and its length. A connection that has gone needs none.
     unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, at, len) };
+}
+
+/// Bytes that the other side of a connection has acknowledged so far; 0 if the kernel does not say.
+#[must_use]
+pub fn acknowledged(fd: &OwnedFd) -> u64 {
+    /// Where the count lies in `struct tcp_info` (from Linux 4.1).
+    const AT: usize = 120;
+    let mut info = [0u8; AT + 8];
+    let (mut len, at) = (info.len() as u32, info.as_mut_ptr().cast());
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: room for as many bytes.
+    unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, at, &raw mut len) };
+    u64::from_ne_bytes(std::array::from_fn(|byte| info[AT + byte]))
+}
+
+/// Bytes that the kernel still has for the other side of a connection, its end counted as one; 0 if it does not
+/// say.
+#[must_use]
+pub fn unacknowledged(fd: &OwnedFd) -> usize {
+    let mut count = 0i32;
+    // SAFETY: an integer.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    usize::try_from(count).unwrap_or(0)
 }
 
 /// Is this a socket that datagrams, or connections, to `at` come to?

@@ -12,9 +12,12 @@
 //! here, and nobody else can be handed what has come.
 #![expect(unsafe_code, reason = "calls the gate")]
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU32;
+use std::time::{Duration, Instant};
 
 use ext_api::abi::{PacketBlock, Reply, Status};
 use ext_api::client::Sandbox;
@@ -28,6 +31,10 @@ use netio::listen;
 
 use crate::clock::now_ns;
 use crate::control::{self, Request};
+use crate::sandbox::ports::advice;
+
+/// How often is looked whether the handler is still the same.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why nothing is served.
 #[derive(Debug)]
@@ -38,6 +45,8 @@ pub enum ServeError {
     Control(io::Error),
     /// No handler of the sandbox is hooked to this port.
     NoHandler(Port),
+    /// It cannot be listened at this address.
+    Listening(SocketAddr, io::Error),
     /// What failed, and why.
     Io(&'static str, io::Error),
 }
@@ -57,6 +66,9 @@ impl std::fmt::Display for ServeError {
                     "no handler is hooked to {port} (sbx-launcher net NAME lists those that are)"
                 )
             }
+            Self::Listening(at, error) => {
+                write!(f, "listening at {at}: {error}{}", advice(error, "--at ADDRESS:PORT"))
+            }
             Self::Io(what, error) => write!(f, "{what}: {error}"),
         }
     }
@@ -71,17 +83,59 @@ impl std::error::Error for ServeError {}
 pub fn serve(port: u16, at: SocketAddr) -> Result<i32, ServeError> {
     let sandbox = Sandbox::current().map_err(ServeError::Outside)?;
     let (name, handler) = handler_of(&sandbox, Port::Tcp(port))?;
-    let listener = listen::tcp(at).map_err(|error| ServeError::Io("listening", error))?;
+    let listener = listen::tcp(at).map_err(|error| ServeError::Listening(at, error))?;
     let buffers =
         Buffers::of_own(now_ns()).map_err(|error| ServeError::Io("making buffers", error))?;
     let epoll = Epoll::new().map_err(|error| ServeError::Io("epoll", error))?;
-    let mut engine = Engine::new(epoll, Here { sandbox }, buffers);
-    engine
-        .open(0, Kind::Tcp, handler, Some(listener))
-        .map_err(|error| ServeError::Io("serving the port", error))?;
+    let mut engine = Engine::new(epoll, Here { sandbox, is_stale: Cell::new(false) }, buffers);
+    open(&mut engine, handler, &listener)?;
     println!("{name} serves {at}");
+    let mut served = Served { port, name, handler, looked: Instant::now() };
     loop {
-        engine.turn(None).map_err(|error| ServeError::Io("waiting", error))?;
+        turn(&mut engine, LOOK)?;
+        served.follow(&mut engine, &listener)?;
+    }
+}
+
+type Serving = Engine<Epoll, Here>;
+
+fn turn(engine: &mut Serving, most: Duration) -> Result<(), ServeError> {
+    engine.turn(Some(most)).map(drop).map_err(|error| ServeError::Io("waiting", error))
+}
+
+fn open(engine: &mut Serving, handler: u64, listener: &OwnedFd) -> Result<(), ServeError> {
+    let listener = listener.try_clone();
+    let opened = listener.and_then(|fd| engine.open(0, Kind::Tcp, handler, Some(fd)));
+    opened.map_err(|error| ServeError::Io("serving the port", error))
+}
+
+/// What is served now.
+struct Served {
+    port: u16,
+    name: String,
+    handler: u64,
+    looked: Instant,
+}
+
+impl Served {
+    /// If the handler's extension was unloaded and another one is there for the port, serve that. What the former
+    /// one had begun is cut, as the worker does.
+    fn follow(&mut self, engine: &mut Serving, listener: &OwnedFd) -> Result<(), ServeError> {
+        if !engine.sandbox().is_stale.take() && self.looked.elapsed() < LOOK {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let sandbox = &engine.sandbox().sandbox;
+        if sandbox.find(&self.name).is_ok_and(|handler| handler == self.handler) {
+            return Ok(());
+        }
+        let Ok((name, handler)) = handler_of(sandbox, Port::Tcp(self.port)) else { return Ok(()) };
+        engine.close(0);
+        while engine.is_open(0) {
+            turn(engine, Duration::from_millis(1))?;
+        }
+        (self.name, self.handler) = (name, handler);
+        open(engine, handler, listener)
     }
 }
 
@@ -100,13 +154,17 @@ fn handler_of(sandbox: &Sandbox, port: Port) -> Result<(String, u64), ServeError
 #[derive(Debug)]
 struct Here {
     sandbox: Sandbox,
+    /// The handler is not there any more.
+    is_stale: Cell<bool>,
 }
 
 impl engine::Sandbox for Here {
     fn upcall(&mut self, handler: u64, block: &mut PacketBlock, reply: &mut Reply) -> u32 {
         let args = [std::ptr::from_mut(block).expose_provenance() as u64];
         // SAFETY: handlers that are hooked to the network take the address of a block.
-        unsafe { self.sandbox.call_raw(handler, &args, reply) }
+        let status = unsafe { self.sandbox.call_raw(handler, &args, reply) };
+        self.is_stale.set(self.is_stale.get() || status == Status::Stale as u32);
+        status
     }
 
     fn release(&mut self, spill: *mut u8) {

@@ -35,7 +35,8 @@ fn main() -> ExitCode {
 }
 
 fn serve(interface: &str, ours: &str, kernel: &str, handler: Option<&str>) -> Result<(), Failed> {
-    let address: Ipv4Addr = ours.parse()?;
+    let address: Ipv4Addr =
+        ours.parse().map_err(|_| format!("{ours}: expected an IPv4 address, as 10.99.0.2"))?;
     let tap = Tap::open(interface, Medium::Ethernet)?;
     let interface = tap.name().to_owned();
     ip(&["addr", "add", &format!("{kernel}/{NETWORK_BITS}"), "dev", &interface])?;

@@ -259,6 +259,16 @@ pub(crate) mod tests {
         });
     }
 
+    /// Take what comes until the device says that nothing will.
+    fn until_gone(device: &mut dyn Device) {
+        let (start, mut into) = (Instant::now(), vec![0; device.frame_max()]);
+        while device.wait(Some(Duration::from_millis(20))).is_ok() {
+            while device.receive(Duration::ZERO, &mut into).is_some() {}
+            assert!(start.elapsed() < PATIENCE, "nobody says that it has gone");
+        }
+        assert!(device.wait(Some(Duration::ZERO)).is_err(), "it says so once only");
+    }
+
     #[test]
     fn an_interface_that_goes_is_told_of() {
         for reads in [Reads::IoUring, Reads::Calls] {
@@ -267,13 +277,41 @@ pub(crate) mod tests {
                 let Some(mut tap) = available(tap) else { return };
                 ip(&format!("link set {} up", tap.name()));
                 ip(&format!("link del {}", tap.name()));
-                let (start, mut into) = (Instant::now(), vec![0; tap.frame_max()]);
-                while tap.wait(Some(Duration::from_millis(20))).is_ok() {
-                    while tap.receive(Duration::ZERO, &mut into).is_some() {}
-                    assert!(start.elapsed() < PATIENCE, "nobody says that it has gone");
+                until_gone(&mut tap);
+            });
+            apart(|| {
+                ip("link add one type veth peer name other");
+                ip("link set one up");
+                let Some(mut packet) = available(Packet::open_with("one", reads)) else { return };
+                // Down for a while is not gone.
+                ip("link set one down");
+                let mut into = vec![0; packet.frame_max()];
+                for _ in 0..5 {
+                    while packet.receive(Duration::ZERO, &mut into).is_some() {}
+                    packet.wait(Some(Duration::from_millis(5))).expect("it is there");
                 }
+                ip("link set one up");
+                ip("link del one");
+                until_gone(&mut packet);
             });
         }
+    }
+
+    #[test]
+    fn an_interface_that_goes_is_told_of_to_who_has_its_queue() {
+        apart(|| {
+            ip("link add one type veth peer name other");
+            ip("link set one up");
+            let len = 256 * super::super::xdp::CHUNK_LEN;
+            let mut memory = vec![0u8; len + 4096];
+            let start = memory.as_mut_ptr();
+            let start = start.wrapping_add(start.align_offset(4096));
+            // SAFETY: the memory lives for longer than the device.
+            let xdp = unsafe { Xdp::open("one", start, len, Config::default()) };
+            let Some(mut xdp) = available(xdp) else { return };
+            ip("link del one");
+            until_gone(&mut xdp);
+        });
     }
 
     #[test]
@@ -281,6 +319,7 @@ pub(crate) mod tests {
         let error = Packet::open("none-such").expect_err("there is no such interface");
         assert_eq!(error.step, Step::Find);
         assert!(error.to_string().contains("`ip link`"), "{error}");
-        assert!(Packet::open("a-name-longer-than-any").is_err());
+        let error = Packet::open("a-name-longer-than-any").expect_err("nor such a name");
+        assert!(error.to_string().contains("15 letters"), "{error}");
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Descriptor {
     header_len: usize,
     counters: Counters,
     fault: Option<io::Error>,
+    /// As [`FrameReader`] has it, for reads by calls.
+    was_down: bool,
 }
 
 impl Descriptor {
@@ -56,6 +58,7 @@ impl Descriptor {
             header_len,
             counters: Counters::default(),
             fault: None,
+            was_down: false,
         })
     }
 
@@ -100,9 +103,13 @@ impl Descriptor {
         // SAFETY: as many octets as are ours to write.
         let read = unsafe { libc::read(self.fd.as_raw_fd(), to.cast(), len) };
         match usize::try_from(read) {
-            Ok(len) => Found::Frame(len),
+            Ok(len) => {
+                self.was_down = false;
+                Found::Frame(len)
+            }
             Err(_) => {
                 let error = io::Error::last_os_error();
+                self.was_down |= error.raw_os_error() == Some(libc::ENETDOWN);
                 let passing = [libc::EAGAIN, libc::EINTR, libc::ENETDOWN];
                 if error.raw_os_error().is_some_and(|code| passing.contains(&code)) {
                     Found::Nothing
@@ -176,6 +183,11 @@ impl Descriptor {
         } else {
             tally.dropped.refused += 1;
         }
+    }
+
+    /// Whether the interface was down when this was last heard of.
+    pub(crate) fn was_down(&self) -> bool {
+        self.was_down || self.reader.as_ref().is_some_and(|reader| reader.was_down)
     }
 
     pub(crate) fn arm(&mut self) -> io::Result<bool> {

@@ -37,6 +37,8 @@ pub(crate) struct FrameReader {
     from: Arc<OwnedFd>,
     memory: Option<Memory>,
     is_reading: bool,
+    /// The interface was down when this was last heard of.
+    pub(super) was_down: bool,
     tail: u16,
 }
 
@@ -75,7 +77,8 @@ impl FrameReader {
             let entries = memory.entries().addr() as u64;
             ring.submitter().register_buf_ring_with_flags(entries, BUFFERS, GROUP, 0)?;
         }
-        let mut reader = Self { ring, from, memory: Some(memory), is_reading: false, tail: 0 };
+        let memory = Some(memory);
+        let mut reader = Self { ring, from, memory, is_reading: false, was_down: false, tail: 0 };
         for buffer in 0..BUFFERS {
             reader.give(buffer);
         }
@@ -97,6 +100,7 @@ impl FrameReader {
             }
             self.is_reading = cqueue::more(entry.flags());
             let buffer = cqueue::buffer_select(entry.flags());
+            self.was_down = entry.result() == -libc::ENETDOWN;
             match entry.result() {
                 len if len > 0 && buffer.is_some_and(|buffer| buffer < BUFFERS) => {
                     let buffer = buffer.unwrap_or(0);

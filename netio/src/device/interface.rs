@@ -18,9 +18,12 @@ pub(crate) struct Interface {
 pub(crate) fn request(name: &str) -> Result<libc::ifreq, OpenError> {
     // SAFETY: all zeros is a valid request.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= request.ifr_name.len() || name.contains('\0') {
-        let code = std::io::Error::from_raw_os_error(libc::ENODEV);
-        return Err(OpenError::new(Step::Find, name, code));
+    let refused = |code| OpenError::new(Step::Find, name, std::io::Error::from_raw_os_error(code));
+    if name.contains('\0') {
+        return Err(refused(libc::ENODEV));
+    }
+    if name.len() >= request.ifr_name.len() {
+        return Err(refused(libc::ENAMETOOLONG));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();

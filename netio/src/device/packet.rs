@@ -12,6 +12,7 @@ use super::descriptor::Descriptor;
 pub use super::descriptor::Reads;
 use super::interface::{Interface, socket};
 use super::{Counters, Device, Medium, OpenError, PACKET_MAX, Step, Waiter};
+use crate::listen;
 
 /// An interface, through a packet socket.
 #[derive(Debug)]
@@ -22,7 +23,12 @@ pub struct Packet {
     hardware: [u8; 6],
     /// Frames that the kernel had no room for. It forgets them when it is asked.
     overrun: AtomicU64,
+    /// When to look whether the interface, which was down, has been removed: the kernel does not say so.
+    look_at: Option<Duration>,
 }
+
+/// How long until then.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 impl Packet {
     /// The interface of this name, which must be up to send anything.
@@ -49,7 +55,8 @@ impl Packet {
         make_room(&socket);
         let descriptor = Descriptor::new(socket, name, medium.header_len(), reads)?;
         let mtu = mtu.min(PACKET_MAX);
-        Ok(Self { descriptor, medium, mtu, hardware, overrun: AtomicU64::new(0) })
+        let overrun = AtomicU64::new(0);
+        Ok(Self { descriptor, medium, mtu, hardware, overrun, look_at: None })
     }
 
     /// The interface's own address on Ethernet. A host at this device may have another one.
@@ -139,8 +146,14 @@ impl Device for Packet {
         self.medium.header_len() + PACKET_MAX
     }
 
-    fn receive(&mut self, _now: Duration, into: &mut [u8]) -> Option<usize> {
-        self.descriptor.receive(into)
+    fn receive(&mut self, now: Duration, into: &mut [u8]) -> Option<usize> {
+        let received = self.descriptor.receive(into);
+        self.look_at = self.descriptor.was_down().then(|| now + LOOK_AFTER);
+        received
+    }
+
+    fn next_at(&self) -> Option<Duration> {
+        self.look_at
     }
 
     fn send(&mut self, _now: Duration, frame: &[u8]) {
@@ -163,6 +176,9 @@ impl Device for Packet {
     }
 
     fn arm(&mut self) -> io::Result<bool> {
+        if self.descriptor.was_down() && listen::has_lost_its(self.descriptor.fd()) {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
         self.descriptor.arm()
     }
 

@@ -74,6 +74,8 @@ pub struct Xdp {
     mtu: usize,
     hardware: [u8; 6],
     to_kick: bool,
+    /// The interface has been removed.
+    has_gone: bool,
     counters: Counters,
 }
 
@@ -139,6 +141,7 @@ impl Xdp {
             mtu: interface.mtu.min(FRAME_MAX - Medium::Ethernet.header_len()),
             hardware: interface.hardware,
             to_kick: false,
+            has_gone: false,
             counters: Counters::default(),
         })
     }
@@ -282,6 +285,10 @@ impl Device for Xdp {
     }
 
     fn arm(&mut self) -> io::Result<bool> {
+        self.has_gone |= rings::has_lost_its_interface(&self.socket);
+        if self.has_gone {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
         self.flush();
         Ok(self.receive.is_empty())
     }

@@ -88,6 +88,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if is_flow {
             return self.datagram_back(socket, lease, extent);
         }
+        self.down.retain(|down| *down != number);
         let port = self.ports[number as usize].as_ref();
         if port.is_some_and(|port| port.handler == 0) {
             return self.seat_datagram(number, lease, extent, from);

@@ -96,6 +96,10 @@ pub trait Driver: fmt::Debug {
     /// Receive the bytes of a connection.
     fn receive(&mut self, connection: u32, fd: BorrowedFd<'_>);
 
+    /// Receive some bytes of a connection, of which one buffer is full at most, if the driver can do that: then
+    /// it has stopped for want of a buffer.
+    fn receive_once(&mut self, connection: u32, fd: BorrowedFd<'_>);
+
     /// Receive no more; [`Event::Stopped`] follows.
     fn stop(&mut self, source: Source);
 

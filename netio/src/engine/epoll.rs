@@ -33,6 +33,8 @@ struct Send {
 #[derive(Default)]
 struct Watch {
     source: Option<Source>,
+    /// It receives once.
+    is_once: bool,
     sends: VecDeque<Send>,
     connecting: Option<u32>,
     /// What epoll knows.
@@ -146,15 +148,17 @@ impl Epoll {
         Ok(())
     }
 
-    fn watch(&mut self, source: Source, fd: BorrowedFd<'_>) {
-        self.watches.entry(fd.as_raw_fd()).or_default().source = Some(source);
+    fn watch(&mut self, source: Source, is_once: bool, fd: BorrowedFd<'_>) {
+        let watch = self.watches.entry(fd.as_raw_fd()).or_default();
+        (watch.source, watch.is_once) = (Some(source), is_once);
         self.settle(fd.as_raw_fd());
     }
 
     /// Receive what there is.
     fn receive_on(&mut self, fd: RawFd) {
         for _ in 0..BATCH {
-            let Some(source) = self.watches.get(&fd).and_then(|watch| watch.source) else { return };
+            let Some(watch) = self.watches.get(&fd) else { return };
+            let (Some(source), is_once) = (watch.source, watch.is_once) else { return };
             let got = match source {
                 Source::Listener(index) => self.accept_one(index, fd),
                 Source::Datagrams(_) | Source::Stream(_) => self.receive_one(source, fd),
@@ -164,8 +168,9 @@ impl Epoll {
             }
             let is_stream = matches!(source, Source::Stream(_));
             let ends = got == 0 && is_stream;
-            if got < 0 || ends {
-                self.told.push(Event::Stopped(source, got));
+            if got < 0 || ends || is_once {
+                let why = if got > 0 { -libc::ENOBUFS } else { got };
+                self.told.push(Event::Stopped(source, why));
                 if let Some(watch) = self.watches.get_mut(&fd) {
                     watch.source = None;
                 }
@@ -265,15 +270,19 @@ impl Driver for Epoll {
 
     fn accept(&mut self, listener: u32, fd: BorrowedFd<'_>) {
         never_wait(fd);
-        self.watch(Source::Listener(listener), fd);
+        self.watch(Source::Listener(listener), false, fd);
     }
 
     fn receive_from(&mut self, socket: u32, fd: BorrowedFd<'_>) {
-        self.watch(Source::Datagrams(socket), fd);
+        self.watch(Source::Datagrams(socket), false, fd);
     }
 
     fn receive(&mut self, connection: u32, fd: BorrowedFd<'_>) {
-        self.watch(Source::Stream(connection), fd);
+        self.watch(Source::Stream(connection), false, fd);
+    }
+
+    fn receive_once(&mut self, connection: u32, fd: BorrowedFd<'_>) {
+        self.watch(Source::Stream(connection), true, fd);
     }
 
     fn stop(&mut self, source: Source) {

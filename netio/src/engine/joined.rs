@@ -60,11 +60,12 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// What has come of `index` goes out by `partner`.
     pub(super) fn pass_on(&mut self, index: u32, partner: u32) {
-        while self
-            .connections
-            .get(partner as usize)
-            .is_some_and(|other| other.life == Life::Open && other.has_room())
-        {
+        let has_room = |engine: &Self| {
+            let limits = engine.limits_of(partner);
+            let other = engine.connections.get(partner as usize);
+            other.is_some_and(|other| other.life == Life::Open && other.has_room(limits))
+        };
+        while has_room(self) {
             let known = &mut self.connections[index as usize];
             let Some(Piece { lease, start, len }) = known.pieces.pop_front() else { break };
             let port = known.port;

@@ -15,6 +15,7 @@ use super::datagrams::Socket;
 use super::driver::{Driver, Source};
 use super::{Engine, Kind, OUT_MAX, Port, SHARE, Sandbox, Waiting, add};
 use crate::address::Address;
+use crate::listen;
 
 impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Serve `fd` by `handler` as port `number`; by processes that [`Engine::sit`] there if it is 0.
@@ -34,6 +35,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let tally = self.buffers.tally(number);
+        // What a former owner had went with it.
+        [&tally.open, &tally.buffers].iter().for_each(|now| now.store(0, Relaxed));
         let local = fd
             .as_ref()
             .map_or(NetAddress::default(), |fd| Address::of_socket(fd.as_raw_fd(), false).net());
@@ -78,6 +81,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// Receive datagrams, of a port or of a flow.
     pub(super) fn arm_socket(&mut self, socket: u32) {
+        let Some(known) = self.sockets.get(socket as usize) else { return };
+        if self.let_go_if_removed(known.port) {
+            return;
+        }
         let Some(known) = self.sockets.get_mut(socket as usize) else { return };
         let port = self.ports[known.port as usize].as_ref();
         let own = port.filter(|port| !port.is_closing && !port.is_paused);
@@ -88,6 +95,31 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.driver.receive_from(socket, fd.as_fd());
             known.is_armed = true;
         }
+    }
+
+    /// Of interfaces that were down, stop to receive from those that have been removed: their sockets say once that
+    /// they are down, and then nothing more, though there be others of their names.
+    pub(super) fn look_for_removed(&mut self) {
+        let ports = &self.ports;
+        let its = |number: u32| ports[number as usize].as_ref().and_then(|port| port.fd.as_ref());
+        self.down.retain(|number| its(*number).is_some());
+        let removed = |number: &u32| its(*number).is_some_and(listen::has_lost_its);
+        let removed: Vec<u32> = self.down.iter().copied().filter(removed).collect();
+        for number in removed {
+            if let Some(source) = self.armed_source(number) {
+                self.driver.stop(source);
+            }
+        }
+    }
+
+    /// Has the port's interface been removed?
+    fn let_go_if_removed(&mut self, number: u32) -> bool {
+        let Some(port) = &mut self.ports[number as usize] else { return false };
+        let its = port.fd.take_if(|fd| port.kind == Kind::Interface && listen::has_lost_its(fd));
+        let Some(fd) = its else { return false };
+        self.driver.release(fd.as_fd());
+        self.removed.push(number);
+        true
     }
 
     /// Serve port `number` no longer. Connections are cut; what other processes have of it is dropped
@@ -114,7 +146,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             std::mem::take(&mut self.waiting).into_iter().partition(|it| it.handed.port == number);
         self.waiting = others;
         let its: Vec<Waiting> = its;
-        its.into_iter().for_each(|Waiting { lease, handed, .. }| self.lose(lease, &handed));
+        for Waiting { lease, handed, .. } in its {
+            self.come_in(number);
+            self.lose(lease, &handed);
+        }
         for index in 0..self.handed.len() {
             let Some(handed) = self.handed[index].take_if(|handed| handed.port == number) else {
                 continue;
@@ -187,18 +222,25 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 known.port
             }
         };
-        let has_gone = |port: &Port| (port.kind, result) == (Kind::Interface, -libc::ENODEV);
         let for_now = matches!(-result, 0 | libc::ENOBUFS | libc::ECANCELED | libc::EINTR);
         match &mut self.ports[number as usize] {
             Some(port) if port.is_closing => self.forget_port(number),
-            // The interface has been removed: its socket gets nothing any more, and says so each time.
-            Some(port) if has_gone(port) => port.fd = None,
             // It goes on when buffers have come back.
             Some(Port { is_paused: true, .. }) | None => {}
             Some(_) if for_now => self.starved.push(source),
             // No descriptor is free for a connection, or something as lasting.
-            Some(_) => self.failed.push(source),
+            Some(port) => {
+                if port.kind == Kind::Interface && !self.down.contains(&number) {
+                    self.down.push(number);
+                }
+                self.failed.push(source);
+            }
         }
+    }
+
+    /// Ports whose interface has been removed since this was last asked.
+    pub fn take_removed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.removed)
     }
 
     /// Have those receive again that had no buffer, or were paused.

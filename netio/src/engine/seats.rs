@@ -5,7 +5,8 @@
 use ext_api::pool::{Ask, Item, Outcome, Piece};
 
 use super::driver::Driver;
-use super::streams::{Life, PIECES_MAX};
+use super::scarce::PIECES_MAX;
+use super::streams::Life;
 use super::{Engine, Handed, SHARE, Sandbox, add};
 use crate::address::Address;
 use crate::buffers::{FOR_GOOD, Lease};
@@ -148,9 +149,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             let Some(known) = self.connections.get(index as usize) else { return };
             let Some(seat) = known.seat else { return };
             let Some(what) = self.next_for_process(known, seat) else { return };
-            // What ends it is always told; the rest waits until the process has given some back.
-            let may_wait = what & Piece::END == 0;
-            if may_wait && (known.with_process >= PIECES_MAX || self.is_at_its_share(known.port)) {
+            // What ends it is always told; the rest waits while the port has its share out.
+            if what & Piece::END == 0 && self.is_at_its_share(known.port) {
+                self.is_pressed = true;
                 return self.retry_later(index);
             }
             let Some(known) = self.connections.get_mut(index as usize) else { return };
@@ -171,15 +172,21 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
-    /// What the process of a connection is to be given next.
+    /// What the process of a connection is to be given next; None as well while it has as much of it as it may:
+    /// it goes on when it has given one back. Room to write does not wait for what it has not read, nor does a
+    /// connection that it reads for others that it does not.
     fn next_for_process(&self, known: &super::Connection, seat: u32) -> Option<u64> {
         // It has ended: there is nobody to tell.
-        self.seated[seat as usize].filter(|_| !known.process_left)?;
+        let seated = self.seated[seat as usize].filter(|_| !known.process_left)?;
+        let most = if seated.out < SEAT_SHARE / 2 { PIECES_MAX } else { 1 };
+        let has_room = known.has_room(self.limits(known.port));
         match known.life {
             Life::Cut => (!known.cut_told).then_some(Piece::END | Piece::CUT),
             Life::Open if known.is_new => Some(Piece::BEGIN),
-            Life::Open if !known.pieces.is_empty() => Some(0),
-            Life::Open if known.room_asked && known.has_room() => Some(Piece::ROOM),
+            Life::Open if known.room_asked && has_room && known.with_process <= PIECES_MAX => {
+                Some(Piece::ROOM)
+            }
+            Life::Open if !known.pieces.is_empty() => (known.with_process < most).then_some(0),
             _ => (known.has_ended && !known.end_told).then_some(Piece::END),
         }
     }

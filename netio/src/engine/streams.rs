@@ -8,7 +8,7 @@
 //!     └──────────────► output of that one          └──────────┘
 //! ```
 //!
-//! While a piece is with another process, or more waits to be sent than [`OUTPUT_MAX`], nothing more is
+//! While a piece is with another process, or as much waits to be sent as may (`scarce`), nothing more is
 //! shown, and soon nothing more received: the kernel holds the sender back. A connection is forgotten
 //! when it neither receives, sends, connects nor waits for a process.
 
@@ -24,21 +24,11 @@ use ext_api::limits::{BUFFER_LEN, NET_CONNECTIONS_MAX};
 use ext_api::pool::Outcome;
 
 use super::driver::{Driver, Source};
+use super::scarce::{LINGER_NS, Limits};
 use super::{Answer, Asked, Bytes, Engine, Handed, Sandbox, Sending, add};
 use crate::address::Address;
 use crate::buffers::Lease;
 use crate::listen;
-
-/// Answers of one connection that wait to be sent; more are not asked for.
-const OUTPUT_MAX: usize = 16;
-/// Pieces of one connection that wait to be shown; then no more are received.
-pub(super) const PIECES_MAX: usize = 8;
-/// Buffers that are left to hear with; when there are fewer, somebody is cut.
-const RESERVE: usize = 64;
-/// How long a reader may take nothing of what is being sent to it.
-const SLOW_NS: u64 = 60_000_000_000;
-/// How long a connection that we have ended may still send, before it is cut.
-const LINGER_NS: u64 = 2_000_000_000;
 
 /// Bytes that have come.
 #[derive(Debug)]
@@ -75,8 +65,8 @@ pub(super) struct Connection {
     /// It has not been shown yet.
     pub(super) is_new: bool,
     pub(super) pieces: VecDeque<Piece>,
-    output: VecDeque<u32>,
-    is_sending: bool,
+    pub(super) output: VecDeque<u32>,
+    pub(super) is_sending: bool,
     is_receiving: bool,
     is_stopping: bool,
     pub(super) has_ended: bool,
@@ -105,13 +95,15 @@ pub(super) struct Connection {
     /// The process wants room to write.
     pub(super) room_asked: bool,
     /// It waits for a buffer to receive into.
-    is_starved: bool,
+    pub(super) is_starved: bool,
     /// It is among those that are tried again.
     is_retried: bool,
     /// Number of the piece that came last, of all pieces.
-    last_piece: u64,
+    pub(super) last_piece: u64,
     /// When something of it was sent last, or begun to be.
-    progress_ns: u64,
+    pub(super) progress_ns: u64,
+    /// Bytes that the other side had acknowledged when that was last looked at.
+    pub(super) acknowledged: u64,
     /// It is one of those that linger, or was.
     lingers: bool,
     /// Where it connects to. It does not move: the kernel has its address.
@@ -151,6 +143,7 @@ impl Connection {
             is_retried: false,
             last_piece: 0,
             progress_ns: 0,
+            acknowledged: 0,
             lingers: false,
             target: None,
         }
@@ -169,8 +162,14 @@ impl Connection {
         is_ended && !is_with_kernel && !is_served && !has_process
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        self.output.len() < OUTPUT_MAX
+    /// May more be sent by it?
+    pub(super) fn has_room(&self, limits: Limits) -> bool {
+        self.output.len() < limits.outputs
+    }
+
+    /// Does enough wait to be shown?
+    fn is_full(&self, limits: Limits) -> bool {
+        self.pieces.len() >= limits.pieces
     }
 }
 
@@ -202,14 +201,23 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// Receive, unless it does, or has no use for more.
     pub(super) fn receive_stream(&mut self, index: u32) {
+        let limits = self.limits_of(index);
         let Some(known) = self.connections.get_mut(index as usize) else { return };
         let wanted = matches!(known.life, Life::Open | Life::Closing | Life::Lingering(_));
-        if wanted && !known.is_receiving && !known.has_ended && known.pieces.len() < PIECES_MAX {
-            known.is_receiving = true;
-            known.is_stopping = false;
-            self.driver.receive(index, known.fd.as_fd());
+        if !wanted || known.is_receiving || known.has_ended || known.is_full(limits) {
+            return self.forget_if_over(index);
+        }
+        if known.is_joined && known.life == Life::Open && limits.has_reserve_only {
+            // What it has sent before goes on first.
+            self.is_pressed = true;
+            return self.starve(index);
+        }
+        known.is_receiving = true;
+        known.is_stopping = false;
+        if limits.is_few {
+            self.driver.receive_once(index, known.fd.as_fd());
         } else {
-            self.forget_if_over(index);
+            self.driver.receive(index, known.fd.as_fd());
         }
     }
 
@@ -229,17 +237,6 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
-    /// Few buffers are left: whoever keeps most of them, unread or unused, is cut; of equals the one that has
-    /// sent nothing for the longest time.
-    fn cut_the_fullest(&mut self) {
-        let held = |(index, one): (usize, &Connection)| {
-            (one.pieces.len(), u64::MAX - one.last_piece, index as u32)
-        };
-        let Some((1.., _, index)) = self.connections.iter().map(held).max() else { return };
-        add(&self.tally(self.connections[index as usize].port).dropped, 1);
-        self.cut(index);
-    }
-
     pub(super) fn piece(&mut self, index: u32, lease: Lease, start: usize, len: usize) {
         let Some(known) = self.connections.get_mut(index as usize) else {
             return self.buffers.put(lease);
@@ -250,11 +247,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         known.pieces.push_back(Piece { lease, start, len });
         self.pieces_seen += 1;
         known.last_piece = self.pieces_seen;
-        if self.buffers.free() + self.driver.lent() < RESERVE {
-            self.cut_the_fullest();
-        }
+        self.keep_a_reserve();
+        let limits = self.limits_of(index);
         let Some(known) = self.connections.get_mut(index as usize) else { return };
-        let (number, is_full) = (known.port, known.pieces.len() >= PIECES_MAX);
+        let (number, is_full) = (known.port, known.is_full(limits));
         if is_full && !known.is_stopping {
             known.is_stopping = true;
             self.driver.stop(Source::Stream(index));
@@ -272,10 +268,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 known.has_ended = true;
                 self.go_on(index);
             }
-            libc::ENOBUFS => {
-                known.is_starved = true;
-                self.starved.push(Source::Stream(index));
-            }
+            libc::ENOBUFS => self.starve(index),
             // It was stopped, and goes on when there is room, or to hear of its end.
             libc::ECANCELED => {
                 let ends = matches!(known.life, Life::Closing | Life::Lingering(_));
@@ -312,11 +305,12 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// Receive again, if it was stopped for want of room and there is some.
     fn take_up(&mut self, index: u32) {
-        let starved = self.starved.contains(&Source::Stream(index));
+        let limits = self.limits_of(index);
         let idle = self.connections.get(index as usize).is_some_and(|known| {
-            known.life == Life::Open && !known.is_receiving && known.pieces.len() < PIECES_MAX / 2
+            let has_room = known.pieces.len() < limits.pieces_resume;
+            known.life == Life::Open && !known.is_receiving && !known.is_starved && has_room
         });
-        if idle && !starved {
+        if idle {
             self.receive_stream(index);
         }
     }
@@ -324,16 +318,18 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Show the handler what has come, for as long as it uses it up.
     fn show(&mut self, index: u32) {
         loop {
+            let limits = self.limits_of(index);
             let Some(known) = self.connections.get_mut(index as usize) else { return };
             let ready = known.life == Life::Open
                 && !known.is_handed
                 && !known.is_joined
-                && known.has_room();
+                && known.has_room(limits);
             let (number, is_last) = (known.port, known.has_ended && known.pieces.len() <= 1);
             if !ready {
                 return;
             }
             if self.is_at_its_share(number) {
+                self.is_pressed = true;
                 return self.retry_later(index);
             }
             let Some(known) = self.connections.get_mut(index as usize) else { return };
@@ -585,9 +581,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// There may be room for more, or nothing left to send.
     fn after_sending(&mut self, index: u32) {
+        let limits = self.limits_of(index);
         let known = &self.connections[index as usize];
         let source = if known.is_joined { known.partner } else { Some(index) };
-        if let Some(source) = source.filter(|_| known.has_room()) {
+        if let Some(source) = source.filter(|_| known.has_room(limits)) {
             self.go_on(source);
         }
         self.close_when_sent(index);
@@ -704,20 +701,6 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let of = |(index, one): (usize, &Connection)| (one.port == number).then_some(index as u32);
         let all: Vec<u32> = self.connections.iter().filter_map(of).collect();
         all.into_iter().for_each(|index| self.cut(index));
-    }
-
-    /// Cut those that linger for too long, and those whose other side does not read.
-    pub(super) fn expire_connections(&mut self, now_ns: u64) {
-        let of = |(index, one): (usize, &Connection)| match one.life {
-            Life::Lingering(until) if until < now_ns => Some(index as u32),
-            Life::Open | Life::Closing if one.is_sending => {
-                let is_slow = now_ns.saturating_sub(one.progress_ns) > SLOW_NS;
-                is_slow.then_some(index as u32)
-            }
-            _ => None,
-        };
-        let late: Vec<u32> = self.connections.iter().filter_map(of).collect();
-        late.into_iter().for_each(|index| self.cut(index));
     }
 
     /// Try those again that could not be shown.

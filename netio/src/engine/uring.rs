@@ -353,6 +353,16 @@ impl Driver for Uring {
         self.push_of(fd, name, by_file, |fd| opcode::RecvMulti::new(fd, GROUP).build());
     }
 
+    fn receive_once(&mut self, connection: u32, fd: BorrowedFd<'_>) {
+        // The kernel chooses the buffer.
+        let (none, len) = (std::ptr::null_mut(), BUFFER_LEN as u32);
+        let chosen = |entry: squeue::Entry| entry.flags(squeue::Flags::BUFFER_SELECT);
+        let by_file = |file| chosen(opcode::Recv::new(file, none, len).buf_group(GROUP).build());
+        self.push_of(fd, name(STREAM, connection), by_file, |fd| {
+            chosen(opcode::Recv::new(fd, none, len).buf_group(GROUP).build())
+        });
+    }
+
     fn stop(&mut self, source: Source) {
         let which = CancelBuilder::user_data(name_of(source));
         self.push(opcode::AsyncCancel2::new(which).build(), name(NOTHING, 0));

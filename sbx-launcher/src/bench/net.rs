@@ -2,9 +2,11 @@
 //!
 //! The server on one core, the client on the other. Each server is a process of its own; ours is the
 //! network's worker of a sandbox.
+#![expect(unsafe_code, reason = "has the kernel end what it starts")]
 
 pub(super) mod engine;
 mod forward;
+mod left;
 mod memcached;
 mod servers;
 mod stack;
@@ -12,6 +14,7 @@ mod stack;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -71,12 +74,16 @@ impl Server {
     /// A program that listens on `port`.
     fn program(argv: &[&str], port: u16, is_tcp: bool) -> io::Result<Self> {
         let silent = || Stdio::null();
-        let child = Command::new(argv[0])
-            .args(&argv[1..])
-            .stdin(silent())
-            .stdout(silent())
-            .stderr(silent())
-            .spawn()?;
+        let mut command = Command::new(argv[0]);
+        let end_with_it = || {
+            // SAFETY: takes no pointer.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
+            Ok(())
+        };
+        // SAFETY: it allocates nothing. Whoever kills the benchmark ends what that measures.
+        unsafe { command.pre_exec(end_with_it) };
+        let child =
+            command.args(&argv[1..]).stdin(silent()).stdout(silent()).stderr(silent()).spawn()?;
         let at: SocketAddr = ([127, 0, 0, 1], port).into();
         let until = Instant::now() + Duration::from_secs(10);
         while is_tcp && std::net::TcpStream::connect(at).is_err() {
@@ -138,7 +145,7 @@ impl Ours {
     fn start() -> Result<Self, BenchError> {
         let doing = |error| BenchError::Io("starting a sandbox", error);
         let launcher = std::env::current_exe().map_err(doing)?;
-        let name = format!("bench-net-{}", std::process::id());
+        let name = format!("{}-{}", left::SANDBOXES[0], std::process::id());
         let ours = Self { name, launcher };
         ours.launcher(&["up", &ours.name]).map_err(doing)?;
         let upstream = format!("to=127.0.0.1:{}", forward::UPSTREAM);
@@ -316,6 +323,7 @@ fn forward_rows<'a>(
 
 pub(super) fn run(options: Options) -> Result<Report, BenchError> {
     let time = Duration::from_millis(if options.quick { 50 } else { 400 });
+    let _left = left::Left::watch().map_err(doing)?;
     let ours = Ours::start()?;
     let _answerer = ours.answerer()?;
     let mut ways: Vec<(&str, Server)> = Vec::new();
@@ -328,7 +336,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         ("epoll, Unix sockets", Server::rival("tcp-two-hops", 7518).map_err(doing)?),
         ("region", ours.server("tcp 9100").map_err(doing)?),
     ];
-    let folder = std::env::temp_dir().join(&ours.name);
+    let folder = left::folder(std::process::id());
     std::fs::create_dir_all(&folder).map_err(doing)?;
     // Beside the client, so that a forwarder has its core for itself.
     let upstream = Server::rival_on("tcp-epoll", forward::UPSTREAM, CLIENT_CPU).map_err(doing)?;

@@ -30,6 +30,10 @@ use crate::worker::enter;
 /// The descriptor by which the worker gets its orders.
 const CONTROL_FD: i32 = 3;
 
+/// What is said then.
+const REMOVED: &str = "sbx: an interface that a handler is hooked to has been removed; when there is one of its \
+    name again, unload the extension and load it once more\n";
+
 /// Start it; its pid, and what it gets its orders by.
 pub(super) fn start(sandbox: &Sandbox) -> io::Result<(u32, OwnedFd)> {
     let pool = sandbox.pool().ok_or_else(|| io::Error::other("there are no buffers"))?;
@@ -117,6 +121,9 @@ fn obey<D: Driver>(
             let Some(order) = receive(&control)? else { return Ok(()) };
             orders.push_back(order);
             engine.watch(control.as_fd());
+        }
+        for _ in engine.take_removed() {
+            engine.sandbox().common.log().append(REMOVED.as_bytes());
         }
         while let Some((order, fd)) = orders.pop_front() {
             if let Some(later) = carry_out(&mut engine, order, fd) {

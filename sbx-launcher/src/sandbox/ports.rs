@@ -92,6 +92,13 @@ fn check_used(listen: &[Listen], ports: impl Iterator<Item = Port>) -> Result<()
         |port, one: &Listen| matches!(port, Port::Udp(at) | Port::Tcp(at) if at == one.port);
     let ports: Vec<Port> = ports.collect();
     let unused = listen.iter().find(|one| !ports.iter().any(|port| is_for(*port, one)));
+    let again =
+        |(index, one): &(usize, &Listen)| listen[..*index].iter().any(|it| it.port == one.port);
+    if let Some((_, Listen { port, at })) = listen.iter().enumerate().find(again) {
+        let what =
+            format!("--listen {port}={at}: port {port} has a place already; name one for each");
+        return Err(SandboxError::Refused(what));
+    }
     unused.map_or(Ok(()), |Listen { port, at }| {
         Err(SandboxError::Refused(format!(
             "--listen {port}={at}: no handler is hooked to port {port}"
@@ -181,7 +188,7 @@ impl Sandbox {
         };
         let fd = made.map_err(|error| {
             let place = at.map_or(String::new(), |at| format!(" at {at}"));
-            let advice = advice(port, &error);
+            let advice = advice_for(port, &error);
             SandboxError::Refused(format!("handler {handler} on {port}{place}: {error}{advice}"))
         })?;
         // The kernel's choice, if it was left to it.
@@ -321,14 +328,36 @@ impl Sandbox {
     }
 }
 
-/// What to do about an error, where it does not say so itself.
-fn advice(port: Port, error: &io::Error) -> &'static str {
+/// What to do about an error of a socket that was to be at an address, which `option` says.
+pub(crate) fn advice(error: &io::Error, option: &str) -> String {
+    match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
+            format!("; end what has it (ss -lntup), or name another place by {option}")
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            format!("; name an address of this host (ip addr) by {option}, or 0.0.0.0 for all")
+        }
+        Some(libc::EACCES) => {
+            format!("; be root, have CAP_NET_BIND_SERVICE, or name another port by {option}")
+        }
+        _ => String::new(),
+    }
+}
+
+/// What to do about an error of a port, where it does not say so itself.
+fn advice_for(port: Port, error: &io::Error) -> String {
     match (port, error.raw_os_error()) {
         (Port::Interface(_), Some(libc::ENODEV)) => {
             "; make it first, in the network namespace that the sandbox was brought up in (ip link)"
+                .to_owned()
         }
-        (Port::Interface(_), Some(libc::EPERM)) => "; bring the sandbox up with CAP_NET_RAW",
-        _ => "",
+        (Port::Interface(_), Some(libc::EPERM)) => {
+            "; bring the sandbox up with CAP_NET_RAW".to_owned()
+        }
+        (Port::Udp(number) | Port::Tcp(number), _) => {
+            advice(error, &format!("--listen {number}=ADDRESS:PORT"))
+        }
+        _ => String::new(),
     }
 }
 

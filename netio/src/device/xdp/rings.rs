@@ -70,6 +70,15 @@ pub(super) fn statistics(socket: &OwnedFd) -> libc::xdp_statistics {
     })
 }
 
+/// Whether the interface has been removed: the kernel says so once.
+pub(super) fn has_lost_its_interface(socket: &OwnedFd) -> bool {
+    let (mut error, mut len) = (0i32, size_of::<i32>() as u32);
+    let (fd, to) = (socket.as_raw_fd(), (&raw mut error).cast());
+    // SAFETY: an integer and its length.
+    unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, to, &raw mut len) };
+    error == libc::ENETDOWN
+}
+
 /// Bind to a queue, for copying.
 pub(super) fn bind(socket: &OwnedFd, name: &str, index: u32, queue: u32) -> Result<(), OpenError> {
     let address = libc::sockaddr_xdp {

@@ -12,7 +12,7 @@ use super::super::inside::Inside;
 use super::super::load;
 use super::super::pin::{pin, unpin};
 use super::super::{BenchError, Report, built};
-use super::{CLIENT_CPU, Last, Ours, Rows, SERVER_CPU, Server, doing};
+use super::{CLIENT_CPU, Last, Ours, Rows, SERVER_CPU, Server, doing, left};
 
 const KEY: &str = "0000000000000001";
 const VALUE_LEN: usize = 100;
@@ -35,7 +35,8 @@ pub(super) struct Caches {
 impl Caches {
     pub(super) fn start() -> Result<Self, BenchError> {
         let launcher = std::env::current_exe().map_err(doing)?;
-        let sandbox = Ours { name: format!("bench-memcached-{}", std::process::id()), launcher };
+        let sandbox =
+            Ours { name: format!("{}-{}", left::SANDBOXES[1], std::process::id()), launcher };
         sandbox.launcher(&["up", "--sockets", &sandbox.name]).map_err(doing)?;
         let images = [built("libkv_cache.so")?, built("libmemcached.so")?];
         let [cache, protocol] = images.map(|image| image.to_string_lossy().into_owned());

@@ -17,7 +17,7 @@ use netio::device::xdp::{CHUNK_LEN, Config, Xdp};
 use nix::sched::{CloneFlags, setns};
 
 use super::super::super::events::Child;
-use super::super::{CLIENT_CPU, SERVER_CPU};
+use super::super::{CLIENT_CPU, SERVER_CPU, left};
 use super::{PATIENCE, rate_of, shared, shared_counter};
 
 /// Octets of a datagram.
@@ -84,8 +84,8 @@ impl Flood {
         let text = |error: io::Error| error.to_string();
         let id = std::process::id();
         let flood = Self {
-            sends: format!("sbx-bench-{id}s"),
-            receives: format!("sbx-bench-{id}r"),
+            sends: format!("{}-{id}{}", left::NAMESPACE, left::ENDS[0]),
+            receives: format!("{}-{id}{}", left::NAMESPACE, left::ENDS[1]),
             memory: shared(MEMORY_LEN).map_err(text)?,
             received: shared_counter().map_err(text)?,
         };
