@@ -51,3 +51,13 @@ fn a_child_of_vfork_hears_what_comes_to_a_socket_that_it_has_got() {
     assert_eq!((native.status, native.stdout.matches("heard 1000 0").count()), (0, 25));
     assert_eq!(sandbox.run(&argv), native);
 }
+
+#[test]
+fn corners_of_what_calls_mean_are_those_of_the_kernel() {
+    let sandbox = carrying("corners");
+    let program = compile("cc", "corners", &["-pthread"]);
+    let native = outside(&[program.text()]);
+    assert_eq!((native.status, native.stderr.as_str()), (0, ""));
+    assert_eq!(sandbox.run(&[program.text()]), native);
+    assert!(carried(&sandbox).1 > 300);
+}

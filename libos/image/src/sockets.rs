@@ -17,6 +17,7 @@
 //! here is held across a call but the locks of a direction, which name the thread that has them.
 
 mod batches;
+mod behind;
 mod counters;
 mod epoll;
 mod fds;

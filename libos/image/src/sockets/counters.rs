@@ -16,7 +16,8 @@ use libos::sockets::{Name, UNIX};
 
 use super::fds::{self, End};
 use super::options::{self, F_SETFL, FIONBIO, O_NONBLOCK};
-use super::stream::{self, MSG_DONTWAIT, Turn};
+use super::stream::{self, MSG_DONTWAIT};
+use super::turns::Turn;
 use super::user::{self, Pieces};
 use super::wait::{IN, kernels_events};
 use super::{ask, meet, native, own_pid, sockets};

@@ -12,7 +12,7 @@
 mod control;
 mod noted;
 
-pub(super) use control::{control, forget_all, look_again, tell, watch};
+pub(super) use control::{control, forget_all, look_again, tell, tell_all, watch};
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
@@ -22,7 +22,7 @@ use libos::sockets::{WATCHED_MAX, Watcher, watch_word};
 use super::fds::{self, End};
 use super::stream;
 use super::wait::{
-    ERR, HUP, IN, OUT, READ_HUP, READ_NORMAL, Timespec, Until, is_readable, kernels_events,
+    ERR, HUP, IN, OUT, PRI, READ_HUP, READ_NORMAL, Timespec, Until, is_readable, kernels_events,
 };
 use super::{ask, inlets, late, native, sockets, user};
 use crate::sys::{EFAULT, nr};
@@ -34,7 +34,7 @@ const MODIFY: usize = 3;
 pub(super) const EDGE: u32 = 1 << 31;
 pub(super) const ONCE: u32 = 1 << 30;
 /// Events of which the kernel need not be told at once.
-const PLAIN: u32 = IN | OUT | READ_NORMAL | READ_HUP | HUP | ERR | 2;
+const PLAIN: u32 = IN | OUT | READ_NORMAL | READ_HUP | HUP | ERR | PRI;
 /// Upper part of a word of ours. A program's own word is taken for it once in 2^52.
 const OURS: u64 = 0x5b78_f0c3_9a1d_e000;
 /// How often the kernel is asked while rings have bytes.
@@ -557,6 +557,7 @@ impl Wait {
         let has_more = || {
             is_pipe
                 || events & OUT != writable
+                || events & PRI != 0 && incoming.is_in_kernel()
                 || end.connection.is_ending()
                 || inlets::may_have_failed(&end)
         };

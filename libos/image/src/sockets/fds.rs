@@ -101,6 +101,8 @@ const ALONE: u64 = 1 << 60;
 const DATAGRAMS: u64 = 1 << 59;
 /// Of such a one: it has sent something.
 const SPOKEN: u64 = 1 << 58;
+/// Of what has no row yet: once it has, it goes by the kernel, as what is accepted from it.
+const LEFT: u64 = 1 << 57;
 
 const WHAT: u64 = (1 << SET_BIT) - 1;
 const PLACE: u64 = ((1 << 52) - 1) & !WHAT;
@@ -148,7 +150,7 @@ pub(super) fn socket_of(fd: usize) -> Option<End> {
 pub(super) fn carry(fd: usize, row: usize, side: usize) -> bool {
     let generation = sockets().connections[row].generation.load(Relaxed) as u16;
     let word = row as u64 | (side as u64) << SIDE_BIT | CARRIED;
-    let place = entry(fd).map_or(0, |entry| entry.load(Relaxed) & (PLACE | ELSEWHERE));
+    let place = entry(fd).map_or(0, |entry| entry.load(Relaxed) & (PLACE | ELSEWHERE | LEFT));
     put(fd, word | place | u64::from(generation) << GENERATION_BIT)
 }
 
@@ -189,6 +191,28 @@ pub(super) fn take_alone(fd: usize) -> Option<u32> {
     let count = forks();
     look_for_forks();
     not_alone(fd).then_some(count)
+}
+
+/// The socket `fd`, which has no row yet, has an option that makes the kernel do what rings do not.
+pub(super) fn leave(fd: usize) {
+    put(fd, entry(fd).map_or(0, |entry| entry.load(Relaxed)) | LEFT);
+}
+
+/// Has it?
+pub(super) fn is_left(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & LEFT != 0)
+}
+
+/// The connection of `end` has been dissolved, and its socket may have another: no descriptor stands for it any more.
+pub(super) fn dissolved(end: &End, pid: u32) {
+    let same = |other: &End| (other.row, other.side) == (end.row, end.side);
+    for other in ends().filter(same) {
+        epoll::tell_all(other.fd);
+        if let Some(entry) = entry(other.fd) {
+            entry.fetch_and(!WHAT, AcqRel);
+        }
+    }
+    sockets().let_go(end.row, end.side, pid, time::now_ns());
 }
 
 /// Somebody else has it, or may get it, or it has a row. False if that was so.
@@ -380,7 +404,7 @@ fn copy_entry(from: usize, to: usize) {
         entry.fetch_or(COPIED, AcqRel);
     }
     // Of one that stands for nothing yet, all that is known is that others wait for it.
-    let copy = if word & WHAT == 0 { ELSEWHERE } else { word & !PLACE };
+    let copy = if word & WHAT == 0 { ELSEWHERE | word & LEFT } else { word & !PLACE };
     if !put(to, copy | COPIED)
         && let Some(end) = end_of(from)
     {

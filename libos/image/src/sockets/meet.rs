@@ -130,7 +130,7 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
         (2..=110).contains(&len) && user::copy(raw.as_mut_ptr() as usize, at, len.min(raw.len()));
     let to = if is_read { Address::from_raw(&raw) } else { Address::Other };
     if let Some(end) = fds::end_of(fd) {
-        return reconnect(&end, args);
+        return reconnect(&end, args, u16::from_ne_bytes([raw[0], raw[1]]), pid);
     }
     if to == Address::Other {
         return native(nr::CONNECT, args);
@@ -150,8 +150,21 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
     result
 }
 
-/// `connect` of an end. What a datagram socket hears then may be from others.
-fn reconnect(end: &End, args: [usize; 6]) -> isize {
+/// `connect` of an end. What a datagram socket hears then may be from others; a stream of TCP that is dissolved so may
+/// be connected to others, and is the kernel's then.
+fn reconnect(end: &End, args: [usize; 6], family: u16, pid: u32) -> isize {
+    const AF_UNSPEC: u16 = 0;
+    if family == AF_UNSPEC && !end.connection.is_unix() {
+        let result = native(nr::CONNECT, args);
+        if result == 0 {
+            options::give_back(end);
+            stream::leave_to_kernel(end);
+            let (head, filled) = end.incoming().filled();
+            let _ = end.incoming().take(head, filled);
+            fds::dissolved(end, pid);
+        }
+        return result;
+    }
     let is_datagram = end.connection.socket_type() == DATAGRAM;
     if is_datagram {
         stream::leave_to_kernel(end);
@@ -226,6 +239,9 @@ pub(super) fn accept(number: usize, args: [usize; 6]) -> isize {
     {
         let flags = if number == nr::ACCEPT4 { args[3] } else { 0 };
         fds::is_new(result as usize);
+        if fds::is_left(args[0]) {
+            fds::leave(result as usize);
+        }
         let _ = take_offer(result as usize, flags & SOCK_NONBLOCK != 0, pid);
     }
     result
@@ -280,7 +296,9 @@ fn take_offer(fd: usize, nonblock: bool, pid: u32) -> Option<()> {
 
 /// What its own options have to say of how a socket that begins to be carried may be.
 fn note_options(end: &End) {
-    if options::is_for_kernel(end.fd, end.connection.is_unix()) {
+    if fds::is_left(end.fd) {
+        stream::leave_to_kernel(end);
+    } else if options::is_for_kernel(end.fd, end.connection.is_unix()) {
         stream::shut(end.incoming());
     }
     if end.connection.has_records() {
@@ -395,7 +413,7 @@ pub(super) fn not_passed(at: usize) {
 }
 
 /// The descriptors that go or come with the message at `at`. What is more than the kernel takes is not read.
-fn each_passed(at: usize, mut on: impl FnMut(usize)) {
+pub(super) fn each_passed(at: usize, mut on: impl FnMut(usize)) {
     const RIGHTS: [u32; 2] = [SOCKET as u32, 1];
     const HEADER: usize = 16;
     const RIGHTS_MAX: usize = 253;

@@ -14,12 +14,12 @@ use crate::sys::{EFAULT, EINVAL, Errno, nr};
 #[repr(C)]
 pub(super) struct Message {
     pub(super) name: usize,
-    name_len: usize,
+    pub(super) name_len: usize,
     pub(super) vectors: usize,
     pub(super) count: usize,
-    control: usize,
+    pub(super) control: usize,
     pub(super) control_len: usize,
-    flags: usize,
+    pub(super) flags: usize,
 }
 
 impl Message {
@@ -149,9 +149,10 @@ pub(super) fn receive(end: End, number: usize, args: [usize; 6]) -> isize {
         nr::RECVFROM => {
             let room = if fifth == 0 { None } else { user::read::<u32>(sixth) };
             let received = bytes(Pieces::one(second, third), fourth);
-            match room.filter(|_| received >= 0) {
+            match room {
+                _ if received < 0 || fifth == 0 => received,
                 Some(room) => named(&end, received, [fifth, sixth], room),
-                None => received,
+                None => -(EFAULT as isize),
             }
         }
         _ => receive_message(end, args),
@@ -187,6 +188,9 @@ pub(super) fn by_position(number: usize, args: [usize; 6]) -> isize {
 fn named(end: &End, received: isize, [at, len_at]: [usize; 2], room: u32) -> isize {
     // A stream of TCP has no senders' addresses.
     let is_named = end.connection.is_unix() && received > 0;
+    if room > i32::MAX as u32 {
+        return -(EINVAL as isize);
+    }
     let len = if is_named { name_of_peer(end, at, room) } else { Ok(0) };
     match len {
         Ok(len) if user::write(len_at, &len) => received,

@@ -1,4 +1,4 @@
-//! Which descriptors of this process are open.
+//! Which descriptors of this process are open, and how many could be.
 
 use super::ask;
 use crate::sys::{ENOENT, nr};
@@ -61,4 +61,20 @@ pub(super) fn any_epoll() -> bool {
     each(|fd| any |= ask(nr::EPOLL_CTL, [fd, DELETE, new]) == -(ENOENT as isize));
     ask(nr::CLOSE, [new]);
     any
+}
+
+/// Descriptors that the kernel has room for in its table of this process.
+pub(super) fn room() -> Option<usize> {
+    const AT_FDCWD: isize = -100;
+    const CLOEXEC: usize = 0x8_0000;
+    const KEY: &[u8] = b"FDSize:\t";
+    let path = c"/proc/self/status".as_ptr() as usize;
+    let file = usize::try_from(ask(nr::OPENAT, [AT_FDCWD as usize, path, CLOEXEC])).ok()?;
+    let mut text = [0u8; 1024];
+    let got = ask(nr::READ, [file, text.as_mut_ptr() as usize, text.len()]);
+    ask(nr::CLOSE, [file]);
+    let text = text.get(..usize::try_from(got).ok()?)?;
+    let at = text.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
+    let digits = text.get(at..)?.split(|byte| *byte == b'\n').next()?;
+    core::str::from_utf8(digits).ok()?.parse().ok()
 }

@@ -6,7 +6,7 @@ use libos::sockets::{Direction, LARGE_RING};
 
 use super::fds::{self, End};
 use super::{counters, inlets, meet, native, pipes, records, stream, user};
-use crate::sys::{EFAULT, nr};
+use crate::sys::{EFAULT, ENOENT, nr};
 
 pub(super) const F_DUPFD: usize = 0;
 pub(super) const F_DUPFD_CLOEXEC: usize = 1030;
@@ -39,11 +39,19 @@ pub(super) const TCP: usize = 6;
 const TCP_NODELAY: usize = 1;
 const TCP_CORK: usize = 3;
 const TCP_INFO: usize = 11;
+const TCP_ULP: usize = 31;
+const TCP_INQ: usize = 36;
 
 /// `fcntl` and `ioctl`.
 pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
     let [fd, request, value, ..] = args;
-    let Some(end) = fds::end_of(fd) else { return native(number, args) };
+    let Some(end) = fds::end_of(fd) else {
+        let result = native(number, args);
+        if result == 0 && asks_for_signals(number, request, value) {
+            fds::leave(fd);
+        }
+        return result;
+    };
     if end.connection.is_pipe() {
         return pipes::control(&end, number, args);
     }
@@ -100,6 +108,15 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
     result
 }
 
+/// Does the call have the kernel send signals of what comes?
+fn asks_for_signals(number: usize, request: usize, value: usize) -> bool {
+    match (number, request as u32 as usize) {
+        (nr::FCNTL, F_SETFL) => value & O_ASYNC != 0,
+        (nr::IOCTL, FIOASYNC) => user::read::<u32>(value).is_some_and(|value| value != 0),
+        _ => false,
+    }
+}
+
 /// Calls on it wait from now on, or do not.
 pub(super) fn note_nonblock(end: &End, is_on: bool) {
     end.connection.sides[end.side].nonblock.store(u32::from(is_on), Relaxed);
@@ -109,22 +126,34 @@ pub(super) fn note_nonblock(end: &End, is_on: bool) {
 pub(super) fn set_of_socket(args: [usize; 6]) -> isize {
     let [fd, _, option, value, ..] = args;
     let result = native(nr::SETSOCKOPT, args);
-    let (0, Some(end)) = (result, fds::end_of(fd)) else { return result };
+    if result != 0 {
+        return result;
+    }
     let value = user::read::<i32>(value).unwrap_or(1);
-    let is_for_kernel = match option {
-        SO_SNDBUF | SO_SNDBUFFORCE => {
-            records::note_limit(&end);
-            false
+    let Some(end) = fds::end_of(fd) else {
+        // What is not asked for when it is connected.
+        if option != SO_RCVLOWAT && option != SO_PASSCRED && is_kernels(option, value) {
+            fds::leave(fd);
         }
+        return result;
+    };
+    if [SO_SNDBUF, SO_SNDBUFFORCE].contains(&option) {
+        records::note_limit(&end);
+    }
+    if is_kernels(option, value) {
+        stream::shut(end.incoming());
+    }
+    result
+}
+
+/// Does this option make the kernel do what rings do not?
+fn is_kernels(option: usize, value: i32) -> bool {
+    match option {
         SO_RCVLOWAT => value > 1,
         SO_PEEK_OFF => value >= 0,
         SO_ATTACH_FILTER | SO_ATTACH_BPF => true,
         _ => TELLING.contains(&option) && value != 0,
-    };
-    if is_for_kernel {
-        stream::shut(end.incoming());
     }
-    result
 }
 
 /// Has `fd` an option already that makes the kernel do what rings do not?
@@ -217,8 +246,15 @@ fn bit_of(option: usize) -> Option<u32> {
 /// `setsockopt` of a TCP option.
 pub(super) fn set(fd: usize, option: usize, value: usize, args: [usize; 6]) -> isize {
     let end = fds::socket_of(fd);
+    if option == TCP_ULP && end.is_some() {
+        // What is in a ring no protocol of the kernel's has been through.
+        return -(ENOENT as isize);
+    }
+    if option == TCP_INQ {
+        return set_telling(fd, end, value, args);
+    }
     let (Some(end), Some(bit)) = (end, bit_of(option)) else { return native(nr::SETSOCKOPT, args) };
-    if args[4] < 4 {
+    if (args[4] as i32) < 4 {
         return native(nr::SETSOCKOPT, args);
     }
     let Some(value) = user::read::<u32>(value) else { return -(EFAULT as isize) };
@@ -231,6 +267,18 @@ pub(super) fn set(fd: usize, option: usize, value: usize, args: [usize; 6]) -> i
     0
 }
 
+/// `setsockopt` of an option of TCP's that has messages come with more than their bytes.
+fn set_telling(fd: usize, end: Option<End>, value: usize, args: [usize; 6]) -> isize {
+    let result = native(nr::SETSOCKOPT, args);
+    if result == 0 && user::read::<u32>(value).is_none_or(|value| value != 0) {
+        match end {
+            Some(end) => stream::shut(end.incoming()),
+            None => fds::leave(fd),
+        }
+    }
+    result
+}
+
 /// `getsockopt` of a TCP option.
 pub(super) fn get(fd: usize, option: usize, args: [usize; 6]) -> isize {
     let result = native(nr::GETSOCKOPT, args);
@@ -240,7 +288,10 @@ pub(super) fn get(fd: usize, option: usize, args: [usize; 6]) -> isize {
     }
     let (Some(end), Some(bit), 0) = (end, bit_of(option), result) else { return result };
     let is_set = end.connection.sides[end.side].options.load(Relaxed) & bit != 0;
-    if !user::write(args[3], &u32::from(is_set)) {
+    // As much of it as the kernel has written.
+    let (value, len) = (u32::from(is_set), user::read::<u32>(args[4]).unwrap_or(0));
+    let len = (len as usize).min(size_of_val(&value));
+    if len != 0 && !user::copy(args[3], &raw const value as usize, len) {
         return -(EFAULT as isize);
     }
     result

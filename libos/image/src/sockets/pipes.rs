@@ -25,7 +25,8 @@ use libos::sockets::{Direction, LARGE_RING, Name, SHUT, UNIX};
 
 use super::fds::{self, End};
 use super::options::{self, F_SETFL, FIOASYNC, FIONBIO, FIONREAD, O_ASYNC, O_NONBLOCK};
-use super::stream::{self, MSG_DONTWAIT, Source, Turn};
+use super::stream::{self, MSG_DONTWAIT, Source};
+use super::turns::Turn;
 use super::user::{self, Pieces};
 use super::wait::{ERR, IN, OUT, kernels_events};
 use super::{ask, meet, native, own_pid, pair, sockets, turns};
@@ -34,12 +35,16 @@ use crate::{text, time};
 
 const O_WRONLY: usize = 1;
 const O_ACCMODE: usize = 3;
+const O_APPEND: usize = 0o2000;
 const O_DIRECT: usize = 0o40000;
+const O_PATH: usize = 0o10000000;
 const O_CLOEXEC: usize = 0o2000000;
 const F_GETFL: usize = 3;
 const F_SETPIPE_SZ: usize = 1031;
 const F_GETPIPE_SZ: usize = 1032;
 const PAGE_LEN: usize = 4096;
+const SPLICE_NONBLOCK: usize = 2;
+const SPLICE_FLAGS: usize = 15;
 const NO_POSITION: usize = usize::MAX;
 const RWF_NOWAIT: usize = 8;
 /// `EOPNOTSUPP`.
@@ -91,7 +96,8 @@ pub(super) fn cookie_of(fd: usize) -> Option<u64> {
         return None;
     }
     let (device, inode) = place_of(fd)?;
-    let mode = usize::try_from(ask(nr::FCNTL, [fd, F_GETFL])).ok()?;
+    let mode =
+        usize::try_from(ask(nr::FCNTL, [fd, F_GETFL])).ok().filter(|mode| mode & O_PATH == 0)?;
     let side = if mode & O_ACCMODE == O_WRONLY { WRITER } else { READER };
     Some(cookie(device, inode, side))
 }
@@ -516,29 +522,57 @@ fn note_capacity(end: &End, capacity: usize) {
 
 /// `splice`.
 pub(super) fn splice(args: [usize; 6]) -> isize {
-    let [from, _, to, offset, len, _] = args;
+    let [from, _, to, offset, len, flags] = args;
     leave(from);
     leave(to);
-    let moved = pipe_of(from).and_then(|end| {
-        let (at, head, part) = next_piece(&end, len)?;
-        let written = put(to, at, part, offset);
-        if written > 0 && !end.incoming().take(head, written as usize) {
-            return Some(-(EINVAL as isize));
-        }
-        Some(written)
-    });
-    moved.unwrap_or_else(|| stream::splice(args))
+    let end = pipe_of(from).filter(|end| end.incoming().has_bytes());
+    let Some(end) = end.filter(|end| !is_refused(end, args)) else { return stream::splice(args) };
+    let most = match at_once(to, len, flags) {
+        Ok(most) => most,
+        Err(errno) => return -(errno as isize),
+    };
+    let Some((at, head, part)) = next_piece(&end, most) else { return stream::splice(args) };
+    let written = put(to, at, part, offset);
+    if written > 0 && !end.incoming().take(head, written as usize) {
+        return -(EINVAL as isize);
+    }
+    written
+}
+
+/// Of `len` bytes, those that can be moved to `to` without waiting, if that is asked for.
+fn at_once(to: usize, len: usize, flags: usize) -> Result<usize, Errno> {
+    if flags & SPLICE_NONBLOCK == 0 || place_of(to).is_none() {
+        return Ok(len);
+    }
+    if kernels_events(to, OUT) & (OUT | ERR) == 0 { Err(EAGAIN) } else { Ok(len.min(PAGE_LEN)) }
+}
+
+/// Would the kernel not splice from `end` so, whatever there is?
+fn is_refused(end: &End, [_, from_at, to, to_at, _, flags]: [usize; 6]) -> bool {
+    let mode = ask(nr::FCNTL, [to, F_GETFL]);
+    let is_writable =
+        mode >= 0 && mode as usize & (O_APPEND | O_PATH) == 0 && mode as usize & O_ACCMODE != 0;
+    !is_writable
+        || from_at != 0
+        || flags & !SPLICE_FLAGS != 0
+        || to_at != 0 && place_of(to).is_some()
+        || pipe_of(to).is_some_and(|other| other.row == end.row)
 }
 
 /// `tee`: what is in the ring is copied first, and stays.
 pub(super) fn tee(args: [usize; 6]) -> isize {
-    let [from, to, len, ..] = args;
+    let [from, to, len, flags, ..] = args;
     leave(from);
     leave(to);
-    let piece = pipe_of(from).filter(|_| place_of(to).is_some());
-    match piece.and_then(|end| next_piece(&end, len)) {
-        Some((at, _, part)) => ask(nr::WRITE, [to, at, part]),
-        None => native(nr::TEE, args),
+    let is_moved = |end: &End| !is_refused(end, [from, 0, to, 0, len, flags]);
+    let end = pipe_of(from).filter(|end| place_of(to).is_some() && is_moved(end));
+    let Some(end) = end.filter(|end| end.incoming().has_bytes()) else {
+        return native(nr::TEE, args);
+    };
+    match at_once(to, len, flags).map(|most| next_piece(&end, most)) {
+        Ok(Some((at, _, part))) => ask(nr::WRITE, [to, at, part]),
+        Ok(None) => native(nr::TEE, args),
+        Err(errno) => -(errno as isize),
     }
 }
 

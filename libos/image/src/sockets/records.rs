@@ -16,8 +16,9 @@ use libos::sockets::{Direction, OFFERED};
 use super::fds::End;
 use super::messages::{self, Message};
 use super::stream::{
-    self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, Source, Turn, address,
+    self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, Source, address,
 };
+use super::turns::Turn;
 use super::user::{self, Pieces};
 use super::{ask, meet, native, options, sockets, wait};
 use crate::sys::{EAGAIN, EFAULT, Errno, nr};
@@ -291,6 +292,13 @@ impl Receive {
             // A bell, a record, or the end.
             if let Some(result) = self.out_of_kernel(waits) {
                 return Taken::Kernel(result);
+            }
+            if waits
+                && seen == 0
+                && wait::kernels_events(end.fd, wait::READ_HUP) & wait::READ_HUP != 0
+            {
+                // Of a datagram socket that has been shut, only who waits is told.
+                return Taken::Ring(0);
             }
             has_looked = false;
         }

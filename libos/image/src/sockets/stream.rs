@@ -1,5 +1,6 @@
 //! Bytes of carried connections, in and out.
 
+use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::fence;
 
@@ -7,11 +8,14 @@ use libos::sockets::{
     Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SHUT, SMALL_RING, SOON_SHUT, watched,
 };
 
+use super::behind::{self, Behind};
 use super::fds::{self, End};
+use super::turns::Turn;
 use super::user::{self, Pieces};
+use super::wait::{ERR, IN, kernels_events};
 use super::{ask, base, native, sockets};
 use crate::sys::{self, EAGAIN, EFAULT, EINTR, EINVAL, nr};
-use crate::{context, time};
+use crate::time;
 
 pub(super) const MSG_PEEK: usize = 2;
 pub(super) const MSG_TRUNC: usize = 0x20;
@@ -73,71 +77,6 @@ pub(super) fn is_parked(direction: &Direction) -> bool {
 /// Do both sides know of each other?
 pub(super) fn is_joined(end: &End) -> bool {
     end.connection.state.load(Acquire) == JOINED
-}
-
-/// A lock that names the thread that has it: who finds that this thread has it was interrupted with it, or
-/// jumped out.
-pub(super) struct Turn<'a> {
-    word: &'a core::sync::atomic::AtomicU32,
-    former: u32,
-}
-
-impl<'a> Turn<'a> {
-    pub(super) fn take(word: &'a core::sync::atomic::AtomicU32) -> Self {
-        let tid = context::own_tid();
-        let mut looks = 0u32;
-        loop {
-            match word.compare_exchange(0, tid, Acquire, Relaxed) {
-                Ok(_) => return Self { word, former: 0 },
-                Err(holder) if holder == tid => return Self { word, former: 0 },
-                Err(holder) => {
-                    looks += 1;
-                    if looks.is_multiple_of(1024) && !sys::task_lives(holder) {
-                        let _ = word.compare_exchange(holder, 0, AcqRel, Relaxed);
-                    }
-                    if looks > 64 {
-                        sys::sched_yield();
-                    }
-                    core::hint::spin_loop();
-                }
-            }
-        }
-    }
-}
-
-impl<'a> Turn<'a> {
-    /// Thread `tid` has it, and keeps it.
-    pub(super) const fn of_interrupted(word: &'a core::sync::atomic::AtomicU32, tid: u32) -> Self {
-        Self { word, former: tid }
-    }
-}
-
-/// Looks for a turn by who can do without.
-const TURN_LOOKS: usize = 256;
-
-impl<'a> Turn<'a> {
-    /// If nobody has it for long: whoever does may have been stopped, or be what this has interrupted.
-    fn take_soon(word: &'a core::sync::atomic::AtomicU32) -> Option<Self> {
-        let tid = context::own_tid();
-        for _ in 0..TURN_LOOKS {
-            match word.compare_exchange(0, tid, Acquire, Relaxed) {
-                Ok(_) => return Some(Self { word, former: 0 }),
-                Err(holder) if holder == tid => return None,
-                Err(_) => sys::sched_yield(),
-            }
-        }
-        None
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        // A child that was forked in the middle has a copy of this, and not the turn, which nobody takes from one that
-        // lives.
-        if self.word.load(Relaxed) == context::own_tid() {
-            self.word.store(self.former, Release);
-        }
-    }
 }
 
 /// May anything go by the ring?
@@ -407,6 +346,10 @@ pub(super) fn hear_bell(end: &End, direction: &Direction) {
         return;
     }
     let _turn = Turn::take(&direction.reading.reader);
+    // What has gone wrong is for the program to hear.
+    if kernels_events(end.fd, IN) & ERR != 0 {
+        return;
+    }
     let mut bytes = [0u8; 64];
     loop {
         let bells = (direction.bell.load(Acquire) as usize).min(bytes.len());
@@ -448,17 +391,22 @@ pub(super) fn receive(
     let mut done = 0usize;
     let waits =
         flags & MSG_DONTWAIT == 0 && end.connection.sides[end.side].nonblock.load(Relaxed) == 0;
-    // Looking is over; the kernel has been asked for what it was said to have.
-    let (mut has_looked, mut has_asked) = (false, false);
+    let is_peek = flags & MSG_PEEK != 0;
+    // Looking is over; the kernel has been asked for what it was said to have, and has shown something.
+    let (mut has_looked, mut has_asked, mut was_seen) = (false, false, false);
+    let mut behind = None;
     loop {
+        if is_peek && behind::is_needed(&end, total, flags, waits) {
+            let seen = behind::look(&end, (number, args), pieces, total, flags, waits);
+            return seen.unwrap_or_else(|errno| -(errno as isize));
+        }
         match from_ring(&end, direction, &mut pieces, total - done, flags) {
             Err(errno) => return if done > 0 { done as isize } else { -(errno as isize) },
             Ok(0) => {}
             Ok(taken) => {
                 done += taken;
                 // Who gets less than there was room for takes it that there is no more.
-                let goes_on =
-                    flags & MSG_PEEK == 0 && (flags & MSG_WAITALL != 0 || direction.is_in_kernel());
+                let goes_on = !is_peek && (flags & MSG_WAITALL != 0 || direction.is_in_kernel());
                 if done == total || !goes_on {
                     return done as isize;
                 }
@@ -467,7 +415,8 @@ pub(super) fn receive(
         }
         hear_bell(&end, direction);
         let asks = direction.is_in_kernel() && !has_asked;
-        if asks && done == 0 {
+        let is_whole = flags & MSG_WAITALL != 0 && !is_peek;
+        if asks && done == 0 && !is_whole {
             has_asked = true;
             if let Some(result) = from_kernel(&end, direction, number, args, flags) {
                 return result;
@@ -479,16 +428,32 @@ pub(super) fn receive(
             let mut there = 0u32;
             let asked = ask(nr::IOCTL, [end.fd, super::options::FIONREAD, &raw mut there as usize]);
             if asked != 0 || there == 0 {
-                continue;
+                if was_seen && done > 0 {
+                    // Up to where urgent data was.
+                    return done as isize;
+                }
+                if !was_seen {
+                    continue;
+                }
             }
             let Some(Some((to, len))) = pieces.next_up_to(total - done) else {
                 return done as isize;
             };
-            let args = [end.fd, to, len, flags, 0, 0];
-            match from_kernel(&end, direction, nr::RECVFROM, args, flags) {
-                Some(more @ 1..) => (done, has_asked) = (done + more as usize, false),
-                Some(_) => return done as isize,
-                None => {}
+            let own = *behind.get_or_insert_with(|| Behind::new(number, args));
+            let piece = [to, len];
+            let message = UnsafeCell::new(own.message(piece.as_ptr() as usize, 1));
+            let args = [end.fd, message.get() as usize, flags, 0, 0, 0];
+            match from_kernel(&end, direction, nr::RECVMSG, args, flags) {
+                Some(more @ 1..) => {
+                    (done, has_asked, was_seen) = (done + more as usize, false, false);
+                    if own.note(message.into_inner()) || (more as usize) < len && !is_whole {
+                        return done as isize;
+                    }
+                    pieces.unread(len - more as usize);
+                }
+                Some(_) if done > 0 => return done as isize,
+                Some(result) => return result,
+                None => pieces.unread(len),
             }
             if done == total {
                 return done as isize;
@@ -511,8 +476,8 @@ pub(super) fn receive(
         }
         let began = time::now_ns();
         let mut byte = 0u8;
-        let flags = if waits { MSG_PEEK } else { MSG_PEEK | MSG_DONTWAIT };
-        let seen = ask(nr::RECVFROM, [end.fd, &raw mut byte as usize, 1, flags]);
+        let how = if waits { MSG_PEEK } else { MSG_PEEK | MSG_DONTWAIT };
+        let seen = ask(nr::RECVFROM, [end.fd, &raw mut byte as usize, 1, how]);
         if waits {
             direction.unpark();
             note_wait(&direction.reading.patience_ns, time::now_ns() - began);
@@ -523,6 +488,7 @@ pub(super) fn receive(
         if seen <= 0 {
             return if done > 0 { done as isize } else { seen };
         }
+        was_seen = direction.bell.load(Acquire) == 0;
         if direction.bell.load(Acquire) == 0 && !direction.is_in_kernel() {
             // Bytes that nobody has counted: from before the connection was carried.
             direction.kernel_sent.fetch_add(1, AcqRel);
@@ -546,6 +512,8 @@ pub(super) fn from_ring(
     most: usize,
     flags: usize,
 ) -> Result<usize, sys::Errno> {
+    // To AF_UNIX that says nothing.
+    let is_cut = flags & MSG_TRUNC != 0 && !end.connection.is_unix();
     loop {
         let (head, filled) = direction.filled();
         let len = filled.min(most);
@@ -557,7 +525,7 @@ pub(super) fn from_ring(
         while done < len {
             let position = head + done as u64;
             let (from, part) = address(end.row, 1 - end.side, direction, position, len - done);
-            if flags & MSG_TRUNC != 0 {
+            if is_cut {
                 done += part;
                 continue;
             }

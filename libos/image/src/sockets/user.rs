@@ -73,4 +73,9 @@ impl Pieces {
         (self.at, self.len) = (self.at.wrapping_add(len), self.len - len);
         Some(Some(piece))
     }
+
+    /// The last so many bytes of the piece that was given last are next again.
+    pub(super) const fn unread(&mut self, len: usize) {
+        (self.at, self.len) = (self.at.wrapping_sub(len), self.len + len);
+    }
 }

@@ -10,11 +10,12 @@ use core::sync::atomic::AtomicU32;
 
 use super::fds::{self, End};
 use super::stream::{self, MSG_DONTWAIT, MSG_PEEK};
-use super::{ask, native, user};
+use super::{ask, native, open, user};
 use crate::sys::{EFAULT, EINVAL, nr};
 use crate::time;
 
 pub(super) const IN: u32 = 1;
+pub(super) const PRI: u32 = 2;
 pub(super) const OUT: u32 = 4;
 pub(super) const ERR: u32 = 8;
 pub(super) const HUP: u32 = 0x10;
@@ -33,7 +34,8 @@ struct PollFd {
     returned: u16,
 }
 
-/// Is what the kernel has to read of a carried socket there for the program, rather than a bell?
+/// Is what the kernel has to read of a carried socket there for the program, rather than a bell? `returned` is all that
+/// it says: who only looks for an error takes it away.
 pub(super) fn is_readable(end: &End, returned: u32) -> bool {
     let direction = end.incoming();
     if stream::is_left(direction) || end.connection.has_no_bells() {
@@ -281,6 +283,17 @@ fn merge_poll(at: usize, count: usize) -> isize {
 /// Descriptors that a set of `select` has room for here; the kernel's own has no limit.
 const SELECT_MAX: usize = 4096;
 type Bits = [u64; SELECT_MAX / 64];
+/// Of so many every program's sets have bits (`FD_SETSIZE`).
+const SELECT_LEAST: usize = 1024;
+
+/// Of `count` descriptors, those that the kernel looks at: some programs name as many as they might ever open, and have
+/// smaller sets.
+fn as_looked_at(count: usize) -> usize {
+    if !(SELECT_LEAST + 1..=i32::MAX as usize).contains(&count) {
+        return count;
+    }
+    open::room().map_or(count, |room| count.min(room.max(SELECT_LEAST)))
+}
 
 /// `select` and `pselect6`. What they need of the stack other calls have to do without: these may come from a signal
 /// handler, on a stack of a few KiB.
@@ -288,6 +301,7 @@ type Bits = [u64; SELECT_MAX / 64];
 pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
     let [count, sets @ .., timeout, mask] = args;
     let [reads, ..] = sets;
+    let count = as_looked_at(count);
     let len = count.div_ceil(64) * 8;
     if count > SELECT_MAX || reads == 0 {
         return native(number, args);
@@ -336,21 +350,25 @@ pub(super) fn select(number: usize, args: [usize; 6]) -> isize {
         if result < 0 {
             return result;
         }
-        got[0].iter_mut().zip(&left).for_each(|(got, left)| *got |= left);
+        // Of what is beyond all descriptors the kernel leaves the bits as they are, and does not count them.
+        let mut ready = result;
+        for (got, left) in got[0].iter_mut().zip(&left) {
+            ready += (left & !*got).count_ones() as isize;
+            *got |= left;
+        }
         for end in waiting.ends() {
             let (word, bit) = (end.fd / 64, 1 << (end.fd % 64));
+            let is_told = got[0][word] & bit != 0;
             if end.incoming().has_bytes() {
                 got[0][word] |= bit;
-            } else if got[0][word] & bit != 0 && !is_readable(end, 0) {
+                ready += isize::from(!is_told);
+            } else if is_told && !is_readable(end, kernels_events(end.fd, IN | READ_HUP)) {
                 got[0][word] &= !bit;
+                ready -= 1;
             }
         }
-        let ready: u32 = (0..3)
-            .filter(|&index| sets[index] != 0)
-            .map(|index| got[index].iter().map(|word| word.count_ones()).sum::<u32>())
-            .sum();
         if ready != 0 || until.is_over() {
-            break (ready as isize, got);
+            break (ready, got);
         }
         if !has_looked {
             has_looked = true;

@@ -44,6 +44,16 @@ pub(in super::super) fn tell((set, index): (usize, usize)) {
     }
 }
 
+/// The same, of all places of `fd`, which nobody marks there any more.
+pub(in super::super) fn tell_all(fd: usize) {
+    for place in places(fd) {
+        tell(place);
+        if let Some(end) = fds::end_of(fd) {
+            unwatch(&end, watch_word(fds::set(place.0).watcher.load(Relaxed) as usize, place.1));
+        }
+    }
+}
+
 /// Something has changed about an end that may have bytes: that is an event.
 pub(in super::super) fn look_again(end: &End) {
     if !end.incoming().has_bytes() {
