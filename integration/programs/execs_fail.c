@@ -4,12 +4,14 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,6 +35,31 @@ static void failed(const char *what, long result) {
 }
 
 #define EXEC(...) failed(#__VA_ARGS__, syscall(__VA_ARGS__))
+
+static volatile int begun = 0, done = 0;
+
+static void handles(int signal) {
+    begun++;
+    for (int i = 0; i < 3; i++) getppid();
+    done++;
+}
+
+/* Signals that come while an exec fails are handled, as a whole, and blocked no longer than that. */
+static void under_signals(char **args) {
+    struct sigaction action = {.sa_handler = handles, .sa_flags = SA_RESTART};
+    struct itimerval often = {.it_interval = {.tv_usec = 150}, .it_value = {.tv_usec = 150}}, never = {0};
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &often, NULL);
+    int wrong = 0;
+    for (int i = 0; i < 300; i++) {
+        sigset_t blocked;
+        wrong += execve("junk", args, environ) != -1 || errno != ENOEXEC;
+        wrong += sigprocmask(SIG_BLOCK, NULL, &blocked) || sigismember(&blocked, SIGALRM);
+        wrong += begun != done;
+    }
+    setitimer(ITIMER_REAL, &never, NULL);
+    printf("%d wrong under signals, some handled: %d\n", wrong, done > 10);
+}
 
 int main(int count, char **words) {
     char *args[] = {"x", NULL}, *bad[] = {"x", (char *)16, NULL}, *hello[] = {"echo", "hello", NULL};
@@ -77,6 +104,8 @@ int main(int count, char **words) {
     EXEC(SYS_execveat, here, "nowhere", args, environ, 0L);
     EXEC(SYS_execveat, here, "", args, environ, AT_EMPTY_PATH);
     EXEC(SYS_execveat, script, "", args, environ, AT_EMPTY_PATH);
+
+    under_signals(args);
 
     /* One that fails, and one that does not, right behind it: in a child, in one of vfork, and from descriptors. */
     int echo = open("/bin/echo", O_PATH | O_CLOEXEC), status;

@@ -496,9 +496,9 @@ impl Follower {
             }
             Some(Expected::Exec { fds, .. }) => {
                 let _ = self.injector.take_back(pid, fds);
+                self.hand().end(pid);
                 let _ = let_go(pid, 0);
                 self.launch_is_over(pid);
-                self.hand().end(pid);
             }
             Some(Expected::Fork { .. }) => {
                 let _ = let_go(pid, 0);

@@ -38,8 +38,10 @@ pub struct Patch {
     pub at: u64,
     /// The program's own bytes.
     pub saved: u64,
-    /// The registers that the program goes on with, at `at`.
+    /// The registers that the program goes on with.
     pub regs: libc::user_regs_struct,
+    /// The signals that it blocks then, if others are blocked meanwhile.
+    pub mask: u64,
 }
 
 /// What instructions of ours are for.
@@ -268,7 +270,7 @@ mod tests {
         hand.begin(8, [6, 7, 8], 2);
         // SAFETY: registers are plain numbers.
         let regs = libc::user_regs_struct { rip: 0x1000, ..unsafe { std::mem::zeroed() } };
-        let patch = Patch { at: 0x1000, saved: 0x90, regs };
+        let patch = Patch { at: 0x1000, saved: 0x90, regs, mask: 0 };
         hand.patch(8, Purpose::Join, patch);
         hand.end(7);
         let patched = Some((Purpose::Join, patch));

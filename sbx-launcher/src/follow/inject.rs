@@ -20,7 +20,7 @@ use libos::layout::{Place, code_file_offset};
 use crate::failpoint::{Point, pass, pass_with};
 use crate::hand::{Found, Hand, Patch, Purpose};
 use crate::memory;
-use crate::tracee::{let_go, peek, poke, registers, set_registers, to_system_call};
+use crate::tracee::{let_go, mask, peek, poke, registers, set_mask, set_registers, to_system_call};
 
 /// The instructions.
 const CALL: u64 = u64::from_le_bytes([0xeb, 0xfe, 0x0f, 0x05, 0xeb, 0xfe, 0xcc, 0xcc]);
@@ -65,7 +65,7 @@ impl Injector {
         given: Given,
     ) -> io::Result<()> {
         let at = original.rip;
-        let patch = Patch { at, saved: peek(pid, at)?, regs: original };
+        let patch = Patch { at, saved: peek(pid, at)?, regs: original, mask: 0 };
         self.hand.patch(pid, Purpose::Join, patch);
         pass_with(Point::JoinNoted, pid, at);
         self.join(pid, patch, given)
@@ -74,7 +74,7 @@ impl Injector {
     /// As [`Self::let_in`], of a program for which that is noted.
     fn join(&self, pid: i32, patch: Patch, given: Given) -> io::Result<()> {
         let Given { fds: [control, code, data], armed } = given;
-        let Patch { at, saved, regs: original } = patch;
+        let Patch { at, saved, regs: original, .. } = patch;
         poke(pid, at, CALL)?;
         pass_with(Point::JoinPatched, pid, at);
         let half = self.place.code_half(0);
@@ -139,7 +139,7 @@ impl Injector {
             // The exec was not seen, or failed.
             return self.take_back(pid, found.fds).map(|()| is_mapped());
         };
-        let Patch { at, saved, regs: own } = patch;
+        let Patch { at, saved, regs: own, mask } = patch;
         let now = registers(pid)?;
         let is_patched = peek(pid, at).is_ok_and(|word| word == CALL);
         let waits = is_patched && (at..=at + RETURNS_TO).contains(&now.rip);
@@ -148,6 +148,7 @@ impl Injector {
                 if waits {
                     self.restore(pid, &patch)?;
                 }
+                set_mask(pid, mask)?;
                 self.take_back(pid, found.fds).map(|()| is_mapped())
             }
             Purpose::Join if !waits => {
@@ -190,9 +191,11 @@ impl Injector {
         }
         let regs = restarted(registers(pid)?);
         let at = if self.has_libos(pid) { self.lent_call } else { regs.rip };
-        let patch = Patch { at, saved: peek(pid, at)?, regs };
+        let patch = Patch { at, saved: peek(pid, at)?, regs, mask: mask(pid)? };
         self.hand.patch(pid, Purpose::Close, patch);
         pass(Point::CloseNoted);
+        // A signal that comes meanwhile waits: its handler would begin on top of our call, and be taken for it.
+        set_mask(pid, !0)?;
         put(pid, &patch, CALL)?;
         pass(Point::ClosePatched);
         for fd in left {
@@ -217,6 +220,7 @@ impl Injector {
         set_registers(pid, &patch.regs)?;
         pass(Point::CloseBack);
         put(pid, patch, patch.saved)?;
+        set_mask(pid, patch.mask)?;
         pass(Point::CloseRestored);
         Ok(())
     }

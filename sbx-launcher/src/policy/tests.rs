@@ -56,6 +56,9 @@ fn mistakes_are_named_with_their_line() {
     let unknown_key = refusal(&rule(&format!("{ok}actoin = 1")));
     assert!(unknown_key.starts_with("my.toml:7: unknown field `actoin`"), "{unknown_key}");
     assert!(unknown_key.contains("`when`"), "{unknown_key}");
+    let no_condition = refusal(&rule(&format!("{ok}when = [\"arg0 == 1\"]")));
+    assert!(no_condition.starts_with("my.toml:7: "), "{no_condition}");
+    assert!(no_condition.contains("{ arg = 0, op = \"==\", value = 1 }"), "{no_condition}");
     let with = |from: &str, to: &str| refusal(&rule(&ok.replace(from, to)));
     let call = with("\"read\"", "\"read\",\n \"raed\"");
     assert_eq!(call, "my.toml:5: no system call or set is called \"raed\"; is it \"read\"?");

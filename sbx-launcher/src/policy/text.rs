@@ -12,7 +12,7 @@ pub(super) struct PolicyText {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a rule, as [[syscall]] begins one")]
 pub(super) struct RuleText {
     pub names: Spanned<Vec<Spanned<String>>>,
     pub action: Spanned<String>,
@@ -22,7 +22,7 @@ pub(super) struct RuleText {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a condition, as in { arg = 0, op = \"==\", value = 1 }")]
 pub(super) struct ConditionText {
     pub arg: i64,
     pub op: String,
