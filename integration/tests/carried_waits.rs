@@ -61,3 +61,15 @@ fn corners_of_what_calls_mean_are_those_of_the_kernel() {
     assert_eq!(sandbox.run(&[program.text()]), native);
     assert!(carried(&sandbox).1 > 300);
 }
+
+#[test]
+fn all_of_a_length_and_every_descriptor_come_while_the_sender_goes_on() {
+    let sandbox = carrying("wholes");
+    let script = program("wholes.py");
+    for seed in 1..=if full() { 60 } else { 6 } {
+        let ended = sandbox.run(&["/usr/bin/python3", &script, &seed.to_string()]);
+        let all = "AF_UNIX False all\nAF_UNIX True all\nAF_INET False all\n";
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, all), "seed {seed}: {ended:?}");
+    }
+    assert!(carried(&sandbox).1 > 100_000);
+}

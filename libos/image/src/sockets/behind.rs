@@ -4,11 +4,14 @@
 //! kernel ends a call behind those.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::Ordering::Acquire;
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+use libos::sockets::SHUT;
 
 use super::fds::End;
 use super::messages::Message;
 use super::stream::{self, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITALL};
+use super::turns::Turn;
 use super::user::{self, Pieces};
 use super::{ask, meet};
 use crate::sys::{Errno, nr};
@@ -76,7 +79,9 @@ pub(super) fn look(
     let direction = end.incoming();
     let is_whole = looks_at_all(end, flags, waits);
     if is_whole {
-        stream::shut(direction);
+        // Whoever is writing to the ring comes to an end before it is looked at.
+        let _turn = Turn::take(&direction.writing.writer);
+        direction.shut.store(SHUT, Release);
     }
     let first = stream::from_ring(end, direction, &mut { pieces }, total, flags)?;
     if first == total || !is_whole && !direction.is_in_kernel() {
