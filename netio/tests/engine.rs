@@ -630,7 +630,12 @@ fn many_that_send_half_a_request_do_not_keep_others_from_being_served() {
         let mut got = String::new();
         stream.read_to_string(&mut got).expect("an end");
         assert_eq!(got, "4 after 1", "{way}");
-        assert!(served.tally(|it| &it.dropped) > 0, "{way}: nobody was cut");
+        // It may have been served before the buffers ran out.
+        let late = Instant::now() + Duration::from_secs(10);
+        while served.tally(|it| &it.dropped) == 0 {
+            assert!(Instant::now() < late, "{way}: nobody was cut");
+            std::thread::yield_now();
+        }
         drop(halves);
         served.end();
     }

@@ -2,8 +2,8 @@
 //!
 //! While half of the buffers are there, a connection may have as much under way as keeps its sides busy. From
 //! then on, or once its port has half of its share out, it may have just so much that it goes on, and receives
-//! piece by piece. A connection that sends on what it receives waits before the last buffers are gone, until some
-//! have come back: slow readers slow down their own senders, and nobody is cut for it. Cut is who keeps what
+//! piece by piece. A connection that sends on what it receives, or has not sent its answers, waits before the last
+//! buffers are gone, until some have come back: slow readers slow down their own senders, and nobody is cut for it. Cut is who keeps what
 //! nobody waits for, as half of a request, when nothing else is left; and whoever reads nothing at all while
 //! others wait.
 
@@ -63,13 +63,18 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let out = port.map_or(0, |port| port.out);
         let spare = self.spare();
         let is_few = spare < FEW || out >= SHARE / 2;
+        let has_reserve_only = spare < 2 * RESERVE;
         Limits {
             // A handler may need a second one to use the first.
             pieces: if is_few { 2 } else { PIECES_MAX },
             pieces_resume: if is_few { 2 } else { PIECES_MAX / 2 },
-            outputs: if is_few { 2 } else { 2 * PIECES_MAX },
+            outputs: match (has_reserve_only, is_few) {
+                (true, _) => 1,
+                (_, true) => 2,
+                _ => 2 * PIECES_MAX,
+            },
             is_few,
-            has_reserve_only: spare < 2 * RESERVE,
+            has_reserve_only,
         }
     }
 
@@ -91,15 +96,20 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Does what has come of it wait for the reader of what came before?
-    fn waits_for_a_reader(&self, known: &Connection) -> bool {
+    pub(super) fn waits_for_a_reader(&self, known: &Connection) -> bool {
         let partner = known.partner.and_then(|it| self.connections.get(it as usize));
         partner.map_or(known.is_sending, |partner| partner.is_sending)
     }
 
     /// Whoever keeps most buffers, unread or unused, is cut; of equals the one that has sent nothing for the
-    /// longest time.
+    /// longest time. What has come just now, or waits for its port's share, could not be shown: it is not kept.
     fn cut_the_fullest(&mut self) {
-        let all = self.connections.iter().filter(|(_, one)| !self.waits_for_a_reader(one));
+        let keeps = |one: &Connection| {
+            let waits = one.is_retried && self.is_at_its_share(one.port);
+            !waits && (one.pieces.len() > 1 || one.last_piece != self.pieces_seen)
+        };
+        let all = self.connections.iter();
+        let all = all.filter(|(_, one)| keeps(one) && !self.waits_for_a_reader(one));
         let held = |(index, one): (usize, &Connection)| {
             (one.pieces.len(), u64::MAX - one.last_piece, index as u32)
         };

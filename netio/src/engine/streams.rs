@@ -97,7 +97,7 @@ pub(super) struct Connection {
     /// It waits for a buffer to receive into.
     pub(super) is_starved: bool,
     /// It is among those that are tried again.
-    is_retried: bool,
+    pub(super) is_retried: bool,
     /// Number of the piece that came last, of all pieces.
     pub(super) last_piece: u64,
     /// When something of it was sent last, or begun to be.
@@ -207,9 +207,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         if !wanted || known.is_receiving || known.has_ended || known.is_full(limits) {
             return self.forget_if_over(index);
         }
-        if known.is_joined && known.life == Life::Open && limits.has_reserve_only {
-            // What it has sent before goes on first.
-            self.is_pressed = true;
+        let goes_on_later = known.life == Life::Open && (known.is_joined || known.is_sending);
+        if goes_on_later && limits.has_reserve_only {
+            // What it has sent before goes on first. If there is nothing of it, it waits for others' readers.
+            let known = &self.connections[index as usize];
+            self.is_pressed |= !self.waits_for_a_reader(known);
             return self.starve(index);
         }
         known.is_receiving = true;

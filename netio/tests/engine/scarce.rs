@@ -116,6 +116,30 @@ fn readers_that_are_slow_get_all_that_is_sent_on_to_them() {
 }
 
 #[test]
+fn who_reads_nothing_has_nobody_else_cut() {
+    for way in chosen() {
+        let (fd, server) = tcp_port();
+        let served = Served::start(way, Kind::Tcp, fd, vec![echo()]);
+        let readers: Vec<TcpStream> = (0..250).map(|_| narrow(server)).collect();
+        let chunk = vec![b'x'; 16 << 10];
+        for round in 0..400 {
+            let sent = readers.iter().filter_map(|mut reader| reader.write(&chunk).ok()).count();
+            if sent == 0 {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            if round % 20 == 0 {
+                let mut other = connect(server);
+                other.write_all(b"hello").expect("send");
+                let mut answer = [0; 5];
+                other.read_exact(&mut answer).unwrap_or_else(|error| panic!("{way}: {error}"));
+            }
+        }
+        drop(readers);
+        served.end();
+    }
+}
+
+#[test]
 fn who_reads_nothing_does_not_keep_others_waiting_for_long() {
     for way in chosen() {
         let (fd, server) = tcp_port();

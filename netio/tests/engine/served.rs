@@ -195,7 +195,8 @@ pub(super) fn serve<D: Driver>(
     while engine.is_open(0) && Instant::now() < late {
         engine.turn(Some(Duration::from_millis(1))).expect("a turn");
     }
-    assert!(!engine.is_open(0), "the port is not given back");
+    let left = (engine.connections(), BUFFERS_MAX - engine.idle_buffers());
+    assert!(!engine.is_open(0), "{}: the port is not given back: {left:?}", engine.way());
     BUFFERS_MAX - engine.idle_buffers()
 }
 
