@@ -90,7 +90,7 @@ fn benchmarks_measure_every_goal() {
         ("launch", 8, 5),
         ("kv", 11, 4),
         ("faults", 9, 7),
-        ("events", 13, 8),
+        ("events", 15, 9),
         ("delay", 32, 4),
         ("service", 2, 1),
         ("interpose", 15, 11),
