@@ -151,6 +151,7 @@ pub(crate) mod nr {
     pub(crate) const MEMBARRIER: usize = 324;
     pub(crate) const STATX: usize = 332;
     pub(crate) const NEWFSTATAT: usize = 262;
+    pub(crate) const UNSHARE: usize = 272;
     pub(crate) const CLONE3: usize = 435;
     pub(crate) const FUTEX_WAITV: usize = 449;
     pub(crate) const MSEAL: usize = 462;
@@ -382,8 +383,20 @@ pub(crate) fn copy_between(number: usize, ours: usize, theirs: usize, len: usize
     copied == Ok(len)
 }
 
-/// Has this process one thread?
+/// Has nobody else the calling thread's memory? To have it for itself is what the kernel grants to who has it already.
 pub(crate) fn is_alone() -> bool {
+    const CLONE_VM: usize = 0x100;
+    // SAFETY: changes nothing.
+    match unsafe { call(nr::UNSHARE, [CLONE_VM]) } {
+        Ok(_) => true,
+        Err(EINVAL) => false,
+        // A filter from outside.
+        Err(_) => is_only_thread(),
+    }
+}
+
+/// Has this process one thread?
+fn is_only_thread() -> bool {
     const STAT_WORDS: usize = 18;
     const LINKS: usize = 2;
     const AT_FDCWD: usize = -100_isize as usize;
