@@ -310,8 +310,8 @@ fn came(sandbox: &Sandbox) -> (u64, u64) {
 
 #[test]
 fn sites_are_patched_while_threads_execute_them() {
-    for flags in [&["-O1", "-w", "-pthread"][..], &["-O1", "-w", "-pthread", "-static"]] {
-        let program = compile("gcc", "sites", flags);
+    for kind in ["-DTHREADED", "-static", "-DVFORKED"] {
+        let program = compile("gcc", "sites", &["-O1", "-w", "-pthread", kind]);
         let made: u64 = run(&mut Command::new(&program.0)).stdout.trim().parse().expect("a number");
         let sandbox = through("through-sites");
         for turn in 1..=20 {
