@@ -417,6 +417,25 @@ fn trace_prints_what_strace_prints() {
     }
     assert!(ours.contains("openat(AT_FDCWD, \"/nope\", O_RDONLY) = -1 ENOENT <"), "{ours}");
     assert!(ours.contains("+++ ended with status 3 +++"), "{ours}");
+    // Words that are made of names.
+    let calls = "mmap,mprotect,access";
+    let names = |text: &str| -> Vec<String> {
+        let is_name = |letter: &char| letter.is_ascii_uppercase() || "_|".contains(*letter);
+        let args = text.lines().map(|line| line.split(" = ").next().unwrap_or(""));
+        args.map(|line| line.chars().filter(is_name).collect()).collect()
+    };
+    assert_eq!(
+        launcher(&["trace", "-e", calls, "-o", file.text(), "--", "/bin/cat", "/dev/null"]).status,
+        0
+    );
+    let ours = std::fs::read_to_string(&file.0).expect("trace wrote it");
+    let strace = ["-e", &format!("trace={calls}"), "-o", file.text(), "/bin/cat", "/dev/null"];
+    assert_eq!(run(Command::new("strace").args(strace)).status, 0);
+    let theirs = std::fs::read_to_string(&file.0).expect("strace wrote it");
+    let is_call = |line: &String| line.contains("PROT_") || line.contains("_OK");
+    let [ours, theirs] =
+        [ours, theirs].map(|text| names(&text).into_iter().filter(is_call).collect::<Vec<_>>());
+    assert!(ours.len() > 5 && ours == theirs, "{ours:?}\n{theirs:?}");
     // A path that takes several pieces of the queue.
     let long = format!("/no{}", "/such-folder".repeat(15));
     let trace = ["trace", "-e", "openat", "-o", file.text(), "--", "/bin/cat", &long];

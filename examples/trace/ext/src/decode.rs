@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use ext_api::calls::{Address, Arg};
 
+use super::words::Words;
+
 /// Is an argument an address of something that is shown?
 pub(crate) const fn points(kind: Arg) -> bool {
     matches!(kind, Arg::Path | Arg::Text | Arg::Out | Arg::In | Arg::Address)
@@ -35,6 +37,8 @@ pub(crate) fn has_mode(name: &str, flags: u64) -> bool {
 pub(crate) enum Shown<'a> {
     /// A number.
     Number(Arg, u64),
+    /// One that is made of names.
+    Words(Words, u64),
     /// Bytes; true if there were more of them.
     Text(&'a [u8], bool),
     /// An address of a socket.
@@ -46,6 +50,7 @@ impl Shown<'_> {
     pub(crate) fn write(self, line: &mut String) {
         match self {
             Self::Number(kind, value) => number(line, kind, value),
+            Self::Words(words, value) => words.write(line, value),
             Self::Text(bytes, more) => quoted(line, bytes, more),
             Self::Address(bytes) => address(line, bytes),
         }
@@ -71,7 +76,8 @@ pub(crate) fn decimal(line: &mut String, value: u64) {
     digits(line, value, 10, 1);
 }
 
-fn hexadecimal(line: &mut String, value: u64) {
+/// The same, to the base of 16.
+pub(crate) fn hexadecimal(line: &mut String, value: u64) {
     line.push_str("0x");
     digits(line, value, 16, 1);
 }

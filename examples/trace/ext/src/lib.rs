@@ -4,6 +4,7 @@
 use ext_api::prelude::*;
 
 mod decode;
+mod words;
 
 /// The extension `trace`.
 #[extension(name = "trace", kill_safe)]
@@ -19,6 +20,7 @@ pub mod trace {
     use ext_api::shared::{Counter, Guard, LockError, Mutex, Queue};
 
     use super::decode::{self, Shown};
+    use super::words;
 
     const CALLS: usize = SET_WORDS * 64;
     /// Times are counted by the power of two of their nanoseconds.
@@ -478,7 +480,10 @@ pub mod trace {
                 continue;
             }
             if !decode::points(kind) {
-                then(Shown::Number(kind, value));
+                then(match words::of(record.number, at) {
+                    Some(words) => Shown::Words(words, value),
+                    None => Shown::Number(kind, value),
+                });
                 continue;
             }
             if texts == 2 {
