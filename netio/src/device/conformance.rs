@@ -237,16 +237,25 @@ pub(crate) mod tests {
         }
     }
 
+    /// Memory for the chunks of an XDP socket, from its first page on, and how long they are.
+    fn chunks() -> (Vec<u8>, usize) {
+        let len = 256 * super::super::xdp::CHUNK_LEN;
+        (vec![0; len + 4096], len)
+    }
+
+    fn first_page(memory: &mut [u8]) -> *mut u8 {
+        let start = memory.as_mut_ptr();
+        start.wrapping_add(start.align_offset(4096))
+    }
+
     #[test]
     fn xdp_and_packet() {
         apart(|| {
             ip("link add one type veth peer name other");
             ip("link set one up");
             ip("link set other up");
-            let len = 256 * super::super::xdp::CHUNK_LEN;
-            let mut memory = vec![0u8; len + 4096];
-            let start = memory.as_mut_ptr();
-            let start = start.wrapping_add(start.align_offset(4096));
+            let (mut memory, len) = chunks();
+            let start = first_page(&mut memory);
             // SAFETY: the memory lives for longer than the device.
             let xdp = unsafe { Xdp::open("one", start, len, Config::default()) };
             let Some(mut xdp) = available(xdp) else { return };
@@ -302,10 +311,8 @@ pub(crate) mod tests {
         apart(|| {
             ip("link add one type veth peer name other");
             ip("link set one up");
-            let len = 256 * super::super::xdp::CHUNK_LEN;
-            let mut memory = vec![0u8; len + 4096];
-            let start = memory.as_mut_ptr();
-            let start = start.wrapping_add(start.align_offset(4096));
+            let (mut memory, len) = chunks();
+            let start = first_page(&mut memory);
             // SAFETY: the memory lives for longer than the device.
             let xdp = unsafe { Xdp::open("one", start, len, Config::default()) };
             let Some(mut xdp) = available(xdp) else { return };

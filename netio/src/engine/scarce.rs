@@ -3,9 +3,9 @@
 //! While half of the buffers are there, a connection may have as much under way as keeps its sides busy. From
 //! then on, or once its port has half of its share out, it may have just so much that it goes on, and receives
 //! piece by piece. A connection that sends on what it receives, or has not sent its answers, waits before the last
-//! buffers are gone, until some have come back: slow readers slow down their own senders, and nobody is cut for it. Cut is who keeps what
-//! nobody waits for, as half of a request, when nothing else is left; and whoever reads nothing at all while
-//! others wait.
+//! buffers are gone, until some have come back: slow readers slow down their own senders, and nobody is cut for
+//! it. Cut is who keeps what nobody waits for, as half of a request, when nothing else is left; and whoever reads
+//! nothing at all while others wait.
 
 use ext_api::limits::BUFFERS_MAX;
 
