@@ -122,3 +122,20 @@ fn what_a_policy_has_nobody_to_decide_on_is_not_made() {
         ended.stderr
     );
 }
+
+/// Stubs lie in memory that a child shares with its parent; both go on patching.
+#[test]
+fn each_generation_of_processes_patches_sites_of_its_own_and_mappings_stay_as_they_are() {
+    let program = compile("gcc", "generations", &[]);
+    let outside = run(&mut Command::new(&program.0));
+    assert_eq!((outside.status, outside.stdout.as_str()), (0, "1 mappings\n"));
+    let sandbox = Sandbox::up("generations");
+    assert_eq!(load(&sandbox, "libthrough.so", "").status, 0);
+    let ended = sandbox.run(&[program.text()]);
+    assert_eq!((ended.status, &ended.stdout), (0, &outside.stdout), "{}", ended.stderr);
+    let stats: Value = serde_json::from_str(&launcher(&["stats", &sandbox.name, "--json"]).stdout)
+        .expect("stats prints JSON");
+    // Of 60 sites each of 30 processes has inherited some, and met all; the last few generations have no areas.
+    let patched = stats["sites"]["patched"].as_u64().expect("a number");
+    assert!(patched > 600, "{stats}");
+}

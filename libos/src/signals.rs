@@ -104,6 +104,8 @@ pub struct Patches {
 pub struct StubArea {
     /// Address, or 0.
     pub at: AtomicU64,
+    /// Where the same memory can be written to, by the process that has made the area.
+    pub alias: AtomicU64,
     /// Bit per stub: in use.
     pub used: [AtomicU64; STUBS_PER_AREA / 64],
 }
@@ -124,8 +126,9 @@ pub const STAYS: u64 = 1;
 pub const FOLLOWED: u64 = 2;
 /// Sites that a process remembers. What comes later stays on the trap.
 pub const SITES_MAX: usize = 2048;
-/// Neighbourhoods of 2 GiB that a process can have sites in.
-pub const AREAS_MAX: usize = 8;
+/// Areas of a process: of neighbourhoods of 2 GiB that it has sites in, and of processes that it was forked from by one
+/// another, each of which has patched sites.
+pub const AREAS_MAX: usize = 24;
 /// Stubs of one area.
 pub const STUBS_PER_AREA: usize = 1024;
 

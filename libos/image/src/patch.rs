@@ -68,8 +68,11 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
 }
 
 /// After fork: whoever was patching in the parent does not do it here. A site that is half done here leads
-/// to its stub by the fault, each time.
+/// to its stub by the fault, each time. The areas are shared with the parent, which goes on filling them.
 pub(crate) fn forked() {
+    for area in patches().areas.iter().filter(|area| area.at.load(Relaxed) != 0) {
+        area.used.iter().for_each(|word| word.store(!0, Relaxed));
+    }
     patches().lock.store(0, Release);
 }
 
@@ -148,8 +151,10 @@ fn free_site(call: usize) -> Option<&'static Site> {
 }
 
 fn places(call: usize) -> impl Iterator<Item = &'static Site> {
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
     let sites = &patches().sites;
-    (0..PROBES).map(move |probe| &sites[(call / 2 + probe) % sites.len()])
+    let first = ((call as u64).wrapping_mul(SPREAD) >> 32) as usize;
+    (0..PROBES).map(move |probe| &sites[(first + probe) % sites.len()])
 }
 
 fn patch(site: &Site, call: usize, number: u32) -> Option<(usize, Form)> {
@@ -162,24 +167,36 @@ fn patch(site: &Site, call: usize, number: u32) -> Option<(usize, Form)> {
     let stub_at = match former.filter(same) {
         Some(at) => at,
         None => {
-            let at = stub_near(start, form)?;
-            put_stub(at, &stub(form, at, call))?;
+            let (at, alias) = stub_near(start, form)?;
+            // SAFETY: room for a stub that no jump leads to yet, by its second address.
+            unsafe { (alias as *mut [u8; STUB_LEN]).write(stub(form, at, call)) };
             at
         }
     };
     site.stub.store(word_of((stub_at, form)), Release);
+    put(start, form, jump(start, stub_at)).then_some((stub_at, form))
+}
+
+/// Who is alone writes as debuggers do, which leaves the mapping as it is.
+fn put(start: usize, form: Form, jump: [u8; JUMP_LEN]) -> bool {
+    let is_alone = sys::is_alone();
+    if is_alone && sys::write_text(start, &jump).is_ok() {
+        return true;
+    }
     let page = start & !(PAGE_LEN - 1);
     let writable = sys::PROT_READ | sys::PROT_WRITE | sys::PROT_EXEC;
     // SAFETY: text of the program, which stays readable and executable meanwhile.
-    unsafe { sys::mprotect(page, PAGE_LEN, writable) }.ok()?;
-    let done = write(start, form, jump(start, stub_at));
+    if unsafe { sys::mprotect(page, PAGE_LEN, writable) }.is_err() {
+        return false;
+    }
+    let done = write(start, form, jump, is_alone);
     // SAFETY: as it was.
     let _ = unsafe { sys::mprotect(page, PAGE_LEN, sys::PROT_READ | sys::PROT_EXEC) };
-    done.then_some((stub_at, form))
+    done
 }
 
 /// Put a jump where others may execute at this moment. False if that cannot be done safely here.
-fn write(start: usize, form: Form, jump: [u8; JUMP_LEN]) -> bool {
+fn write(start: usize, form: Form, jump: [u8; JUMP_LEN], is_alone: bool) -> bool {
     if start % 8 + JUMP_LEN <= 8 {
         // SAFETY: eight aligned bytes on a page that is writable now; nobody else changes them (lock).
         let word = unsafe { AtomicU64::from_ptr((start & !7) as *mut u64) };
@@ -192,7 +209,7 @@ fn write(start: usize, form: Form, jump: [u8; JUMP_LEN]) -> bool {
         // SAFETY: on that page, writable now.
         unsafe { AtomicU8::from_ptr((start + offset) as *mut u8) }.store(byte, Release);
     };
-    if sys::is_alone() {
+    if is_alone {
         (0..JUMP_LEN).for_each(|offset| put(offset, jump[offset]));
         return true;
     }
@@ -220,15 +237,17 @@ fn is_stub(address: usize) -> bool {
     })
 }
 
-/// Room for a stub that can be reached from `start`, and from which it can.
-fn stub_near(start: usize, form: Form) -> Option<usize> {
+/// Room for a stub that can be reached from `start`, and from which it can; and where it is written to.
+fn stub_near(start: usize, form: Form) -> Option<(usize, usize)> {
     let areas = &patches().areas;
     let made = areas.iter().filter(|area| area.at.load(Relaxed) != 0);
     made.filter(|area| is_near(area.at.load(Relaxed) as usize, start))
         .find_map(|area| take_stub(area, start, form))
         .or_else(|| {
             let area = areas.iter().find(|area| area.at.load(Relaxed) == 0)?;
-            area.at.store(area_near(start)? as u64, Relaxed);
+            let (at, alias) = area_near(start)?;
+            area.at.store(at as u64, Relaxed);
+            area.alias.store(alias as u64, Relaxed);
             take_stub(area, start, form)
         })
 }
@@ -237,7 +256,7 @@ const fn is_near(at: usize, start: usize) -> bool {
     at.abs_diff(start) < REACH
 }
 
-fn take_stub(area: &StubArea, start: usize, form: Form) -> Option<usize> {
+fn take_stub(area: &StubArea, start: usize, form: Form) -> Option<(usize, usize)> {
     let first = area.at.load(Relaxed) as usize;
     let words = area.used.iter().enumerate().map(|(at, word)| (at * 64, word.load(Relaxed)));
     // Most are full, or free: a word of them at a time.
@@ -248,11 +267,13 @@ fn take_stub(area: &StubArea, start: usize, form: Form) -> Option<usize> {
     });
     let index = free.find(|index| form.can_jump(jump(start, first + index * STUB_LEN)))?;
     area.used[index / 64].fetch_or(1 << (index % 64), Relaxed);
-    Some(first + index * STUB_LEN)
+    let offset = index * STUB_LEN;
+    Some((first + offset, area.alias.load(Relaxed) as usize + offset))
 }
 
-/// A fresh area within reach of `start`. Below it first: programs' heaps grow upwards.
-fn area_near(start: usize) -> Option<usize> {
+/// A fresh area within reach of `start`, and where it can be written to: no address can be both written to and executed.
+/// Below `start` first: programs' heaps grow upwards.
+fn area_near(start: usize) -> Option<(usize, usize)> {
     const SMALL_STEP: usize = 1 << 20;
     const STEP: usize = 16 << 20;
     const LOWEST: usize = 128 << 10;
@@ -260,28 +281,29 @@ fn area_near(start: usize) -> Option<usize> {
     let below = (1..16).map(|steps| page.checked_sub(steps * SMALL_STEP / 4));
     let around = (1..REACH / STEP)
         .flat_map(|steps| [page.checked_sub(steps * STEP), page.checked_add(steps * STEP)]);
-    below
+    let at = below
         .chain(around)
         .flatten()
         .filter(|at| *at >= LOWEST && is_near(*at, start) && is_near(*at + AREA_LEN, start))
         .find(|&at| {
-            let flags = sys::MAP_PRIVATE | sys::MAP_ANONYMOUS | sys::MAP_FIXED_NOREPLACE;
+            let flags = sys::MAP_SHARED | sys::MAP_ANONYMOUS | sys::MAP_FIXED_NOREPLACE;
             let protection = sys::PROT_READ | sys::PROT_EXEC;
             // SAFETY: replaces nothing.
             let made = unsafe { sys::mmap(at, AREA_LEN, protection, flags, -1, 0) };
             made == Ok(at)
-        })
+        })?;
+    let alias = alias_of(at);
+    if alias.is_none() {
+        // SAFETY: the fresh area.
+        let _ = unsafe { sys::munmap(at, AREA_LEN) };
+    }
+    Some((at, alias?))
 }
 
-/// None if the kernel does not let pages of code be written to (PR_SET_MDWE), or has no room for another mapping.
-fn put_stub(at: usize, bytes: &[u8; STUB_LEN]) -> Option<()> {
-    let page = at & !(PAGE_LEN - 1);
-    let writable = sys::PROT_READ | sys::PROT_WRITE | sys::PROT_EXEC;
-    // SAFETY: a page of stubs, which stay executable meanwhile.
-    unsafe { sys::mprotect(page, PAGE_LEN, writable) }.ok()?;
-    // SAFETY: room on that page that no jump leads to yet.
-    unsafe { (at as *mut [u8; STUB_LEN]).write_unaligned(*bytes) };
-    // SAFETY: as before.
-    let _ = unsafe { sys::mprotect(page, PAGE_LEN, sys::PROT_READ | sys::PROT_EXEC) };
-    Some(())
+fn alias_of(area: usize) -> Option<usize> {
+    // SAFETY: a fresh area, of which only stubs that nobody executes yet are written.
+    let alias = unsafe { sys::alias(area, AREA_LEN) }.ok()?;
+    // SAFETY: the fresh mapping, which nobody executes.
+    unsafe { sys::mprotect(alias, AREA_LEN, sys::PROT_READ | sys::PROT_WRITE) }.ok()?;
+    Some(alias)
 }

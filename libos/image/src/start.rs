@@ -71,6 +71,7 @@ fn take_turn_to_join(tid: u32) -> Result<(), Errno> {
         }
         sys::sched_yield();
     }
+    patch::forked();
     let result = join(Joined::Fork);
     if result.is_err() {
         turn.store(0, Release);
@@ -135,7 +136,6 @@ pub(crate) extern "C" fn join_after_exec(control: i32, code: i32, data: i32, arm
 
 /// After fork: the mappings are inherited; the private block was wiped.
 pub(crate) extern "C" fn join_after_fork() {
-    patch::forked();
     let is_within_upcall = left::end_copy();
     if signals::is_handled(SIGSYS) {
         copies::end();

@@ -454,6 +454,20 @@ pub(crate) fn mapping_at(address: usize) -> Option<Mapping> {
     Some(Mapping { flags: query.mapping_flags, inode: query.inode })
 }
 
+/// Write to text of this process, whatever its protection, which stays as it is.
+pub(crate) fn write_text(at: usize, bytes: &[u8]) -> Result<(), Errno> {
+    const AT_FDCWD: usize = -100_isize as usize;
+    const WRITE_ONLY: usize = 1;
+    const CLOEXEC: usize = 0x8_0000;
+    let path = c"/proc/self/mem".as_ptr() as usize;
+    // SAFETY: a path that ends with a zero.
+    let fd = unsafe { call(nr::OPENAT, [AT_FDCWD, path, WRITE_ONLY | CLOEXEC]) }?;
+    // SAFETY: so many bytes.
+    let done = unsafe { call(nr::PWRITE64, [fd, bytes.as_ptr() as usize, bytes.len(), at]) };
+    let _ = close(fd as i32);
+    if done? == bytes.len() { Ok(()) } else { Err(0) }
+}
+
 /// Unblock the signals of `mask` in this thread.
 pub(crate) fn unblock(mask: u64) {
     let _ = change_mask(1, mask);
@@ -500,10 +514,31 @@ pub(crate) unsafe fn mmap(
 }
 
 /// # Safety
+/// Nothing in the range is in use.
+pub(crate) unsafe fn munmap(addr: usize, len: usize) -> Result<usize, Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { call(nr::MUNMAP, [addr, len]) }
+}
+
+/// # Safety
 /// As `mprotect(2)`: nothing in the range relies on the access it loses.
 pub(crate) unsafe fn mprotect(addr: usize, len: usize, prot: usize) -> Result<usize, Errno> {
     // SAFETY: passed on to the caller.
     unsafe { call(nr::MPROTECT, [addr, len, prot]) }
+}
+
+/// Map shared memory of this process once more, somewhere, with the same protection; forked children do not have it.
+///
+/// # Safety
+/// Shared memory lies at `addr..addr + len`, and what is written there by its second address harms nobody.
+pub(crate) unsafe fn alias(addr: usize, len: usize) -> Result<usize, Errno> {
+    const MREMAP_MAYMOVE: usize = 1;
+    const MADV_DONTFORK: usize = 10;
+    // SAFETY: a length of 0 leaves the mapping where it is.
+    let at = unsafe { call(nr::MREMAP, [addr, 0, len, MREMAP_MAYMOVE]) }?;
+    // SAFETY: the fresh mapping.
+    unsafe { call(nr::MADVISE, [at, len, MADV_DONTFORK]) }?;
+    Ok(at)
 }
 
 /// Have a forked child find this range zeroed.

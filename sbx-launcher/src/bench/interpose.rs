@@ -204,7 +204,7 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         in_sandbox("calls", ANSWERED, 1_000_000 / scale),
         in_sandbox("calls", PASSED, 1_000_000 / scale),
         in_sandbox("calls-trapped", TRAPPED, 100_000 / scale),
-        in_sandbox("calls-first", FIRST, 128),
+        in_sandbox("calls-first", FIRST, 64),
         beside(TRAP, "trap", 200_000 / scale),
         beside(DISPATCH, "dispatch", 200_000 / scale),
         beside(NOTIFY, "notify", 50_000 / scale),

@@ -169,8 +169,10 @@ pub(super) fn preload() -> io::Result<PathBuf> {
 }
 
 /// Sites that are executed for the first time, and how long one takes in nanoseconds: in a mapping of
-/// a file, or in memory that no file is behind (which stays on the trap: `count` calls from one site).
+/// a file, as far apart as a C library's are, or in memory that no file is behind (which stays on the trap: `count` calls
+/// from one site).
 pub(super) fn new_sites(count: u64, in_file: bool) -> io::Result<f64> {
+    const APART: usize = 2048;
     // mov $110, %eax; syscall; ret; and no operation.
     const SITE: [u8; 16] = [
         0xb8,
@@ -190,9 +192,11 @@ pub(super) fn new_sites(count: u64, in_file: bool) -> io::Result<f64> {
         0x90,
         0x90,
     ];
-    let len = count as usize * SITE.len();
+    let len = count as usize * APART;
     let path = std::env::temp_dir().join(format!("sbx-sites-{}", std::process::id()));
-    File::create(&path)?.write_all(&SITE.repeat(count as usize))?;
+    let mut code = vec![0; len];
+    code.chunks_exact_mut(APART).for_each(|chunk| chunk[..SITE.len()].copy_from_slice(&SITE));
+    File::create(&path)?.write_all(&code)?;
     let file = File::open(&path)?;
     std::fs::remove_file(&path)?;
     let (flags, protection) = if in_file {
@@ -212,7 +216,7 @@ pub(super) fn new_sites(count: u64, in_file: bool) -> io::Result<f64> {
         unsafe { at.cast::<[u8; SITE.len()]>().write(SITE) };
     }
     let site = |index: u64| -> extern "C" fn() -> i64 {
-        let offset = if in_file { index as usize * SITE.len() } else { 0 };
+        let offset = if in_file { index as usize * APART } else { 0 };
         // SAFETY: code that keeps to the C convention: a call of a C function changes these registers.
         unsafe { std::mem::transmute(at.cast::<u8>().wrapping_add(offset)) }
     };
@@ -221,8 +225,7 @@ pub(super) fn new_sites(count: u64, in_file: bool) -> io::Result<f64> {
             site(index)();
         }
     });
-    // SAFETY: nobody executes it any more.
-    unsafe { libc::munmap(at, len) };
+    // Stays mapped: where it was, sites are known.
     Ok(ns)
 }
 
