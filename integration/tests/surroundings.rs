@@ -55,6 +55,28 @@ fn a_program_attaches_by_itself() {
 }
 
 #[test]
+fn python_is_told_what_an_argument_cannot_be() {
+    let sandbox = Sandbox::up("types");
+    sandbox.load_hello();
+    let script = "import sbx\n\
+        box = sbx.current()\n\
+        def said(name, *args):\n\
+        \ttry: return box.call(name, *args)\n\
+        \texcept Exception as error: return type(error).__name__\n\
+        for n in (-1, 1 << 64, 0.5, 'x', None): print('add', said('hello.add', n))\n\
+        for data in (5, [1, 2], 'text', None): print('echo', said('hello.echo', data))\n\
+        print(said('hello.add', (1 << 64) - 1), said('hello.add', 2), said('hello.add', True))\n\
+        for data in (b'a\\0b', bytearray(b'ba'), memoryview(b'mv'), b''): print(said('hello.echo', data))\n\
+        try: box.wait(-1)\n\
+        except ValueError: print(box.wait(0))";
+    let ended = run(&mut python(Some(&sandbox), script));
+    let expected = "add OverflowError\nadd OverflowError\nadd TypeError\nadd TypeError\nadd TypeError\n\
+        echo TypeError\necho TypeError\necho TypeError\necho TypeError\n\
+        18446744073709551615 1 2\nb'a\\x00b'\nb'ba'\nb'mv'\nb''\n0\n";
+    assert_eq!(ended.stdout, expected, "{}", ended.stderr);
+}
+
+#[test]
 fn a_program_whose_addresses_are_taken_is_told() {
     let sandbox = Sandbox::up("taken");
     sandbox.load_hello();
