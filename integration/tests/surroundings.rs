@@ -292,6 +292,38 @@ fn the_terminal_is_the_commands() {
 }
 
 #[test]
+fn what_the_terminal_has_stopped_goes_on_in_the_foreground() {
+    let sandbox = Sandbox::up("stopped");
+    // An interactive shell on a terminal of its own: ^Z and fg, several times, with the launcher told by name.
+    let script = "import os, pty, sys\n\
+        pid, terminal = pty.fork()\n\
+        if pid == 0: os.environ['PS1'] = 'shell> '; os.execvp('bash', ['bash', '--norc', '-i'])\n\
+        text = b''\n\
+        def until(mark):\n\
+        \tglobal text\n\
+        \twhile mark not in text: text += os.read(terminal, 1000)\n\
+        \ttext = text.split(mark, 1)[1]\n\
+        def say(what): os.write(terminal, what)\n\
+        command = ' '.join(sys.argv[1:]).encode()\n\
+        until(b'shell> ')\n\
+        say(command + b\" -- sh -c 'echo begun; exec cat'\\n\")\n\
+        until(b'begun\\r\\n')\n\
+        for turn in range(8):\n\
+        \tsay(b'\\x1a'); until(b'Stopped'); until(b'shell> ')\n\
+        \tsay(b'fg\\n'); until(b'exec cat'); until(b'\\n')\n\
+        \tsay(b'turn %d\\n' % turn); until(b'turn %d\\r\\nturn %d' % (turn, turn))\n\
+        say(b'\\x04'); until(b'shell> ')\n\
+        say(b'echo $((40 + $?))\\n'); until(b'40\\r\\n'); print('done')";
+    let launcher = built("sbx-launcher");
+    for options in [&["--sandbox", &sandbox.name][..], &[]] {
+        let mut command = Command::new("/usr/bin/timeout");
+        command.args(["-k", "1", "20", "/usr/bin/python3", "-c", script]).arg(&launcher).arg("run");
+        let ended = run(command.args(options));
+        assert_eq!(ended.stdout, "done\n", "{options:?}: {}", ended.stderr);
+    }
+}
+
+#[test]
 fn what_the_launcher_is_told_the_command_hears() {
     let sandbox = Sandbox::up("told");
     // It does not fork: a fork that such a signal meets may fail with EINTR (README).

@@ -80,6 +80,7 @@ pub fn in_own_sandbox(
         started
     };
     supervisor.set_command(started.pid);
+    leave_stops_to_the_command();
     let End::Command(status) = supervisor.serve() else {
         supervisor.end();
         return Ok(0);
@@ -140,6 +141,7 @@ pub fn in_named_sandbox(
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
     pass_on_to(pid);
+    leave_stops_to_the_command();
     let mut status = 0;
     // SAFETY: our own child.
     while unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) } == pid {
@@ -173,6 +175,15 @@ fn pass_on_to(command: i32) {
             // SAFETY: as it was.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
+    }
+}
+
+/// Have the terminal stop the command, and this process when that is seen. If the terminal stopped both, it
+/// could be this one that is continued first, which would find the other stopped and stop again.
+fn leave_stops_to_the_command() {
+    for signal in [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU] {
+        // SAFETY: ignoring a signal runs no code.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
