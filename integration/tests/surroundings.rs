@@ -112,6 +112,13 @@ fn a_policy_file_refuses_and_allows() {
     let ended = launcher(&["run", "--policy", policy.text(), "--", "/bin/true"]);
     assert_eq!(ended.status, 125);
     assert!(ended.stderr.contains("mkdirr"), "{}", ended.stderr);
+    let image = built("libhello_upcall.so");
+    let image = image.to_str().expect("a UTF-8 path");
+    let asks = rules.replace("errno:EDQUOT", "upcall:hello.nobody");
+    std::fs::write(&policy.0, asks).expect("a scratch file");
+    let args = ["run", "--policy", policy.text(), "--ext", image, "--", "/bin/true"];
+    let refused = launcher(&args).stderr;
+    assert!(refused.contains("hello.nobody is no handler of that extension"), "{refused}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod ext;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use ext_api::abi::{HOW_ALL, HOW_ANY, HOW_PID, HOW_URGENT};
 use libos::layout::Place;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use crate::control::{self, Request};
 use crate::policy::Policy;
 use crate::sandbox::ports::{Listen, Waits};
 use crate::sandbox::terms::{Clamp, Terms};
-use crate::{bench, doctor, perf, policy, run, trace};
+use crate::{bench, doctor, perf, policy, run, say, trace};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
 #[derive(Debug, Parser)]
@@ -169,28 +169,33 @@ Restore: sbx-launcher up web --restore web.snapshot")]
         /// EXTENSION.HANDLER.
         handler: String,
         /// Its arguments.
+        #[arg(allow_negative_numbers = true)]
         args: Vec<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Post an event: have a handler run in other processes, as soon as they come by.
-    #[command(after_help = "Example: sbx-launcher post web cache.clear --all")]
+    #[command(
+        group(ArgGroup::new("whom").required(true).args(["pid", "any", "all"])),
+        after_help = "Example: sbx-launcher post web cache.clear --all"
+    )]
     Post {
         /// Sandbox.
         name: String,
         /// EXTENSION.HANDLER; it takes up to four numbers.
         handler: String,
         /// Its arguments.
+        #[arg(allow_negative_numbers = true)]
         args: Vec<String>,
         /// To this participant.
-        #[arg(long, value_name = "PID", conflicts_with_all = ["any", "all"])]
+        #[arg(long, value_name = "PID")]
         pid: Option<u32>,
         /// To whichever waits first.
-        #[arg(long, conflicts_with = "all")]
+        #[arg(long)]
         any: bool,
         /// To every participant.
-        #[arg(long, required_unless_present_any = ["pid", "any"])]
+        #[arg(long)]
         all: bool,
         /// Interrupt those that run code of their own.
         #[arg(long)]
@@ -429,10 +434,12 @@ pub fn main(cli: Cli) -> i32 {
     if !supervises && !matches!(cli.command, Command::Bench { .. } | Command::BenchInside { .. }) {
         run::end_when_nobody_reads();
     }
-    carry_out(cli.command).unwrap_or_else(|error| {
+    let status = carry_out(cli.command).unwrap_or_else(|error| {
         eprintln!("sbx-launcher: {error}");
         run::LAUNCHER_FAILED
-    })
+    });
+    say::finish();
+    status
 }
 
 fn carry_out(command: Command) -> Result<i32> {
@@ -444,7 +451,7 @@ fn carry_out(command: Command) -> Result<i32> {
             run::up(&name, len, restore.as_deref(), choices).map(|()| 0)
         }
         Command::Snapshot { name, file } => {
-            let file = std::path::absolute(file)?;
+            let file = absolute(file)?;
             let written = ask(&name, Request::Snapshot { file })?;
             println!("wrote {} extensions", written["extensions"]);
             Ok(0)
@@ -544,6 +551,12 @@ fn policy(command: PolicyCommand) -> Result<i32> {
     };
     println!("{}", text.trim_end());
     Ok(0)
+}
+
+/// The file as a supervisor finds it, whose working directory is another.
+fn absolute(file: PathBuf) -> Result<PathBuf> {
+    std::path::absolute(&file)
+        .map_err(|error| format!("{}: the working directory: {error}", file.display()).into())
 }
 
 fn ask(name: &str, request: Request) -> Result<Value> {

@@ -81,6 +81,7 @@ pub fn in_own_sandbox(
     };
     supervisor.set_command(started.pid);
     leave_stops_to_the_command();
+    allow_many_descriptors();
     let End::Command(status) = supervisor.serve() else {
         supervisor.end();
         return Ok(0);
@@ -277,7 +278,8 @@ impl Started {
         if errno != 0 {
             let error = io::Error::from_raw_os_error(errno as i32);
             let program = self.start.argv.first().map(|name| name.to_string_lossy());
-            eprintln!("sbx-launcher: {}: {error}", program.unwrap_or_default());
+            let program = program.unwrap_or_default();
+            eprintln!("sbx-launcher: {program}: {error}{}", self.start.hint(errno as i32));
         }
     }
 }
@@ -487,6 +489,15 @@ impl Start {
         self.candidates.iter().map(CString::as_c_str)
     }
 
+    /// What an error that says that something is missing does not say.
+    fn hint(&self, errno: i32) -> &'static str {
+        let exists = |at: &CString| Path::new(std::ffi::OsStr::from_bytes(at.to_bytes())).is_file();
+        if errno == libc::ENOENT && self.candidates.iter().any(exists) {
+            return ": it is there, and the interpreter that it names is missing";
+        }
+        ""
+    }
+
     fn pointers(&self) -> Pointers {
         let argv = array(&self.argv);
         let mut shell = vec![SHELL.as_ptr(), std::ptr::null()];
@@ -596,11 +607,13 @@ pub fn up(
     Choices { sockets, network_waits }: Choices,
 ) -> Result<(), Box<dyn std::error::Error>> {
     failpoint::ready();
-    libos::manifest::check_name(name)?;
+    control::check_name(name)?;
     let server = Server::bind(name)?;
     let mut sandbox = match restore {
         None => Sandbox::create(name, len, Pages::Huge)?,
-        Some(file) => Sandbox::restore(name, file)?,
+        Some(file) => {
+            Sandbox::restore(name, file).map_err(|error| format!("{}: {error}", file.display()))?
+        }
     };
     sandbox.network_waits = network_waits;
     if sockets {
@@ -612,6 +625,7 @@ pub fn up(
         -1 => Err(io::Error::last_os_error().into()),
         0 => {
             detach();
+            allow_many_descriptors();
             drop(told);
             let served = Supervisor::new(sandbox, Some(server)).map(|mut supervisor| {
                 supervisor.prepare();
@@ -647,6 +661,17 @@ pub fn up(
 pub fn end_when_nobody_reads() {
     // SAFETY: the default action runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// A participant takes one, a connection of the network as well: as many as the administrator allows.
+pub(crate) fn allow_many_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes a limit.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: a limit of ours. If it is refused, it stays as it is.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
 }
 
 /// Leave the terminal and the caller's pipes.
