@@ -98,6 +98,13 @@ fn what_is_wrong_is_said_by_name() {
     }
     let nobody = launcher(&["post", &sandbox.name, "hello.null"]).stderr;
     assert!(nobody.contains("--pid <PID>|--any|--all"), "{nobody}");
+    let loaded = launcher(&["run", "--config", "a=b", "--", "/bin/true"]);
+    assert!(loaded.status == 125 && loaded.stderr.contains("add --ext"), "{}", loaded.stderr);
+    for option in [["--size", "600"], ["--config", "a=b"]] {
+        let both =
+            [&["run", "--sandbox", &sandbox.name][..], &option, &["--", "/bin/true"]].concat();
+        assert!(launcher(&both).stderr.contains("cannot be used with"), "{option:?}");
+    }
     let starved =
         format!("ulimit -n 3; exec {} ps {}", built("sbx-launcher").display(), sandbox.name);
     let starved = run(Command::new("sh").args(["-c", &starved]));
@@ -130,6 +137,11 @@ fn what_cannot_be_printed_is_said_or_left_unsaid_and_nothing_panics() {
     }
     assert_eq!(shell("ps no-such-sandbox", "2>/dev/full").status, 125);
     assert_eq!(shell("run -- /no/such/program", "2>/dev/full").status, 127);
+    let traced = shell("trace --out /dev/full -- /bin/sh -c 'exit 3'", "");
+    assert_eq!(traced.status, 3);
+    assert!(traced.stderr.contains("calls were not printed"), "{}", traced.stderr);
+    let drawn = shell("bench upcall --plot /no/such/folder/plot.svg", "");
+    assert!(drawn.status == 125 && drawn.stderr.contains("/no/such/folder"), "{}", drawn.stderr);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 mod ext;
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
@@ -57,10 +59,10 @@ struct Run {
     #[arg(long = "ext", value_name = "FILE", conflicts_with = "sandbox")]
     ext: Vec<PathBuf>,
     /// Configuration for the extensions: key=value,key=value.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", conflicts_with = "sandbox")]
     config: String,
     /// Size of the region's shared part in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = SIZE_DEFAULT)]
+    #[arg(long, value_name = "MIB", default_value_t = SIZE_DEFAULT, conflicts_with = "sandbox")]
     size: usize,
     /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
     #[arg(long, value_name = "FILE")]
@@ -356,7 +358,13 @@ asks the kernel).")]
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
     /// Say whether a policy file is sound.
-    #[command(after_help = "Example: sbx-launcher policy check my.toml")]
+    #[command(after_help = "Example: sbx-launcher policy check my.toml, with this in my.toml:
+    version = 1
+    [[syscall]]
+    names = [\"mkdir\", \"mkdirat\"]
+    action = \"errno:EPERM\"
+    reason = \"nothing is made here\"
+Actions: allow, errno:NAME, kill, log, upcall:EXTENSION.HANDLER.")]
     Check {
         /// The file.
         file: PathBuf,
@@ -514,6 +522,11 @@ fn start(
     if let Some(name) = sandbox {
         return run::in_named_sandbox(&name, argv, policy);
     }
+    if !config.is_empty() && ext.is_empty() {
+        return Err(
+            "--config is for what this command loads, which is nothing: add --ext FILE".into()
+        );
+    }
     let len = size.saturating_mul(1 << 20);
     let terms = Terms { config, listen, clamps: clamp, tees: tee };
     let command = run::Command { argv, extensions: ext, terms, len, policy, sockets };
@@ -521,10 +534,12 @@ fn start(
 }
 
 fn measure(name: &str, options: bench::Options, json: bool, plot: Option<PathBuf>) -> Result<i32> {
+    // What takes minutes is not to be lost for want of a folder.
+    let picture = plot.map(|file| picture(&file)).transpose()?;
     let report = bench::run(name, options)?;
-    if let Some(file) = plot {
-        std::fs::write(&file, report.svg())
-            .map_err(|error| format!("{}: {error}", file.display()))?;
+    if let Some(mut picture) = picture {
+        picture.set_len(0)?;
+        picture.write_all(report.svg().as_bytes())?;
     }
     if json {
         println!("{}", serde_json::to_string(&report)?);
@@ -532,6 +547,11 @@ fn measure(name: &str, options: bench::Options, json: bool, plot: Option<PathBuf
         print!("{}", report.table());
     }
     Ok(0)
+}
+
+fn picture(file: &Path) -> Result<File> {
+    let opened = File::options().append(true).create(true).open(file);
+    opened.map_err(|error| format!("{}: {error}", file.display()).into())
 }
 
 fn diagnose(json: bool) -> Result<i32> {

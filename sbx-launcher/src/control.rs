@@ -74,11 +74,15 @@ pub fn runtime_dir() -> io::Result<PathBuf> {
 
 fn make_private(dir: &Path, uid: u32) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let named = |error: io::Error| {
+        let why = format!("{}, where sandboxes with a name are found: {error}", dir.display());
+        io::Error::new(error.kind(), why)
+    };
     match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(named(error)),
         _ => {}
     }
-    let found = std::fs::symlink_metadata(dir)?;
+    let found = std::fs::symlink_metadata(dir).map_err(named)?;
     if !found.is_dir() || found.uid() != uid || found.mode() & 0o077 != 0 {
         return Err(io::Error::other(format!(
             "{} must be a directory of yours that nobody else can enter (mode 0700)",

@@ -337,7 +337,7 @@ fn start_held(
         become_command(&program, &start, words, launcher, keeps);
     }
     if pid < 0 {
-        return Err(io::Error::last_os_error());
+        return Err(no_process());
     }
     let refused = |error: io::Error| {
         // SAFETY: our own child, which is not reaped yet.
@@ -350,6 +350,12 @@ fn start_held(
     take(pid, listener.as_raw_fd()).map_err(refused)?;
     Words::set(&words.go, 1);
     Ok((Started { pid, start, words }, listener))
+}
+
+/// The error of a fork.
+fn no_process() -> io::Error {
+    let error = io::Error::last_os_error();
+    io::Error::new(error.kind(), format!("starting a process: {error}"))
 }
 
 /// As [`start_held`], under a filter that notifies nobody and with this environment.
@@ -622,7 +628,7 @@ pub fn up(
     let (mut told, mut tells) = io::pipe()?;
     // SAFETY: one thread; the child is the supervisor, with everything made so far.
     match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error().into()),
+        -1 => Err(no_process().into()),
         0 => {
             detach();
             allow_many_descriptors();

@@ -245,7 +245,10 @@ fn read_only_zone(name: &str, len: usize, (at, bytes): (usize, &[u8])) -> io::Re
     let writable = File::from(memfd(name, len)?);
     // Through the mapping, the kernel would clear each page before it is written.
     writable.write_all_at(bytes, at as u64)?;
-    let read_only = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd()))?;
+    let read_only = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd()));
+    let read_only = read_only.map_err(|error| {
+        io::Error::new(error.kind(), format!("{error}: /proc has to be mounted"))
+    })?;
     let mut zone = Zone::map(writable.into(), len)?;
     seal(&zone.fd, libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)?;
     zone.fd = read_only.into();
