@@ -265,7 +265,7 @@ _STATUS = {
     19: "a signal handler made an upcall while its thread was inside one",
     20: "the arguments do not fit the handler's signature",
     21: "this process is not in the sandbox",
-    22: "the extension failed and is being restarted; try again",
+    22: "the extension is being restarted, or was unloaded meanwhile; try again",
     23: "the extension failed too often in a row; it is tried again later",
     24: "the target's mailbox is full; post again later",
     25: "the target is no participant, or no longer",

@@ -413,7 +413,7 @@ enum Ext {
         #[arg(long)]
         config: Option<String>,
     },
-    /// Unload an extension.
+    /// Unload an extension. Upcalls that are inside it are ended.
     #[command(after_help = "Example: sbx-launcher ext unload web hello")]
     Unload {
         /// Sandbox.

@@ -51,6 +51,10 @@ pub fn in_own_sandbox(
     command: Command,
     finish: impl FnOnce(&mut Supervisor),
 ) -> Result<i32, Box<dyn std::error::Error>> {
+    // A worker of ours could not join another one.
+    if !command.extensions.is_empty() && ext_api::client::Sandbox::current().is_ok() {
+        return Err(INSIDE.into());
+    }
     // Nothing can be loaded later: it has no name to be called by.
     let only_tables = command.extensions.is_empty() && !command.sockets;
     let pages = if only_tables { Pages::Small } else { Pages::Huge };
@@ -157,6 +161,10 @@ pub fn in_named_sandbox(
     started.explain();
     Ok(exit_status(status))
 }
+
+/// Why nothing can be started here.
+const INSIDE: &str = "this process is in a sandbox already, or another seccomp listener watches it: a process \
+                      is in one sandbox at most";
 
 /// Pid of the command that gets what is sent to this process.
 static COMMAND: AtomicI32 = AtomicI32::new(0);
@@ -397,10 +405,7 @@ fn listener_of(pid: i32, words: &Words) -> io::Result<OwnedFd> {
             FAILED => {
                 let errno = words.errno.load(SeqCst) as i32;
                 return Err(if errno == libc::EBUSY {
-                    io::Error::other(
-                        "this process is in a sandbox already, or another seccomp listener watches \
-                         it: a process is in one sandbox at most",
-                    )
+                    io::Error::other(INSIDE)
                 } else {
                     let error = io::Error::from_raw_os_error(errno);
                     io::Error::other(format!("installing the seccomp filter: {error}"))
