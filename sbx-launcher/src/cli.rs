@@ -58,7 +58,7 @@ struct Run {
     /// Load this extension first (repeatable).
     #[arg(long = "ext", value_name = "FILE", conflicts_with = "sandbox")]
     ext: Vec<PathBuf>,
-    /// Configuration for the extensions: key=value,key=value.
+    /// Configuration for the extensions: key=value,key=value; for one of them with EXTENSION: before each key.
     #[arg(long, default_value = "", conflicts_with = "sandbox")]
     config: String,
     /// Size of the region's shared part in MiB.
@@ -115,6 +115,7 @@ enum Command {
     #[command(
         after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py
          sbx-launcher run --ext libaudit.so --ext libredirect.so --tee=audit \\
+             --config redirect:from=/srv/www,redirect:to=/srv/new \\
              --clamp redirect:path=/srv/www --clamp redirect:process=nginx -- nginx"
     )]
     Run(Run),
