@@ -176,7 +176,9 @@ class Sandbox:
         if len(words) > 4:
             raise Error("an event carries up to four numbers")
         how, target = {None: (3, 0), "any": (2, 0)}.get(pid, (1, pid))
-        words = words + (0,) * (4 - len(words))
+        # Each is a word, whatever the handler takes it for.
+        words = [word & (2**64 - 1) if -2**63 <= word < 0 else word for word in words]
+        words += [0] * (4 - len(words))
         return self.call("libos.post", how | (256 if urgent else 0), target, handle, *words)
 
     def wait(self, seconds=None):
@@ -184,7 +186,9 @@ class Sandbox:
 
         Those that wait already are delivered at once. Other threads run meanwhile.
         """
-        return self._wait(1 << 60 if seconds is None else int(seconds * 1e9))
+        if seconds is not None and not seconds >= 0:
+            raise ValueError("a time to wait is 0 or more, or None")
+        return self._wait(1 << 60 if seconds is None else int(min(seconds, 1e9) * 1e9))
 
     def _signature(self, handle):
         row = self._table + (handle & 0xFFFFFFFF) * 256
@@ -250,6 +254,8 @@ class Sandbox:
         return names["call"]
 
 
+_RANGES = {"u64": (0, 2**64 - 1), "i64": (-2**63, 2**63 - 1)}
+
 _WORDS = {"i64": ctypes.c_int64, "f64": ctypes.c_double, "bool": ctypes.c_uint64}
 
 _STATUS = {
@@ -259,7 +265,7 @@ _STATUS = {
     19: "a signal handler made an upcall while its thread was inside one",
     20: "the arguments do not fit the handler's signature",
     21: "this process is not in the sandbox",
-    22: "the extension failed and is being restarted; try again",
+    22: "the extension is being restarted, or was unloaded meanwhile; try again",
     23: "the extension failed too often in a row; it is tried again later",
     24: "the target's mailbox is full; post again later",
     25: "the target is no participant, or no longer",
@@ -295,8 +301,13 @@ def _source(kinds, returns, plain):
         if kind == "str":
             lines.append("    %s = %s.encode()" % (name, name))
         if kind == "bytes":
-            lines.append("    if type(%s) is not bytes: %s = bytes(%s)" % (name, name, name))
+            # Of a number, bytes() makes as many zeros.
+            lines.append("    if type(%s) is not bytes: %s = bytes(memoryview(%s))" % (name, name, name))
         lines.append("    words.%s = %s" % (name, name))
+        if kind in _RANGES:
+            # What does not fit, ctypes cuts off.
+            lines.append("    if not %d <= %s <= %d: raise OverflowError('%s does not fit %s')"
+                         % (_RANGES[kind][0], name, _RANGES[kind][1], name, kind))
         if kind in ("bytes", "str"):
             lines.append("    words.n%d = len(%s)" % (at, name))
     result = {

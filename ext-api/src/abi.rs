@@ -136,7 +136,9 @@ impl core::fmt::Display for Status {
             Self::Reentered => "a signal handler made an upcall while its thread was inside one",
             Self::BadArgs => "the arguments do not fit the handler's signature",
             Self::NotAttached => "this process is not in the sandbox",
-            Self::Restarting => "the extension failed and is being restarted; try again",
+            Self::Restarting => {
+                "the extension is being restarted, or was unloaded meanwhile; try again"
+            }
             Self::Quarantined => "the extension failed too often in a row; it is tried again later",
             Self::Full => "the target's mailbox is full; post again later",
             Self::Gone => "the target is no participant, or no longer",

@@ -42,6 +42,17 @@ fn noticed(sandbox: &Sandbox, word: &str) -> Vec<String> {
 }
 
 #[test]
+fn extensions_of_one_command_have_their_own_keys() {
+    let images = ["libaudit.so", "libredirect.so"].map(built);
+    let images = images.each_ref().map(|image| image.to_str().expect("a UTF-8 path"));
+    let config = "redirect:from=/no/sbx,redirect:to=/etc";
+    let options = ["run", "--ext", images[0], "--ext", images[1], "--tee=audit", "--config"];
+    let command = ["--", "/bin/cat", "/no/sbx/passwd"];
+    let ended = launcher(&[&options[..], &[config], &command].concat());
+    assert!(ended.status == 0 && ended.stdout.contains("root:"), "{}", ended.stderr);
+}
+
+#[test]
 fn the_order_in_which_extensions_are_asked_is_shown() {
     let sandbox = Sandbox::up("order");
     loaded(&sandbox, "libredirect.so", &["--config", "from=/a,to=/b", "--clamp", "path=/a"]);

@@ -1,6 +1,7 @@
 //! Processes killed anywhere, and what they leave.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -255,4 +256,30 @@ fn what_a_thread_holds_that_ends_inside_an_upcall_is_a_dead_ones() {
         assert_eq!(text, (0, "2 broken\n"), "{which}: {}", ended.stderr);
         settled(&sandbox, 2);
     }
+}
+
+#[test]
+fn a_launcher_that_is_killed_at_once_leaves_no_command_waiting() {
+    // Before there is a keeper. All have one pipe, which ends with the last of them.
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let kills = if full() { 4_000 } else { 400 };
+    let groups: Vec<Pid> = (0..kills)
+        .map(|turn| {
+            let mut command = Command::new(built("sbx-launcher"));
+            command.args(["run", "--", "/bin/true"]).process_group(0);
+            let output = writer.try_clone().expect("a descriptor");
+            let mut child = command.stdout(output).spawn().expect("the launcher is built");
+            thread::sleep(Duration::from_micros(turn % 50 * 100));
+            child.kill().expect("it is not reaped");
+            child.wait().expect("it was started");
+            Pid::from_raw(-(child.id() as i32))
+        })
+        .collect();
+    drop(writer);
+    let (tell, told) = std::sync::mpsc::channel();
+    thread::spawn(move || tell.send(reader.read_to_end(&mut Vec::new()).is_ok()));
+    let ended = told.recv_timeout(Duration::from_secs(10));
+    // Who waits for ever would do so at a core's cost.
+    let left = groups.into_iter().filter(|group| kill(*group, Signal::SIGKILL).is_ok()).count();
+    assert_eq!(ended, Ok(true), "{left} wait");
 }

@@ -51,6 +51,14 @@ fn kv_cache() {
 #[test]
 fn rate_limit() {
     follow("rate-limit");
+    for (config, named) in
+        [("keys=0", "keys=0: "), ("burst=0", "burst=0: "), ("rate=4294967296", "rate=4294967296: ")]
+    {
+        let image = built("librate_limit.so");
+        let image = image.to_str().expect("a UTF-8 path");
+        let refused = launcher(&["run", "--ext", image, "--config", config, "--", "/bin/true"]);
+        assert!(refused.status == 125 && refused.stderr.contains(named), "{}", refused.stderr);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use integration::{Sandbox, built, launcher, run};
+use integration::{Sandbox, Scratch, built, launcher, run};
 
 #[test]
 fn output_and_exit_status_are_the_commands_own() {
@@ -13,6 +13,12 @@ fn output_and_exit_status_are_the_commands_own() {
     assert_eq!(launcher(&["run", "--", "/bin/sh", "-c", "kill -9 $$"]).status, 128 + 9);
     assert_eq!(launcher(&["run", "--", "/no/such/program"]).status, 127);
     assert_eq!(launcher(&["run", "--", "/etc/passwd"]).status, 126);
+    let script = Scratch::new("script");
+    std::fs::write(&script.0, "#!/no/such/interpreter\n").expect("written");
+    assert_eq!(run(Command::new("chmod").args(["+x", script.text()])).status, 0);
+    let ended = launcher(&["run", "--", script.text()]);
+    assert_eq!(ended.status, 127);
+    assert!(ended.stderr.contains("it names is missing"), "{}", ended.stderr);
     assert_eq!(launcher(&["nonsense"]).status, 125);
 }
 
@@ -81,7 +87,117 @@ fn what_is_wrong_is_said_by_name() {
     assert!(text.stderr.contains("not a usable ELF image"), "{}", text.stderr);
     let program = launcher(&["ext", "load", &sandbox.name, "/bin/true"]);
     assert_eq!(program.status, 125);
-    assert!(launcher(&["up", "bad/name"]).stderr.contains("letters, digits"));
+    let rule =
+        "\"bad/name\" is no name of a sandbox: use 1 to 31 ASCII letters, digits, '-' and '_'";
+    for command in [&["up", "bad/name"][..], &["down", "bad/name"], &["ext", "ls", "bad/name"]] {
+        assert_eq!(launcher(command).stderr, format!("sbx-launcher: {rule}\n"));
+    }
+    for size in ["0", "575", "65537", "18446744073709551615"] {
+        let sized = launcher(&["run", "--size", size, "--", "/bin/true"]);
+        assert!(sized.stderr.contains("576 to 65536 MiB"), "{}", sized.stderr);
+    }
+    let nobody = launcher(&["post", &sandbox.name, "hello.null"]).stderr;
+    assert!(nobody.contains("--pid <PID>|--any|--all"), "{nobody}");
+    let loaded = launcher(&["run", "--config", "a=b", "--", "/bin/true"]);
+    assert!(loaded.status == 125 && loaded.stderr.contains("add --ext"), "{}", loaded.stderr);
+    for option in [["--size", "600"], ["--config", "a=b"]] {
+        let both =
+            [&["run", "--sandbox", &sandbox.name][..], &option, &["--", "/bin/true"]].concat();
+        assert!(launcher(&both).stderr.contains("cannot be used with"), "{option:?}");
+    }
+    let starved =
+        format!("ulimit -n 3; exec {} ps {}", built("sbx-launcher").display(), sandbox.name);
+    let starved = run(Command::new("sh").args(["-c", &starved]));
+    assert!(starved.stderr.contains("Too many open files"), "{}", starved.stderr);
+}
+
+#[test]
+fn what_cannot_be_printed_is_said_or_left_unsaid_and_nothing_panics() {
+    let sandbox = Sandbox::up("full");
+    sandbox.load_hello();
+    let launcher = built("sbx-launcher").display().to_string();
+    let shell = |command: &str, to: &str| {
+        run(Command::new("sh").args(["-c", &format!("{launcher} {command} {to}")]))
+    };
+    let name = &sandbox.name;
+    for command in [
+        "ls --json".to_owned(),
+        format!("ps {name}"),
+        format!("log {name}"),
+        format!("call {name} hello.greet you"),
+        "policy show".to_owned(),
+        "--help".to_owned(),
+    ] {
+        // Something has to be printed by each.
+        assert_eq!(shell(&format!("call {name} hello.fail panic"), "").status, 125);
+        let full = shell(&command, ">/dev/full");
+        assert_eq!(full.status, 125, "{command}: {}", full.stderr);
+        let said = full.stderr.contains("No space left") || command == "--help";
+        assert!(said && !full.stderr.contains("panicked"), "{command}: {}", full.stderr);
+    }
+    assert_eq!(shell("ps no-such-sandbox", "2>/dev/full").status, 125);
+    assert_eq!(shell("run -- /no/such/program", "2>/dev/full").status, 127);
+    let traced = shell("trace --out /dev/full -- /bin/sh -c 'exit 3'", "");
+    assert_eq!(traced.status, 3);
+    assert!(traced.stderr.contains("calls were not printed"), "{}", traced.stderr);
+    let drawn = shell("bench upcall --plot /no/such/folder/plot.svg", "");
+    assert!(drawn.status == 125 && drawn.stderr.contains("/no/such/folder"), "{}", drawn.stderr);
+}
+
+#[test]
+fn a_file_that_is_none_does_not_stop_the_supervisor() {
+    let sandbox = Sandbox::up("files");
+    let pipe = Scratch::new("pipe");
+    assert_eq!(run(Command::new("mkfifo").arg(&pipe.0)).status, 0);
+    for file in [pipe.text(), "/tmp"] {
+        let refused = launcher(&["ext", "load", &sandbox.name, file]);
+        assert_eq!(refused.status, 125);
+        assert!(refused.stderr.contains("no regular file"), "{}", refused.stderr);
+        // Nor is it replaced, as a device would be.
+        let refused = launcher(&["snapshot", &sandbox.name, file]);
+        assert!(refused.stderr.contains("no regular file"), "{}", refused.stderr);
+    }
+    assert_eq!(launcher(&["ps", &sandbox.name]).status, 0);
+    let endless = format!(
+        "ulimit -v 1000000; exec {} policy check /dev/zero",
+        built("sbx-launcher").display()
+    );
+    let endless = run(Command::new("sh").args(["-c", &endless]));
+    assert!(endless.stderr.contains("a policy has at most"), "{}", endless.stderr);
+}
+
+#[test]
+fn a_snapshot_replaces_the_file_that_a_link_leads_to_and_no_other() {
+    let sandbox = Sandbox::up("link");
+    sandbox.load_hello();
+    let folder = Scratch::new("snapshots");
+    std::fs::create_dir(&folder.0).expect("a new folder");
+    let [file, link, other] = ["state.1", "link", "state.partial"].map(|name| folder.0.join(name));
+    for old in [&file, &other] {
+        std::fs::write(old, "old").expect("written");
+    }
+    std::os::unix::fs::symlink("state.1", &link).expect("a new link");
+    let written = launcher(&["snapshot", &sandbox.name, link.to_str().expect("UTF-8")]);
+    assert_eq!(written.status, 0, "{}", written.stderr);
+    assert!(link.is_symlink() && std::fs::metadata(&file).is_ok_and(|about| about.len() > 1000));
+    assert_eq!(std::fs::read(&other).expect("it is there"), b"old");
+    assert_eq!(std::fs::read_dir(&folder.0).expect("it is there").count(), 3);
+    let nowhere = launcher(&["up", "nowhere", "--restore", "/no/such/snapshot"]).stderr;
+    assert!(nowhere.contains("/no/such/snapshot: "), "{nowhere}");
+}
+
+#[test]
+fn more_programs_take_part_than_descriptors_are_usual() {
+    let name = format!("t{}-many", std::process::id());
+    let up = format!("ulimit -Sn 64; exec {} up {name}", built("sbx-launcher").display());
+    assert_eq!(run(Command::new("sh").args(["-c", &up])).status, 0);
+    let sandbox = Sandbox { name };
+    let script =
+        "for i in $(seq 100); do sleep 100 & done; echo $(jobs -p | wc -l); kill $(jobs -p); wait";
+    let ended = sandbox.run(&["bash", "-c", script]);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("100\n", ""));
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    assert!(!log.contains("cannot be watched"), "{log}");
 }
 
 #[test]
@@ -90,6 +206,9 @@ fn a_second_sandbox_around_a_process_is_refused() {
     let ended = launcher(&["run", "--", inner.to_str().unwrap(), "run", "--", "/bin/true"]);
     assert_eq!(ended.status, 125);
     assert!(ended.stderr.contains("in one sandbox at most"), "{}", ended.stderr);
+    let sandbox = Sandbox::up("around");
+    let trace = sandbox.run(&[inner.to_str().unwrap(), "trace", "--", "/bin/true"]);
+    assert!(trace.stderr.contains("in one sandbox at most"), "{}", trace.stderr);
 }
 
 #[test]
@@ -104,6 +223,7 @@ fn processes_share_one_state() {
     assert_eq!(sandbox.call(&["hello.add", "10"]).stdout, "13\n");
     assert_eq!(sandbox.call(&["hello.times", "nobody"]).stdout, "(none)\n");
     assert!(sandbox.call(&["hello.add", "x"]).stderr.contains("not of type u64"));
+    assert!(sandbox.call(&["hello.add", "-1"]).stderr.contains("not of type u64"));
 }
 
 #[test]

@@ -55,6 +55,28 @@ fn a_program_attaches_by_itself() {
 }
 
 #[test]
+fn python_is_told_what_an_argument_cannot_be() {
+    let sandbox = Sandbox::up("types");
+    sandbox.load_hello();
+    let script = "import sbx\n\
+        box = sbx.current()\n\
+        def said(name, *args):\n\
+        \ttry: return box.call(name, *args)\n\
+        \texcept Exception as error: return type(error).__name__\n\
+        for n in (-1, 1 << 64, 0.5, 'x', None): print('add', said('hello.add', n))\n\
+        for data in (5, [1, 2], 'text', None): print('echo', said('hello.echo', data))\n\
+        print(said('hello.add', (1 << 64) - 1), said('hello.add', 2), said('hello.add', True))\n\
+        for data in (b'a\\0b', bytearray(b'ba'), memoryview(b'mv'), b''): print(said('hello.echo', data))\n\
+        try: box.wait(-1)\n\
+        except ValueError: print(box.wait(0))";
+    let ended = run(&mut python(Some(&sandbox), script));
+    let expected = "add OverflowError\nadd OverflowError\nadd TypeError\nadd TypeError\nadd TypeError\n\
+        echo TypeError\necho TypeError\necho TypeError\necho TypeError\n\
+        18446744073709551615 1 2\nb'a\\x00b'\nb'ba'\nb'mv'\nb''\n0\n";
+    assert_eq!(ended.stdout, expected, "{}", ended.stderr);
+}
+
+#[test]
 fn a_program_whose_addresses_are_taken_is_told() {
     let sandbox = Sandbox::up("taken");
     sandbox.load_hello();
@@ -90,6 +112,13 @@ fn a_policy_file_refuses_and_allows() {
     let ended = launcher(&["run", "--policy", policy.text(), "--", "/bin/true"]);
     assert_eq!(ended.status, 125);
     assert!(ended.stderr.contains("mkdirr"), "{}", ended.stderr);
+    let image = built("libhello_upcall.so");
+    let image = image.to_str().expect("a UTF-8 path");
+    let asks = rules.replace("errno:EDQUOT", "upcall:hello.nobody");
+    std::fs::write(&policy.0, asks).expect("a scratch file");
+    let args = ["run", "--policy", policy.text(), "--ext", image, "--", "/bin/true"];
+    let refused = launcher(&args).stderr;
+    assert!(refused.contains("hello.nobody is no handler of that extension"), "{refused}");
 }
 
 #[test]
@@ -267,6 +296,38 @@ fn the_terminal_is_the_commands() {
     }
     child.stdin.take().expect("piped").write_all(b"still here").expect("it reads");
     assert_eq!(child.wait_with_output().expect("it ends").stdout, b"still here");
+}
+
+#[test]
+fn what_the_terminal_has_stopped_goes_on_in_the_foreground() {
+    let sandbox = Sandbox::up("stopped");
+    // An interactive shell on a terminal of its own: ^Z and fg, several times, with the launcher told by name.
+    let script = "import os, pty, sys\n\
+        pid, terminal = pty.fork()\n\
+        if pid == 0: os.environ['PS1'] = 'shell> '; os.execvp('bash', ['bash', '--norc', '-i'])\n\
+        text = b''\n\
+        def until(mark):\n\
+        \tglobal text\n\
+        \twhile mark not in text: text += os.read(terminal, 1000)\n\
+        \ttext = text.split(mark, 1)[1]\n\
+        def say(what): os.write(terminal, what)\n\
+        command = ' '.join(sys.argv[1:]).encode()\n\
+        until(b'shell> ')\n\
+        say(command + b\" -- sh -c 'echo begun; exec cat'\\n\")\n\
+        until(b'begun\\r\\n')\n\
+        for turn in range(8):\n\
+        \tsay(b'\\x1a'); until(b'Stopped'); until(b'shell> ')\n\
+        \tsay(b'fg\\n'); until(b'exec cat'); until(b'\\n')\n\
+        \tsay(b'turn %d\\n' % turn); until(b'turn %d\\r\\nturn %d' % (turn, turn))\n\
+        say(b'\\x04'); until(b'shell> ')\n\
+        say(b'echo $((40 + $?))\\n'); until(b'40\\r\\n'); print('done')";
+    let launcher = built("sbx-launcher");
+    for options in [&["--sandbox", &sandbox.name][..], &[]] {
+        let mut command = Command::new("/usr/bin/timeout");
+        command.args(["-k", "1", "20", "/usr/bin/python3", "-c", script]).arg(&launcher).arg("run");
+        let ended = run(command.args(options));
+        assert_eq!(ended.stdout, "done\n", "{options:?}: {}", ended.stderr);
+    }
 }
 
 #[test]

@@ -47,6 +47,24 @@ fn no_call_is_lost_while_versions_change() {
 }
 
 #[test]
+fn who_is_inside_an_extension_that_is_unloaded_is_told() {
+    let sandbox = Sandbox::up("inside");
+    sandbox.load(&built("libledger.so"));
+    let call = ["call", &sandbox.name, "ledger.hold", "20000"];
+    let mut inside = Command::new(built("sbx-launcher"));
+    let inside = inside.args(call).stderr(Stdio::piped()).spawn().expect("the launcher is built");
+    let of = |ps: &serde_json::Value| ps["uses"][1]["used"].as_u64().unwrap_or(0);
+    while of(&sandbox.json(&["ps"])) == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(launcher(&["ext", "unload", &sandbox.name, "ledger"]).status, 0);
+    let ended = inside.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.contains("was unloaded"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_upgraded_stays() {
     let sandbox = Sandbox::up("stays");
     sandbox.load(&built("libledger.so"));

@@ -3,9 +3,11 @@
 mod ext;
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use ext_api::abi::{HOW_ALL, HOW_ANY, HOW_PID, HOW_URGENT};
 use libos::layout::Place;
 use serde_json::Value;
@@ -14,7 +16,7 @@ use crate::control::{self, Request};
 use crate::policy::Policy;
 use crate::sandbox::ports::{Listen, Waits};
 use crate::sandbox::terms::{Clamp, Terms};
-use crate::{bench, doctor, perf, policy, run, trace};
+use crate::{bench, doctor, perf, policy, run, say, trace};
 
 /// Run programs in a sandbox whose extensions they share at function-call cost.
 #[derive(Debug, Parser)]
@@ -56,11 +58,11 @@ struct Run {
     /// Load this extension first (repeatable).
     #[arg(long = "ext", value_name = "FILE", conflicts_with = "sandbox")]
     ext: Vec<PathBuf>,
-    /// Configuration for the extensions: key=value,key=value.
-    #[arg(long, default_value = "")]
+    /// Configuration for the extensions: key=value,key=value; for one of them with EXTENSION: before each key.
+    #[arg(long, default_value = "", conflicts_with = "sandbox")]
     config: String,
     /// Size of the region's shared part in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = SIZE_DEFAULT)]
+    #[arg(long, value_name = "MIB", default_value_t = SIZE_DEFAULT, conflicts_with = "sandbox")]
     size: usize,
     /// Rules for its system calls (TOML), looked at before the base policy: see `policy show`.
     #[arg(long, value_name = "FILE")]
@@ -113,6 +115,7 @@ enum Command {
     #[command(
         after_help = "Example: sbx-launcher run --ext target/release/libhello_upcall.so -- python3 app.py
          sbx-launcher run --ext libaudit.so --ext libredirect.so --tee=audit \\
+             --config redirect:from=/srv/www,redirect:to=/srv/new \\
              --clamp redirect:path=/srv/www --clamp redirect:process=nginx -- nginx"
     )]
     Run(Run),
@@ -169,28 +172,33 @@ Restore: sbx-launcher up web --restore web.snapshot")]
         /// EXTENSION.HANDLER.
         handler: String,
         /// Its arguments.
+        #[arg(allow_negative_numbers = true)]
         args: Vec<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Post an event: have a handler run in other processes, as soon as they come by.
-    #[command(after_help = "Example: sbx-launcher post web cache.clear --all")]
+    #[command(
+        group(ArgGroup::new("whom").required(true).args(["pid", "any", "all"])),
+        after_help = "Example: sbx-launcher post web cache.clear --all"
+    )]
     Post {
         /// Sandbox.
         name: String,
         /// EXTENSION.HANDLER; it takes up to four numbers.
         handler: String,
         /// Its arguments.
+        #[arg(allow_negative_numbers = true)]
         args: Vec<String>,
         /// To this participant.
-        #[arg(long, value_name = "PID", conflicts_with_all = ["any", "all"])]
+        #[arg(long, value_name = "PID")]
         pid: Option<u32>,
         /// To whichever waits first.
-        #[arg(long, conflicts_with = "all")]
+        #[arg(long)]
         any: bool,
         /// To every participant.
-        #[arg(long, required_unless_present_any = ["pid", "any"])]
+        #[arg(long)]
         all: bool,
         /// Interrupt those that run code of their own.
         #[arg(long)]
@@ -351,7 +359,13 @@ asks the kernel).")]
 #[derive(Debug, Subcommand)]
 enum PolicyCommand {
     /// Say whether a policy file is sound.
-    #[command(after_help = "Example: sbx-launcher policy check my.toml")]
+    #[command(after_help = "Example: sbx-launcher policy check my.toml, with this in my.toml:
+    version = 1
+    [[syscall]]
+    names = [\"mkdir\", \"mkdirat\"]
+    action = \"errno:EPERM\"
+    reason = \"nothing is made here\"
+Actions: allow, errno:NAME, kill, log, upcall:EXTENSION.HANDLER.")]
     Check {
         /// The file.
         file: PathBuf,
@@ -400,7 +414,7 @@ enum Ext {
         #[arg(long)]
         config: Option<String>,
     },
-    /// Unload an extension.
+    /// Unload an extension. Upcalls that are inside it are ended.
     #[command(after_help = "Example: sbx-launcher ext unload web hello")]
     Unload {
         /// Sandbox.
@@ -429,10 +443,12 @@ pub fn main(cli: Cli) -> i32 {
     if !supervises && !matches!(cli.command, Command::Bench { .. } | Command::BenchInside { .. }) {
         run::end_when_nobody_reads();
     }
-    carry_out(cli.command).unwrap_or_else(|error| {
+    let status = carry_out(cli.command).unwrap_or_else(|error| {
         eprintln!("sbx-launcher: {error}");
         run::LAUNCHER_FAILED
-    })
+    });
+    say::finish();
+    status
 }
 
 fn carry_out(command: Command) -> Result<i32> {
@@ -444,7 +460,7 @@ fn carry_out(command: Command) -> Result<i32> {
             run::up(&name, len, restore.as_deref(), choices).map(|()| 0)
         }
         Command::Snapshot { name, file } => {
-            let file = std::path::absolute(file)?;
+            let file = absolute(file)?;
             let written = ask(&name, Request::Snapshot { file })?;
             println!("wrote {} extensions", written["extensions"]);
             Ok(0)
@@ -507,6 +523,11 @@ fn start(
     if let Some(name) = sandbox {
         return run::in_named_sandbox(&name, argv, policy);
     }
+    if !config.is_empty() && ext.is_empty() {
+        return Err(
+            "--config is for what this command loads, which is nothing: add --ext FILE".into()
+        );
+    }
     let len = size.saturating_mul(1 << 20);
     let terms = Terms { config, listen, clamps: clamp, tees: tee };
     let command = run::Command { argv, extensions: ext, terms, len, policy, sockets };
@@ -514,10 +535,12 @@ fn start(
 }
 
 fn measure(name: &str, options: bench::Options, json: bool, plot: Option<PathBuf>) -> Result<i32> {
+    // What takes minutes is not to be lost for want of a folder.
+    let picture = plot.map(|file| picture(&file)).transpose()?;
     let report = bench::run(name, options)?;
-    if let Some(file) = plot {
-        std::fs::write(&file, report.svg())
-            .map_err(|error| format!("{}: {error}", file.display()))?;
+    if let Some(mut picture) = picture {
+        picture.set_len(0)?;
+        picture.write_all(report.svg().as_bytes())?;
     }
     if json {
         println!("{}", serde_json::to_string(&report)?);
@@ -525,6 +548,11 @@ fn measure(name: &str, options: bench::Options, json: bool, plot: Option<PathBuf
         print!("{}", report.table());
     }
     Ok(0)
+}
+
+fn picture(file: &Path) -> Result<File> {
+    let opened = File::options().append(true).create(true).open(file);
+    opened.map_err(|error| format!("{}: {error}", file.display()).into())
 }
 
 fn diagnose(json: bool) -> Result<i32> {
@@ -544,6 +572,12 @@ fn policy(command: PolicyCommand) -> Result<i32> {
     };
     println!("{}", text.trim_end());
     Ok(0)
+}
+
+/// The file as a supervisor finds it, whose working directory is another.
+fn absolute(file: PathBuf) -> Result<PathBuf> {
+    std::path::absolute(&file)
+        .map_err(|error| format!("{}: the working directory: {error}", file.display()).into())
 }
 
 fn ask(name: &str, request: Request) -> Result<Value> {

@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ext_api::abi::NO_EVENT;
+use ext_api::limits::NAME_LEN_MAX;
 use libos::data::{Context, Joined, Tally};
 use libos::manifest::Port;
 use netio::listen;
@@ -73,11 +74,15 @@ pub fn runtime_dir() -> io::Result<PathBuf> {
 
 fn make_private(dir: &Path, uid: u32) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let named = |error: io::Error| {
+        let why = format!("{}, where sandboxes with a name are found: {error}", dir.display());
+        io::Error::new(error.kind(), why)
+    };
     match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(named(error)),
         _ => {}
     }
-    let found = std::fs::symlink_metadata(dir)?;
+    let found = std::fs::symlink_metadata(dir).map_err(named)?;
     if !found.is_dir() || found.uid() != uid || found.mode() & 0o077 != 0 {
         return Err(io::Error::other(format!(
             "{} must be a directory of yours that nobody else can enter (mode 0700)",
@@ -360,7 +365,8 @@ fn carry_out(
             supervisor.sandbox.unload(name).map(|()| Value::Null).map_err(text)
         }
         Request::Snapshot { file } => {
-            let written = supervisor.sandbox.snapshot(file).map_err(text)?;
+            let written = supervisor.sandbox.snapshot(file);
+            let written = written.map_err(|error| format!("{}: {error}", file.display()))?;
             Ok(json!({ "extensions": written }))
         }
         Request::Extensions => Ok(extensions::list(supervisor)),
@@ -594,12 +600,7 @@ fn is_hang_up(error: &io::Error) -> bool {
 }
 
 fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
-    let connection = connect(name).map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("no sandbox named {name} is up (sbx-launcher ls; sbx-launcher up {name})"),
-        )
-    })?;
+    let connection = connect(name).map_err(|error| unreachable(name, &error))?;
     send(&connection, &serde_json::to_string(request)?, fds).map_err(|error| {
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => io::Error::other("the arguments are too long for one request"),
@@ -619,6 +620,29 @@ fn ask_once(name: &str, request: &Request, fds: &[RawFd]) -> io::Result<Value> {
         Some(why) => Err(io::Error::other(why.to_owned())),
         None => Ok(answer["ok"].take()),
     }
+}
+
+/// Why the supervisor of `name` cannot be asked.
+fn unreachable(name: &str, error: &io::Error) -> io::Error {
+    use io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
+    let why = match check_name(name) {
+        Err(why) => why,
+        Ok(()) if matches!(error.kind(), ConnectionRefused | NotADirectory | NotFound) => {
+            format!("no sandbox named {name} is up (sbx-launcher ls; sbx-launcher up {name})")
+        }
+        Ok(()) => format!("asking the supervisor of {name}: {error}"),
+    };
+    io::Error::new(error.kind(), why)
+}
+
+/// May a sandbox have this name?
+///
+/// # Errors
+/// The rule, if it may not.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let rule = format!("use 1 to {NAME_LEN_MAX} ASCII letters, digits, '-' and '_'");
+    libos::manifest::check_name(name)
+        .map_err(|_| format!("{name:?} is no name of a sandbox: {rule}"))
 }
 
 /// Does the supervisor of `name` answer within some seconds? None if there is none.

@@ -116,6 +116,8 @@ pub struct Follower {
     early: Vec<i32>,
     /// The command that shares this process's only CPU until it has joined.
     launched: Option<(i32, OneCpu)>,
+    /// Is there a keeper to finish what is begun here?
+    pub is_kept: bool,
 }
 
 impl Follower {
@@ -126,7 +128,14 @@ impl Follower {
     pub fn new(entry: Entry, place: Place, fds: [i32; 3]) -> io::Result<Self> {
         let lent_call = SlotZero::at(place).symbol("sbx_lent_call");
         let injector = Injector { entry, lent_call, place, fds, hand: Hand::new()? };
-        Ok(Self { injector, seized: HashMap::new(), early: Vec::new(), launched: None })
+        let (seized, early) = (HashMap::new(), Vec::new());
+        Ok(Self { injector, seized, early, launched: None, is_kept: false })
+    }
+
+    /// How a task that executes a program is traced. One that waits to be let in, by whoever follows, would wait
+    /// for ever if nobody does: it ends with this process then.
+    const fn exec_options(&self) -> i32 {
+        EXEC_OPTIONS | if self.is_kept { 0 } else { libc::PTRACE_O_EXITKILL }
     }
 
     /// What is in hand.
@@ -150,7 +159,7 @@ impl Follower {
         for found in self.hand().found() {
             let Found { tid, fds, armed, .. } = found;
             let process = thread_group(tid).unwrap_or(tid as u32);
-            if tracee::seize(tid, EXEC_OPTIONS).is_err() {
+            if tracee::seize(tid, self.exec_options()).is_err() {
                 // It has ended, or is a debugger's.
                 self.hand().end(tid);
                 continue;
@@ -259,7 +268,7 @@ impl Follower {
             events
                 .push(Followed::Note(format!("pid {process}: too many threads wait for an exec")));
         }
-        let options = if is_exec { EXEC_OPTIONS } else { FORK_OPTIONS };
+        let options = if is_exec { self.exec_options() } else { FORK_OPTIONS };
         if still_there() && tracee::seize(tid, options).is_ok() {
             if is_exec {
                 pass_with(Point::ExecSeized, tid, 0);
@@ -340,7 +349,7 @@ impl Follower {
     /// # Errors
     /// Another process traces it.
     pub fn expect_exec(&mut self, pid: i32, armed: Armed) -> io::Result<()> {
-        tracee::seize(pid, EXEC_OPTIONS)?;
+        tracee::seize(pid, self.exec_options())?;
         self.begin_exec(pid, pid as u32, self.injector.fds, armed);
         Ok(())
     }

@@ -4,6 +4,9 @@
 //! 2. A program is injected before any of its own instructions have run, or not at all.
 //! 3. Filters are installed once per launched command, before its first exec.
 
+#[macro_use]
+pub mod say;
+
 pub mod bench;
 pub mod bpf;
 pub mod cli;

@@ -23,6 +23,7 @@
 //! and a caller may put anything above), else 64; `bits = 64` asks for all of an argument.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use ext_api::calls::SET_WORDS;
@@ -154,12 +155,14 @@ impl Policy {
 }
 
 fn read_limited(path: &Path) -> std::io::Result<String> {
-    let len = fs::metadata(path)?.len();
-    if len > FILE_LEN_MAX {
-        let text = format!("it has {len} bytes, a policy has at most {FILE_LEN_MAX}");
+    let mut text = String::new();
+    // What has no length, as a pipe, may have no end either.
+    let len = fs::File::open(path)?.take(FILE_LEN_MAX + 1).read_to_string(&mut text)?;
+    if len as u64 > FILE_LEN_MAX {
+        let text = format!("a policy has at most {FILE_LEN_MAX} bytes");
         return Err(std::io::Error::other(text));
     }
-    fs::read_to_string(path)
+    Ok(text)
 }
 
 /// `policy check FILE`: what the file amounts to, and which of its rules can never match.

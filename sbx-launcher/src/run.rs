@@ -51,6 +51,10 @@ pub fn in_own_sandbox(
     command: Command,
     finish: impl FnOnce(&mut Supervisor),
 ) -> Result<i32, Box<dyn std::error::Error>> {
+    // A worker of ours could not join another one.
+    if !command.extensions.is_empty() && ext_api::client::Sandbox::current().is_ok() {
+        return Err(INSIDE.into());
+    }
     // Nothing can be loaded later: it has no name to be called by.
     let only_tables = command.extensions.is_empty() && !command.sockets;
     let pages = if only_tables { Pages::Small } else { Pages::Huge };
@@ -80,6 +84,8 @@ pub fn in_own_sandbox(
         started
     };
     supervisor.set_command(started.pid);
+    leave_stops_to_the_command();
+    allow_many_descriptors();
     let End::Command(status) = supervisor.serve() else {
         supervisor.end();
         return Ok(0);
@@ -140,6 +146,7 @@ pub fn in_named_sandbox(
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
     pass_on_to(pid);
+    leave_stops_to_the_command();
     let mut status = 0;
     // SAFETY: our own child.
     while unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) } == pid {
@@ -154,6 +161,10 @@ pub fn in_named_sandbox(
     started.explain();
     Ok(exit_status(status))
 }
+
+/// Why nothing can be started here.
+const INSIDE: &str = "this process is in a sandbox already, or another seccomp listener watches it: a process \
+                      is in one sandbox at most";
 
 /// Pid of the command that gets what is sent to this process.
 static COMMAND: AtomicI32 = AtomicI32::new(0);
@@ -173,6 +184,15 @@ fn pass_on_to(command: i32) {
             // SAFETY: as it was.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
+    }
+}
+
+/// Have the terminal stop the command, and this process when that is seen. If the terminal stopped both, it
+/// could be this one that is continued first, which would find the other stopped and stop again.
+fn leave_stops_to_the_command() {
+    for signal in [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU] {
+        // SAFETY: ignoring a signal runs no code.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
@@ -266,7 +286,8 @@ impl Started {
         if errno != 0 {
             let error = io::Error::from_raw_os_error(errno as i32);
             let program = self.start.argv.first().map(|name| name.to_string_lossy());
-            eprintln!("sbx-launcher: {}: {error}", program.unwrap_or_default());
+            let program = program.unwrap_or_default();
+            eprintln!("sbx-launcher: {program}: {error}{}", self.start.hint(errno as i32));
         }
     }
 }
@@ -324,7 +345,7 @@ fn start_held(
         become_command(&program, &start, words, launcher, keeps);
     }
     if pid < 0 {
-        return Err(io::Error::last_os_error());
+        return Err(no_process());
     }
     let refused = |error: io::Error| {
         // SAFETY: our own child, which is not reaped yet.
@@ -337,6 +358,12 @@ fn start_held(
     take(pid, listener.as_raw_fd()).map_err(refused)?;
     Words::set(&words.go, 1);
     Ok((Started { pid, start, words }, listener))
+}
+
+/// The error of a fork.
+fn no_process() -> io::Error {
+    let error = io::Error::last_os_error();
+    io::Error::new(error.kind(), format!("starting a process: {error}"))
 }
 
 /// As [`start_held`], under a filter that notifies nobody and with this environment.
@@ -378,10 +405,7 @@ fn listener_of(pid: i32, words: &Words) -> io::Result<OwnedFd> {
             FAILED => {
                 let errno = words.errno.load(SeqCst) as i32;
                 return Err(if errno == libc::EBUSY {
-                    io::Error::other(
-                        "this process is in a sandbox already, or another seccomp listener watches \
-                         it: a process is in one sandbox at most",
-                    )
+                    io::Error::other(INSIDE)
                 } else {
                     let error = io::Error::from_raw_os_error(errno);
                     io::Error::other(format!("installing the seccomp filter: {error}"))
@@ -474,6 +498,15 @@ impl Start {
     /// Where the program may be.
     pub(crate) fn candidates(&self) -> impl Iterator<Item = &std::ffi::CStr> {
         self.candidates.iter().map(CString::as_c_str)
+    }
+
+    /// What an error that says that something is missing does not say.
+    fn hint(&self, errno: i32) -> &'static str {
+        let exists = |at: &CString| Path::new(std::ffi::OsStr::from_bytes(at.to_bytes())).is_file();
+        if errno == libc::ENOENT && self.candidates.iter().any(exists) {
+            return ": it is there, and the interpreter that it names is missing";
+        }
+        ""
     }
 
     fn pointers(&self) -> Pointers {
@@ -585,11 +618,13 @@ pub fn up(
     Choices { sockets, network_waits }: Choices,
 ) -> Result<(), Box<dyn std::error::Error>> {
     failpoint::ready();
-    libos::manifest::check_name(name)?;
+    control::check_name(name)?;
     let server = Server::bind(name)?;
     let mut sandbox = match restore {
         None => Sandbox::create(name, len, Pages::Huge)?,
-        Some(file) => Sandbox::restore(name, file)?,
+        Some(file) => {
+            Sandbox::restore(name, file).map_err(|error| format!("{}: {error}", file.display()))?
+        }
     };
     sandbox.network_waits = network_waits;
     if sockets {
@@ -598,9 +633,10 @@ pub fn up(
     let (mut told, mut tells) = io::pipe()?;
     // SAFETY: one thread; the child is the supervisor, with everything made so far.
     match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error().into()),
+        -1 => Err(no_process().into()),
         0 => {
             detach();
+            allow_many_descriptors();
             drop(told);
             let served = Supervisor::new(sandbox, Some(server)).map(|mut supervisor| {
                 supervisor.prepare();
@@ -636,6 +672,17 @@ pub fn up(
 pub fn end_when_nobody_reads() {
     // SAFETY: the default action runs no code.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// A participant takes one, a connection of the network as well: as many as the administrator allows.
+pub(crate) fn allow_many_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes a limit.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: a limit of ours. If it is refused, it stays as it is.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
 }
 
 /// Leave the terminal and the caller's pipes.

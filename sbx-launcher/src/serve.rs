@@ -142,7 +142,12 @@ impl Served {
 /// The handler of a port: its name, and what it is called by.
 fn handler_of(sandbox: &Sandbox, port: Port) -> Result<(String, u64), ServeError> {
     // That it is hooked to a port says that it takes what the engine gives it.
-    let table = control::ask(sandbox.name(), &Request::Net, &[]).map_err(ServeError::Control)?;
+    let table = control::ask(sandbox.name(), &Request::Net, &[]).map_err(|error| {
+        ServeError::Control(io::Error::new(
+            error.kind(),
+            format!("{error}; serve is run in a sandbox that has a name"),
+        ))
+    })?;
     let rows = table["ports"].as_array().map_or(&[][..], Vec::as_slice);
     let row = rows.iter().find(|row| row["port"] == port.to_string());
     let name = row.and_then(|row| row["handler"].as_str()).ok_or(ServeError::NoHandler(port))?;

@@ -5,6 +5,7 @@
 //! is done here.
 #![expect(unsafe_code, reason = "looks after descriptors and a signal")]
 
+use std::io::ErrorKind::BrokenPipe;
 use std::panic::catch_unwind;
 
 use crate::cli;
@@ -33,8 +34,8 @@ pub fn main() -> i32 {
     catch_unwind(|| match cli::parse() {
         Ok(cli) => cli::main(cli),
         Err(error) => {
-            let _ = error.print();
-            if error.use_stderr() { LAUNCHER_FAILED } else { 0 }
+            let unsaid = error.print().is_err_and(|why| why.kind() != BrokenPipe);
+            if error.use_stderr() || unsaid { LAUNCHER_FAILED } else { 0 }
         }
     })
     .unwrap_or(PANICKED)

@@ -225,6 +225,7 @@ impl Supervisor {
                 self.say(format!("without a keeper for now: {error}"));
             }
         }
+        self.follower.is_kept = self.keeper.is_some();
     }
 
     /// The process is the keeper, and the supervisor whose copy it is has died.
@@ -260,6 +261,7 @@ impl Supervisor {
     /// Go on without a keeper, and with another server: those of this process end with it.
     pub fn dismiss_keeper(&mut self) {
         self.keeper = None;
+        self.follower.is_kept = false;
         self.hooks.forget_server();
     }
 

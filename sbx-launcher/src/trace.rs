@@ -94,7 +94,8 @@ fn finish(supervisor: &mut Supervisor, count: bool, file: &mut File) -> Result<(
     supervisor.run_hooks(Duration::from_secs(1));
     let lost = supervisor.call("trace.flush", &[])?;
     if lost["value"] != 0 {
-        eprintln!("sbx-launcher: trace: {} calls were not printed in time", lost["value"]);
+        let why = "not read in time, or what they were written to took no more";
+        eprintln!("sbx-launcher: trace: {} calls were not printed: {why}", lost["value"]);
     }
     Ok(())
 }

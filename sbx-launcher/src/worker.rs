@@ -112,6 +112,10 @@ impl Job {
             if libc::WIFSIGNALED(status) {
                 let signal = libc::WTERMSIG(status);
                 io::Error::other(format!("it was killed by signal {signal}"))
+            } else if error.kind() == io::ErrorKind::UnexpectedEof {
+                io::Error::other(
+                    "it ended before it had answered: with its supervisor, or for want of memory",
+                )
             } else {
                 error
             }

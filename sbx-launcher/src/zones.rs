@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use ext_api::limits::{BASE_MAX, BASE_MIN, HUGE_PAGE_LEN, PAGE_LEN};
-use libos::layout::{CODE_FILE_LEN, CONTROL_LEN, PRIVATE_LEN, Place};
+use libos::layout::{CODE_FILE_LEN, CONTROL_LEN, LEN_MAX, LEN_MIN, PRIVATE_LEN, Place};
 
 use crate::slot_zero::SlotZero;
 
@@ -216,15 +216,17 @@ fn reserve_aligned(len: usize) -> io::Result<*mut libc::c_void> {
 
 /// A base at random: a region is no use to whoever has to guess where it lies.
 fn draw_place(len: usize) -> io::Result<Place> {
-    let last = BASE_MAX.checked_sub(len + PRIVATE_LEN).filter(|&last| last >= BASE_MIN);
-    let choices = last.map_or(0, |last| (last - BASE_MIN) / HUGE_PAGE_LEN + 1);
-    if choices == 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the region is too large"));
+    let wrong = || {
+        let (min, max) = (LEN_MIN >> 20, LEN_MAX >> 20);
+        let why = format!("a region has {min} to {max} MiB, an even number of them");
+        io::Error::new(io::ErrorKind::InvalidInput, why)
+    };
+    if !(LEN_MIN..=LEN_MAX).contains(&len) {
+        return Err(wrong());
     }
+    let choices = (BASE_MAX - PRIVATE_LEN - len - BASE_MIN) / HUGE_PAGE_LEN + 1;
     let base = BASE_MIN + random()? as usize % choices * HUGE_PAGE_LEN;
-    Place::new(base, len).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, "the region's size is out of range")
-    })
+    Place::new(base, len).ok_or_else(wrong)
 }
 
 /// 64 random bits.
@@ -243,7 +245,10 @@ fn read_only_zone(name: &str, len: usize, (at, bytes): (usize, &[u8])) -> io::Re
     let writable = File::from(memfd(name, len)?);
     // Through the mapping, the kernel would clear each page before it is written.
     writable.write_all_at(bytes, at as u64)?;
-    let read_only = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd()))?;
+    let read_only = File::open(format!("/proc/self/fd/{}", writable.as_raw_fd()));
+    let read_only = read_only.map_err(|error| {
+        io::Error::new(error.kind(), format!("{error}: /proc has to be mounted"))
+    })?;
     let mut zone = Zone::map(writable.into(), len)?;
     seal(&zone.fd, libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)?;
     zone.fd = read_only.into();

@@ -423,7 +423,7 @@ fn end_upcall(
     match status {
         Status::Overrun => line.push(b"the upcall used up its CPU time and was stopped"),
         Status::Stuck => line.push(b"the upcall waited for too long and was stopped"),
-        Status::Restarting => line.push(b"the extension is being restarted"),
+        Status::Restarting => line.push(b"the extension is being restarted, or was unloaded"),
         _ => {
             line.push(signal_name(signal));
             line.push(b" at ");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Ext, Result, ask};
+use super::{Ext, Result, absolute, ask};
 use crate::control::Request;
 use crate::sandbox::terms::Terms;
 
@@ -10,7 +10,7 @@ use crate::sandbox::terms::Terms;
 pub(super) fn carry_out(ext: Ext) -> Result<i32> {
     match ext {
         Ext::Load { name, file, config, listen, clamp, tee } => {
-            let file = std::path::absolute(file)?;
+            let file = absolute(file)?;
             let tees = tee.then(String::new).into_iter().collect();
             let terms = Terms { config, listen, clamps: clamp, tees };
             let loaded = ask(&name, Request::Load { file, terms })?;
@@ -32,7 +32,7 @@ pub(super) fn carry_out(ext: Ext) -> Result<i32> {
             }
         }
         Ext::Upgrade { name, file, config } => {
-            let file = std::path::absolute(file)?;
+            let file = absolute(file)?;
             let loaded = ask(&name, Request::Upgrade { file, config })?;
             println!(
                 "upgraded {}, which is in slot {} now",

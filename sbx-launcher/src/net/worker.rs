@@ -22,6 +22,7 @@ use netio::engine::{self, Engine};
 use super::Order;
 use crate::clock::now_ns;
 use crate::control;
+use crate::run::allow_many_descriptors;
 use crate::sandbox::Sandbox;
 use crate::sandbox::ports::Waits;
 use crate::watchdog::wake_promptly;
@@ -61,17 +62,6 @@ pub(super) fn start(sandbox: &Sandbox) -> io::Result<(u32, OwnedFd)> {
             unsafe { libc::_exit(i32::from(served.is_err())) }
         }
         child => Ok((child as u32, ours)),
-    }
-}
-
-/// Each connection takes one: as many as the administrator allows.
-fn allow_many_descriptors() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel writes a limit.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        limit.rlim_cur = limit.rlim_max;
-        // SAFETY: a limit of ours. If it is refused, fewer connections are accepted.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     }
 }
 

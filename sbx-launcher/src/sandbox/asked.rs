@@ -62,14 +62,17 @@ impl Sandbox {
         set: [u64; SET_WORDS],
     ) -> Result<(), SandboxError> {
         let wrong = |why: &str| Err(SandboxError::Refused(format!("policy: {handler} {why}")));
+        let of = handler.split_once('.').map(|(name, _)| name);
         match self.find(handler) {
-            None => return wrong("is not loaded: load its extension first (--ext)"),
+            None if self.loaded.iter().any(|known| Some(&known.name[..]) == of) => {
+                return wrong("is no handler of that extension, which is loaded (see ext ls)");
+            }
+            None => return wrong("is not loaded: load its extension first (--ext, or ext load)"),
             Some((_, signature)) if !signature.starts_with("(call: call)") => {
                 return wrong("is no handler for system calls: #[on(syscall = \"\")] makes it one");
             }
             Some(_) => {}
         }
-        let of = handler.split_once('.').map(|(name, _)| name);
         let known = self.loaded.iter().find(|known| Some(&known.name[..]) == of);
         if known.is_some_and(|known| known.terms.is_narrowed()) {
             return wrong("has to decide, so its extension cannot have --clamp or --tee");

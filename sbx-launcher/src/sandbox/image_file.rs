@@ -2,9 +2,9 @@
 //! neither time nor memory.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use libos::image;
@@ -14,19 +14,19 @@ const LEN_MAX: u64 = 1 << 30;
 /// As much of a file as its headers take up.
 const HEAD_LEN: u64 = 4096;
 
-/// Read it.
+/// Read it. A pipe or a device could keep the supervisor for ever, and is refused.
 ///
 /// # Errors
-/// It cannot be read, or is too large.
+/// It cannot be read, is no regular file, or is too large.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
     if about.len() > LEN_MAX {
         let why = format!("{} bytes; an image has at most {LEN_MAX}", about.len());
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
-    }
-    if !about.is_file() {
-        return std::fs::read(path);
     }
     let mut bytes = vec![0; about.len() as usize];
     let head = about.len().min(HEAD_LEN);
@@ -37,7 +37,11 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
             Ok(bytes)
         }
         // What is wrong with it is said by who places it.
-        None => std::fs::read(path),
+        None => {
+            let mut whole = Vec::new();
+            file.take(LEN_MAX).read_to_end(&mut whole)?;
+            Ok(whole)
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -119,6 +119,8 @@ impl Sandbox {
         if let Some(other) = self.loaded.iter().find(|known| known.life != Life::Live) {
             return Err(SandboxError::Refused(format!("{} is not live; try again", other.name)));
         }
+        let kernel = |error| SandboxError::Kernel("writing the snapshot", error);
+        let file = destination(file).map_err(kernel)?;
         let all: Vec<_> = self.loaded.iter().collect();
         for known in &all {
             let slot = known.room.map_or(0, |room| room.slot);
@@ -127,8 +129,7 @@ impl Sandbox {
             }
         }
         super::global_barrier();
-        let partial = file.with_extension("partial");
-        let kernel = |error| SandboxError::Kernel("writing the snapshot", error);
+        let partial = partial(&file);
         let result = self.drain().and_then(|()| self.write_snapshot(&partial).map_err(kernel));
         for known in &all {
             let slot = known.room.map_or(0, |room| room.slot);
@@ -136,7 +137,7 @@ impl Sandbox {
                 self.repoint(handler.row, slot, handler.code);
             }
         }
-        let written = result.and_then(|()| std::fs::rename(&partial, file).map_err(kernel));
+        let written = result.and_then(|()| std::fs::rename(&partial, &file).map_err(kernel));
         if written.is_err() {
             let _ = std::fs::remove_file(&partial);
         }
@@ -301,6 +302,22 @@ impl Sandbox {
         self.admit(Loading::restored(room, next, origin, given, Rc::new(bytes), rows));
         Ok(())
     }
+}
+
+/// The file that a snapshot called `file` is to replace: the one that a link leads to.
+fn destination(file: &Path) -> io::Result<PathBuf> {
+    match std::fs::metadata(file) {
+        Ok(found) if found.is_file() => file.canonicalize(),
+        Ok(_) => Err(io::Error::other("what has that name is no regular file")),
+        Err(_) => Ok(file.to_owned()),
+    }
+}
+
+/// What it is called until it is whole.
+fn partial(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
 }
 
 /// What of the data zone a room takes: the data half of its slot, and its heap.

@@ -48,6 +48,25 @@ enum Only {
     Pid(u32),
 }
 
+/// The pieces of a configuration, `[EXTENSION:]key=value`: for which extension if that is said, and the rest.
+fn pieces(config: &str) -> impl Iterator<Item = (Option<&str>, &str)> {
+    config.split([',', '\n']).map(|piece| {
+        let key = piece.split_once('=').map_or("", |(key, _)| key);
+        match key.split_once(':').map(|(name, _)| name.trim()) {
+            Some(name) => (Some(name), piece.split_once(':').map_or("", |(_, rest)| rest)),
+            None => (None, piece),
+        }
+    })
+}
+
+/// What of a configuration is for the extension `name`.
+fn config_of(config: &str, name: &str) -> String {
+    let is_for = |of: Option<&str>| of.is_none_or(|of| of == name);
+    let own: Vec<&str> =
+        pieces(config).filter(|(of, _)| is_for(*of)).map(|(_, piece)| piece).collect();
+    own.join(",")
+}
+
 impl Terms {
     /// Those of them that are for the extension `name`.
     #[must_use]
@@ -56,7 +75,7 @@ impl Terms {
         let alone = |clamp: &Clamp| Clamp { extension: None, only: clamp.only.clone() };
         let tees = self.tees.iter().filter(|tee| tee.is_empty() || *tee == name);
         Self {
-            config: self.config.clone(),
+            config: config_of(&self.config, name),
             listen: self.listen.clone(),
             clamps: self.clamps.iter().filter(is_for).map(alone).collect(),
             tees: tees.map(|_| String::new()).take(1).collect(),
@@ -77,7 +96,11 @@ impl Terms {
             .iter()
             .filter_map(|clamp| Some((clamp.extension.as_deref()?, format!("--clamp {clamp}"))));
         let tees = self.tees.iter().filter(|tee| !tee.is_empty());
-        let mut all = clamps.chain(tees.map(|tee| (&tee[..], format!("--tee={tee}"))));
+        let keys = pieces(&self.config).filter_map(|(name, piece)| {
+            name.map(|name| (name, format!("--config {name}:{piece}")))
+        });
+        let tees = tees.map(|tee| (&tee[..], format!("--tee={tee}")));
+        let mut all = clamps.chain(tees).chain(keys);
         if self.is_narrowed() && names.clone().next().is_none() {
             return Err(
                 "--clamp and --tee are about what this command loads, which is nothing: add \
@@ -320,7 +343,7 @@ impl From<Clamp> for String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Clamp, Terms};
+    use super::{Clamp, Terms, config_of};
     use ext_api::calls::set;
     use libos::manifest::Hook;
     use proptest::prelude::*;
@@ -332,6 +355,18 @@ mod tests {
     fn clamped(texts: &[&str]) -> Terms {
         let clamps = texts.iter().map(|text| text.parse().expect("a clamp"));
         Terms { clamps: clamps.collect(), ..Terms::default() }
+    }
+
+    #[test]
+    fn a_key_may_be_of_one_extension() {
+        let config = "all=1, redirect:from=/a,redirect:to=/b:c,audit:deny=x,rules=write:~1:EIO";
+        assert_eq!(config_of(config, "redirect"), "all=1,from=/a,to=/b:c,rules=write:~1:EIO");
+        assert_eq!(config_of(config, "audit"), "all=1,deny=x,rules=write:~1:EIO");
+        assert_eq!(config_of("", "audit"), "");
+        let terms = Terms { config: config.into(), ..Terms::default() };
+        assert_eq!(terms.check_names(["audit", "redirect"].into_iter()), Ok(()));
+        let error = terms.check_names(["audit"].into_iter()).expect_err("no redirect");
+        assert!(error.starts_with("--config redirect:from=/a: no extension named"), "{error}");
     }
 
     #[test]

@@ -88,8 +88,16 @@ pub mod limit {
         let (rate, burst) = (config.get("rate", 100), config.get("burst", 100));
         let keys = config.get("keys", KEYS_DEFAULT).map_err(text)?;
         let (rate, burst) = (rate.map_err(text)?, burst.map_err(text)?);
-        if burst == 0 || burst > u64::from(u32::MAX) / PARTS || rate > u64::from(u32::MAX) {
-            return Err(format!("burst={burst}: expected 1 to {}", u64::from(u32::MAX) / PARTS));
+        let burst_max = u64::from(u32::MAX) / PARTS;
+        if burst == 0 || burst > burst_max {
+            return Err(format!("burst={burst}: expected 1 to {burst_max}"));
+        }
+        if rate > u64::from(u32::MAX) {
+            return Err(format!("rate={rate}: expected at most {}", u32::MAX));
+        }
+        // Without a bucket that is kept everybody's is always full.
+        if keys == 0 {
+            return Err("keys=0: expected 1 at least".into());
         }
         let buckets = Map::new(keys).map_err(|_| format!("keys={keys}: the heap has no room"))?;
         Ok(Limits { buckets, keys: keys as u64, rate, burst })

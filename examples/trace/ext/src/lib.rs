@@ -10,7 +10,7 @@ mod words;
 #[extension(name = "trace", kill_safe)]
 pub mod trace {
     use std::fmt::Write as _;
-    use std::io::Write as _;
+    use std::io::{ErrorKind, Write as _};
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
 
@@ -366,14 +366,14 @@ pub mod trace {
                 }
                 if text.len() > WHOLE && before != 0 {
                     let line = text.split_off(before);
-                    give(file.as_ref().ok(), &mut text);
+                    give(state, file.as_ref().ok(), &mut text, lines);
                     text.push_str(&line);
                     *in_hand -= std::mem::take(&mut lines);
                 }
                 lines += 1;
             }
         }
-        give(file.as_ref().ok(), &mut text);
+        give(state, file.as_ref().ok(), &mut text, lines);
         *in_hand = 0;
     }
 
@@ -398,10 +398,11 @@ pub mod trace {
         any.is_ok_and(|count| count != 0)
     }
 
-    fn give(file: Option<&std::fs::File>, text: &mut String) {
-        match file {
+    fn give(state: &State, file: Option<&std::fs::File>, text: &mut String, lines: u64) {
+        match file.map(|mut file| file.write_all(text.as_bytes())) {
             // Who has closed the file does not want it.
-            Some(mut file) => drop(file.write_all(text.as_bytes())),
+            Some(Err(error)) if error.kind() != ErrorKind::BrokenPipe => state.lost.add(lines),
+            Some(_) => {}
             None => print!("{text}"),
         }
         text.clear();
