@@ -12,7 +12,7 @@
 mod control;
 mod noted;
 
-pub(super) use control::{control, forget_all, look_again, tell, tell_all, watch};
+pub(super) use control::{control, forget_all, leave_behind, look_again, tell, tell_all, watch};
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
