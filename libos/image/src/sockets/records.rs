@@ -18,7 +18,7 @@ use super::messages::{self, Message};
 use super::stream::{
     self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, Source, address,
 };
-use super::turns::Turn;
+use super::turns::{self, Turn};
 use super::user::{self, Pieces};
 use super::{ask, meet, native, options, sockets, wait};
 use crate::sys::{EAGAIN, EFAULT, Errno, nr};
@@ -76,7 +76,7 @@ fn addressed(end: &End, number: usize, args: [usize; 6]) -> isize {
 /// The program's own call, of one record.
 fn by_kernel(end: &End, number: usize, args: [usize; 6]) -> isize {
     let direction = end.outgoing();
-    let turn = Turn::take(&direction.writing.writer);
+    let turn = turns::to_send(end);
     told(end, give(direction, turn, || native(number, args)))
 }
 
@@ -88,8 +88,8 @@ fn told(end: &End, sent: isize) -> isize {
     sent
 }
 
-/// Whoever has the turn has a record go by the kernel.
-fn give(direction: &Direction, turn: Turn<'_>, send: impl FnOnce() -> isize) -> isize {
+/// Whoever has the turn, or cannot have it, has a record go by the kernel.
+fn give(direction: &Direction, turn: Option<Turn<'_>>, send: impl FnOnce() -> isize) -> isize {
     direction.kernel_sent.fetch_add(1, AcqRel);
     drop(turn);
     let sent = send();
@@ -108,9 +108,10 @@ fn put(end: &End, number: usize, args: [usize; 6], pieces: Pieces, flags: usize)
         return by_kernel(end, number, args);
     };
     stream::note_core(direction);
-    let turn = Turn::take(&direction.writing.writer);
+    let turn = turns::to_send(end);
     let is_asleep = stream::is_parked(direction) && !direction.has_bytes();
-    if direction.shut.load(Acquire) != 0 || direction.is_in_kernel() || is_asleep {
+    let is_shut = turn.is_none() || direction.shut.load(Acquire) != 0;
+    if is_shut || direction.is_in_kernel() || is_asleep {
         return told(end, to_sleeper(direction, turn, || native(number, args)));
     }
     loop {
@@ -144,7 +145,11 @@ fn put(end: &End, number: usize, args: [usize; 6], pieces: Pieces, flags: usize)
     }
 }
 
-fn to_sleeper(direction: &Direction, turn: Turn<'_>, send: impl FnOnce() -> isize) -> isize {
+fn to_sleeper(
+    direction: &Direction,
+    turn: Option<Turn<'_>>,
+    send: impl FnOnce() -> isize,
+) -> isize {
     let sent = give(direction, turn, send);
     direction.writing.asleep.fetch_add(sent.max(0) as u64, Relaxed);
     sent
@@ -466,8 +471,7 @@ fn peek(end: &End) -> Peeked {
 /// Take the bell out that is next.
 fn hear(end: &End, direction: &Direction) {
     ask(nr::RECVFROM, [end.fd, 0, 0, MSG_DONTWAIT]);
-    let less = |bells: u32| bells.checked_sub(1);
-    let _ = direction.bell.fetch_update(AcqRel, Relaxed, less);
+    direction.less_bells(1);
 }
 
 /// Bytes that are there to be received, as the kernel counts: of all records, or of the first.
@@ -478,7 +482,7 @@ pub(super) fn waiting(end: &End, kernels: u32) -> u32 {
         return kernels;
     }
     let end_at = position + filled as u64;
-    let bells = direction.bell.load(Relaxed).saturating_mul(BELL_LEN as u32);
+    let bells = direction.bells().saturating_mul(BELL_LEN as u32);
     let mut sum = 0u32;
     while position < end_at {
         let (at, part) = address(end.row, 1 - end.side, direction, position, HEADER);
@@ -511,7 +515,7 @@ pub(super) fn reconnected(end: &End) {
     let direction = end.incoming();
     let (head, filled) = direction.filled();
     let _ = direction.take(head, filled);
-    direction.bell.store(0, Relaxed);
+    direction.less_bells(direction.bells());
 }
 
 /// `splice` from or to a socket with records.
