@@ -1,5 +1,5 @@
-// Of several processes that write to one pipe or socket, each is stopped now and then: the others go on, and what comes
-// is whole and in order.
+// Of several processes that write to one pipe or socket, or read from it, each is stopped now and then: the others go on,
+// and what comes is whole; of one writer's, in order.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { WRITERS = 3, LEN = 3000, LATEST_MS = 5000 };
+enum { SEVERAL = 3, LEN = 3000, LATEST_MS = 5000 };
 
 struct piece {
     unsigned writer, number, sum;
@@ -22,7 +22,7 @@ static volatile unsigned long *counts;
 
 static void write_all(int fd, unsigned writer) {
     static struct piece piece;
-    while (!counts[WRITERS]) {
+    while (!counts[SEVERAL]) {
         piece.writer = writer;
         piece.number = counts[writer];
         piece.sum = piece.number * 31 + writer;
@@ -34,15 +34,28 @@ static void write_all(int fd, unsigned writer) {
 }
 
 static int is_right(const struct piece *piece, unsigned *next) {
-    if (piece->writer >= WRITERS || piece->sum != piece->number * 31 + piece->writer) return 0;
+    if (piece->writer >= SEVERAL || piece->sum != piece->number * 31 + piece->writer) return 0;
     for (unsigned i = 0; i < sizeof piece->rest; i++)
         if (piece->rest[i] != (unsigned char)piece->sum) return 0;
     return piece->number == next[piece->writer]++;
 }
 
+// Of several readers. A record is a piece.
+static void read_some(int fd, unsigned reader, int is_whole) {
+    static struct piece piece;
+    unsigned next[SEVERAL];
+    long got;
+    while ((got = read(fd, &piece, is_whole ? LEN : 300)) > 0) {
+        if (is_whole) next[0] = piece.number;
+        if (is_whole && (got != LEN || piece.writer || !is_right(&piece, next))) _exit(2);
+        counts[reader]++;
+    }
+    _exit(0);
+}
+
 static void read_all(int fd) {
     static struct piece piece;
-    unsigned next[WRITERS] = {0};
+    unsigned next[SEVERAL] = {0};
     long have = 0, got;
     while ((got = read(fd, (char *)&piece + have, LEN - have)) > 0) {
         have = (have + got) % LEN;
@@ -61,34 +74,56 @@ static int waits(unsigned writer) {
     return 1;
 }
 
+// By whom the pieces are written that several read, which count for themselves.
+static void write_many(int fd) {
+    static struct piece piece;
+    while (!counts[SEVERAL]) {
+        piece.sum = piece.number * 31;
+        memset(piece.rest, (int)piece.sum, sizeof piece.rest);
+        if (write(fd, &piece, LEN) != LEN) _exit(1);
+        piece.number++;
+    }
+    _exit(0);
+}
+
 int main(int argc, char **argv) {
-    if (argc != 3) return 2;
+    if (argc != 4) return 2;
     const char *kind = argv[1];
-    int rounds = atoi(argv[2]), ends[2], left = 0, status;
+    int rounds = atoi(argv[2]), reads = !strcmp(argv[3], "readers"), ends[2], left = 0, status, all = 0;
     counts = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    int type = strcmp(kind, "seqpacket") ? SOCK_STREAM : SOCK_SEQPACKET;
+    int type = !strcmp(kind, "stream") ? SOCK_STREAM : !strcmp(kind, "datagram") ? SOCK_DGRAM : SOCK_SEQPACKET;
     if (strcmp(kind, "pipe") ? socketpair(AF_UNIX, type, 0, ends) : pipe(ends)) return 2;
-    pid_t reader = fork(), writers[WRITERS];
-    if (!reader) {
-        close(ends[1]);
+    pid_t several[SEVERAL], other = fork();
+    if (!other) {
+        close(ends[!reads]);
+        if (reads) write_many(ends[1]);
         read_all(ends[0]);
     }
-    for (int i = 0; i < WRITERS; i++) {
-        writers[i] = fork();
-        if (!writers[i]) write_all(ends[1], i);
+    for (int i = 0; i < SEVERAL; i++) {
+        several[i] = fork();
+        if (several[i]) continue;
+        close(ends[reads]);
+        if (reads) read_some(ends[0], i, type != SOCK_STREAM);
+        write_all(ends[1], i);
     }
     close(ends[1]);
     for (int i = 0; i < rounds && !left; i++) {
-        int one = i % WRITERS;
+        int one = i % SEVERAL;
         usleep(500 + i * 7919 % 1500);
-        kill(writers[one], SIGSTOP);
-        waitpid(writers[one], &status, WUNTRACED);
-        for (int other = 0; other < WRITERS; other++)
-            if (other != one) left += waits(other);
-        kill(writers[one], SIGCONT);
+        kill(several[one], SIGSTOP);
+        waitpid(several[one], &status, WUNTRACED);
+        for (int each = 0; each < SEVERAL; each++)
+            if (each != one) left += waits(each);
+        kill(several[one], SIGCONT);
     }
-    counts[WRITERS] = 1;
-    for (int i = 0; i < WRITERS; i++) waitpid(writers[i], &status, 0);
-    waitpid(reader, &status, 0);
-    printf("%s: %d wait, %x\n", kind, left, status);
+    counts[SEVERAL] = 1;
+    // Nobody tells a reader of datagrams that there will be no more.
+    if (type == SOCK_DGRAM) usleep(20000);
+    for (int i = 0; i < SEVERAL && type == SOCK_DGRAM; i++) kill(several[i], SIGKILL);
+    for (int i = 0; i < SEVERAL; i++) {
+        waitpid(several[i], &status, 0);
+        if (!WIFSIGNALED(status)) all |= status;
+    }
+    waitpid(other, &status, 0);
+    printf("%s: %d wait, %x\n", kind, left, status | all);
 }

@@ -304,14 +304,16 @@ print(sorted(one.recv(3)))
 }
 
 #[test]
-fn while_one_that_sends_is_stopped_others_go_on() {
+fn while_one_that_sends_or_receives_is_stopped_others_go_on() {
     let sandbox = carrying("stopped");
     let program = compile("cc", "stopped", &[]);
     let rounds = if full() { "500" } else { "60" };
-    for kind in ["pipe", "stream", "seqpacket"] {
-        let ended = sandbox.run(&[program.text(), kind, rounds]);
+    let writers = ["pipe", "stream", "seqpacket"].map(|kind| (kind, "writers"));
+    let readers = ["stream", "seqpacket", "datagram"].map(|kind| (kind, "readers"));
+    for (kind, who) in writers.into_iter().chain(readers) {
+        let ended = sandbox.run(&[program.text(), kind, rounds, who]);
         let told = format!("{kind}: 0 wait, 0\n");
-        assert_eq!((ended.status, ended.stdout.as_str()), (0, told.as_str()), "{ended:?}");
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, told.as_str()), "{who}: {ended:?}");
     }
 }
 
@@ -323,7 +325,7 @@ fn lines_that_several_write_to_one_stream_stay_whole() {
         let ended = sandbox.run(&[program.text(), &seed.to_string(), "1000"]);
         assert_eq!((ended.status, ended.stdout.as_str()), (0, "all\n"), "seed {seed}: {ended:?}");
     }
-    assert!(carried(&sandbox).1 > 100_000);
+    assert!(carried(&sandbox).1 > 1_000);
 }
 
 #[test]

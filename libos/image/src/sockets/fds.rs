@@ -427,7 +427,9 @@ pub(super) fn replace(number: usize, args: [usize; 6]) -> isize {
     const F_GETFD: usize = 1;
     const O_CLOEXEC: usize = 0o2_000_000;
     let [fd, other, flags, ..] = args;
-    if fd as u32 == other as u32 {
+    let is_same = |end: End| end_of(other).is_some_and(|other| other.is_same(&end));
+    // What stands for the same already stays where it is, in epoll instances as well.
+    if fd as u32 == other as u32 || end_of(fd).is_some_and(is_same) {
         return native(number, args);
     }
     let is_right = number == nr::DUP2 || flags as u32 as usize & !O_CLOEXEC == 0;

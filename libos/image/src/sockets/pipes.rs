@@ -311,10 +311,10 @@ pub(super) fn hand_over(end: &End) -> Result<(), isize> {
 }
 
 /// Write what lies in the ring from `head` on to the kernel. Nobody writes over it while the turn is this
-/// thread's.
-fn give(end: &End, head: u64, len: usize) -> Result<(), isize> {
+/// thread's. Nothing is a record, too.
+pub(super) fn give(end: &End, head: u64, len: usize) -> Result<(), isize> {
     let mut done = 0;
-    while done < len {
+    loop {
         let (mut pieces, mut count, mut upto) = ([[0usize; 2]; PIECES_MAX], 0, done);
         while upto < len && count < PIECES_MAX {
             let position = head + upto as u64;
@@ -324,6 +324,7 @@ fn give(end: &End, head: u64, len: usize) -> Result<(), isize> {
             (count, upto) = (count + 1, upto + part);
         }
         match write(end, &pieces[..count]) {
+            written @ 0.. if done + written as usize >= len => return Ok(()),
             written @ 0.. => done += written as usize,
             // The pipe has bytes that nobody knows of, or holds less by now. The program has been told that these
             // are written: somebody will read.
@@ -331,7 +332,6 @@ fn give(end: &End, head: u64, len: usize) -> Result<(), isize> {
             error => return Err(error),
         }
     }
-    Ok(())
 }
 
 fn write(end: &End, pieces: &[[usize; 2]]) -> isize {

@@ -20,7 +20,7 @@ use super::stream::{
 };
 use super::turns::{self, Turn};
 use super::user::{self, Pieces};
-use super::{ask, meet, native, options, sockets, wait};
+use super::{ask, meet, native, options, pipes, sockets, wait};
 use crate::sys::{EAGAIN, EFAULT, Errno, nr};
 use crate::time;
 
@@ -377,12 +377,13 @@ impl Receive {
     /// not there yet.
     fn out_of_kernel(&self, waits: bool) -> Option<isize> {
         let (end, direction) = (&self.end, self.end.incoming());
-        let turn = Turn::take(&direction.reading.reader);
+        let turn = turns::to_receive(end);
         if direction.has_bytes() {
             return None;
         }
         // A bell may be sent at any time, but not to before what is there already.
-        let result = match peek(end) {
+        let next = if turn.is_some() { peek(end) } else { Peeked::Record };
+        let result = match next {
             Peeked::Bell => {
                 hear(end, direction);
                 return None;
@@ -432,6 +433,24 @@ impl Receive {
             direction.waiting.kernel_bytes.fetch_add(result as u64, Relaxed);
         }
         result
+    }
+}
+
+/// What the ring still has goes by the kernel after all, since nobody rings any more. By who has the turn to write.
+pub(super) fn hand_over(end: &End) {
+    let direction = end.outgoing();
+    while let (head, filled @ 1..) = direction.filled() {
+        let (at, part) = address(end.row, end.side, direction, head, HEADER);
+        let header = user::read::<u64>(at).filter(|_| part == HEADER);
+        let len = header.and_then(|header| Direction::checked_len(header, filled));
+        // Before it is taken: who finds the ring empty is to know that there is something.
+        direction.kernel_sent.fetch_add(1, AcqRel);
+        let is_taken = direction.take(head, len.map_or(filled, record_len));
+        let is_sent =
+            is_taken && len.is_some_and(|len| pipes::give(end, head + HEADER as u64, len).is_ok());
+        if !is_sent {
+            direction.kernel_sent.fetch_sub(1, AcqRel);
+        }
     }
 }
 

@@ -329,8 +329,11 @@ pub(super) fn ring_bell(end: &End, direction: &Direction) {
     }
     if !direction.add_bell() {
         // While this thread was stopped others have had theirs go by the kernel, behind which nobody knows a bell.
-        let _ = pipes::hand_over(end);
-        return;
+        return if end.connection.has_records() {
+            super::records::hand_over(end);
+        } else {
+            let _ = pipes::hand_over(end);
+        };
     }
     let bell = sockets().bell();
     let len = if end.connection.has_records() { size_of_val(&bell) } else { 1 };
@@ -560,7 +563,7 @@ fn from_kernel(
     flags: usize,
 ) -> Option<isize> {
     let waits = end.connection.sides[end.side].nonblock.load(Relaxed) == 0;
-    let turn = Turn::take(&direction.reading.reader);
+    let turn = turns::to_receive(end);
     // Whatever is in the ring now was sent before what is in the kernel.
     if direction.has_bytes() || direction.bells() != 0 || !direction.is_in_kernel() {
         return None;
@@ -706,9 +709,11 @@ pub(super) fn leave_to_kernel(end: &End) {
 /// It may go to a stranger, to whom the kernel's is all there is: what is in the ring for it goes there before, if this
 /// process has the other end.
 pub(super) fn pass(end: &End) {
-    leave_to_kernel(end);
     let direction = end.incoming();
-    let other = fds::ends().find(|other| other.row == end.row && other.side != end.side);
+    let is_other = |other: &End| other.row == end.row && other.side != end.side;
+    // To who has shut it down the kernel takes nothing any more.
+    let other = fds::ends().find(is_other).filter(is_open);
+    leave_to_kernel(end);
     let Some(other) = other.filter(|_| !end.connection.has_records()) else { return };
     // What the kernel has is younger, and more than this it may not have room for.
     let can_go = || !direction.is_in_kernel() && direction.filled().1 <= CAPACITY;

@@ -6,7 +6,7 @@
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use libos::sockets::SOON_SHUT;
+use libos::sockets::{Direction, SOON_SHUT};
 
 use super::ask;
 use super::fds::End;
@@ -23,7 +23,7 @@ const ASKED_NS: u64 = 1_000_000;
 /// How long not to look, while that one is stopped.
 const STOPPED_MS: usize = 1;
 /// A thread that has had a turn for so long is taken for stopped: by a freezer, or since whoever waits has the core.
-const LONG_NS: u64 = 50_000_000;
+const LONG_NS: u64 = 1_000_000_000;
 /// Looks for a turn by who can do without.
 const TURN_LOOKS: usize = 256;
 
@@ -143,11 +143,26 @@ pub(super) fn to_send(end: &End) -> Option<Turn<'static>> {
 /// in place of one, and so there must be nothing older.
 fn passes(end: &End) -> bool {
     let direction = end.outgoing();
-    let _ = direction.shut.compare_exchange(0, SOON_SHUT, AcqRel, Relaxed);
+    leave(direction);
     if end.connection.has_records() || kernels_events(end.fd, OUT) & (ERR | HUP) != 0 {
         return true;
     }
     !direction.has_bytes() && (end.connection.is_pipe() || direction.forgo_bells())
+}
+
+/// The turn to receive from the kernel. None if a thread is stopped with it, but there is no bell and none will come:
+/// whatever the kernel has is the program's then, for good.
+pub(super) fn to_receive(end: &End) -> Option<Turn<'static>> {
+    let direction = end.incoming();
+    Turn::take_unless(&direction.reading.reader, || {
+        leave(direction);
+        direction.forgo_bells()
+    })
+}
+
+/// Nothing is put into the ring any more, but by who has the turn to write.
+fn leave(direction: &Direction) {
+    let _ = direction.shut.compare_exchange(0, SOON_SHUT, AcqRel, Relaxed);
 }
 
 /// The turn to write to a pipe, as [`to_send`]. True if it is that of what this has interrupted, and stays so.

@@ -81,10 +81,12 @@ pub(in super::super) fn leave_behind(fd: usize, heir: Option<usize>) {
         fence(SeqCst);
         set.tell_of(epoll, index % WATCHED_MAX);
         let event = Event { events: socket.events.load(Relaxed), data: socket.data.load(Relaxed) };
-        if socket.present.load(Relaxed) == 0 || event.events == 0 && socket.is_asleep() {
+        if socket.present.load(Relaxed) == 0 {
             continue;
         }
-        ask(nr::EPOLL_CTL, [epoll, MODIFY, fd, &raw const event as usize]);
+        // One that has been reported once for all nobody can wake any more.
+        let what = if event.events == 0 && socket.is_asleep() { DELETE } else { MODIFY };
+        ask(nr::EPOLL_CTL, [epoll, what, fd, &raw const event as usize]);
         if let Some(heir) = heir.filter(|_| socket.has_bytes()) {
             let _ = fds::late().note(epoll, heir, event);
         }
