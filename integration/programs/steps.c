@@ -33,7 +33,8 @@ struct side {
     int count;
     int nonblock;
     int shut_write;
-    int events, registered;
+    // Left: what was registered has been closed, and is told of as long as others stand for the same.
+    int events, registered, left;
 };
 struct pair {
     // 0 none, 4, 6, 1 for AF_UNIX, 2 for a pair that was made as one; 5 seqpacket, 7 and 8 pairs of seqpacket
@@ -136,7 +137,7 @@ static void close_side(struct pair *pair, int s) {
     pair->records[1 - s] = 0;
     if (side->registered) epoll_ctl(epoll, EPOLL_CTL_DEL, side->fds[0], NULL);
     for (int i = 0; i < side->count; i++) close(side->fds[i]);
-    side->count = side->registered = 0;
+    side->count = side->registered = side->left = 0;
     printf("gone\n");
     if (!pair->sides[0].count && !pair->sides[1].count) pair->kind = 0;
 }
@@ -384,13 +385,13 @@ static int by_data(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-// What has ended of a socket of TCP an edge tells again when the other side has received: an edge for writing.
+// What has ended of a socket an edge tells again when the other side has received: an edge for writing.
 static int is_writers_edge(struct epoll_event *event) {
     unsigned which = (unsigned)event->data.u64;
     struct pair *pair = &pairs[which / 2 % PAIRS];
     // One that has ended can be read from, too.
     unsigned ended = EPOLLHUP | EPOLLRDHUP | (pair->broken ? EPOLLIN : 0);
-    return !(event->events & ~ended) && is_tcp(pair->kind) && pair->sides[which % 2].events & EPOLLET;
+    return !(event->events & ~ended) && pair->kind != PIPE && pair->sides[which % 2].events & EPOLLET;
 }
 
 static void wait_epoll(void) {
@@ -425,6 +426,7 @@ static void wait_epoll(void) {
 
 static void change_epoll(int p, int s) {
     struct side *side = &pairs[p].sides[s];
+    if (side->left) return;
     int what = 1 + draw(3);
     struct epoll_event event = {.data.u64 = (uint64_t)(p * 2 + s) + 0x100000000};
     // A socket of AF_UNIX tells an edge for writing when the other side reads; that is left out.
@@ -573,8 +575,9 @@ static void step(int p) {
     } else if (what < 90) {
         if (side->count < COPIES) {
             int how = draw(4), copy;
-            // What is in a ring goes to the kernel then, which is an edge.
-            if (how == 3 && pair->kind == PIPE && pair->sides[1].registered) how = 0;
+            // What is in a ring may go to the kernel then, which is an edge.
+            int is_told = side->left || (side->registered && (side->events & EPOLLET));
+            if (how == 3 && (is_told || (pair->kind == PIPE && (pair->sides[1].registered || pair->sides[1].left)))) how = 0;
             if (how == 0) copy = dup(fd);
             else if (how == 1) copy = fcntl(fd, F_DUPFD_CLOEXEC, 100);
             else if (how == 2) copy = dup3(fd, 200 + p * 2 + s, O_CLOEXEC);
@@ -588,8 +591,12 @@ static void step(int p) {
         }
     } else if (what < 92) {
         if (side->count > 1) {
-            int last = side->fds[--side->count];
-            printf("close %d: %ld\n", last, told(close(last)));
+            // An edge may be told again, when the one that is registered is closed.
+            int is_first = draw(2) && !(side->registered && side->events & EPOLLET);
+            int which = is_first ? 0 : side->count - 1, closed = side->fds[which];
+            side->fds[which] = side->fds[--side->count];
+            if (is_first && side->registered) side->left = 1, side->registered = 0;
+            printf("close %d: %ld\n", closed, told(close(closed)));
         }
     } else if (what < 94) {
         side->nonblock = draw(2);

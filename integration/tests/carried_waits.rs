@@ -44,6 +44,15 @@ fn what_is_in_several_epoll_instances_is_told_by_each() {
 }
 
 #[test]
+fn what_is_closed_while_a_copy_lives_is_still_told() {
+    let sandbox = carrying("closed");
+    let argv = ["/usr/bin/python3", &program("closed.py")];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stdout.lines().count()), (0, 9), "{native:?}");
+    assert_eq!(sandbox.run(&argv), native);
+}
+
+#[test]
 fn a_child_of_vfork_hears_what_comes_to_a_socket_that_it_has_got() {
     let sandbox = carrying("spawned");
     let argv = ["/usr/bin/python3", &program("spawned.py")];

@@ -304,6 +304,45 @@ print(sorted(one.recv(3)))
 }
 
 #[test]
+fn while_one_that_sends_or_receives_is_stopped_others_go_on() {
+    let sandbox = carrying("stopped");
+    let program = compile("cc", "stopped", &[]);
+    let rounds = if full() { "500" } else { "60" };
+    let writers = ["pipe", "stream", "seqpacket"].map(|kind| (kind, "writers"));
+    let readers = ["stream", "seqpacket", "datagram"].map(|kind| (kind, "readers"));
+    for (kind, who) in writers.into_iter().chain(readers) {
+        let ended = sandbox.run(&[program.text(), kind, rounds, who]);
+        let told = format!("{kind}: 0 wait, 0\n");
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, told.as_str()), "{who}: {ended:?}");
+    }
+}
+
+#[test]
+fn lines_that_several_write_to_one_stream_stay_whole() {
+    let sandbox = carrying("together");
+    let program = compile("cc", "together", &[]);
+    for seed in 1..=if full() { 100 } else { 8 } {
+        let ended = sandbox.run(&[program.text(), &seed.to_string(), "1000"]);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "all\n"), "seed {seed}: {ended:?}");
+    }
+    assert!(carried(&sandbox).1 > 1_000);
+}
+
+#[test]
+fn a_stranger_that_is_handed_a_socket_reads_all() {
+    let sandbox = carrying("handed");
+    let folder = Scratch::new("handed-stranger");
+    let socket = folder.text();
+    let _stranger = Running::start(None, &["/usr/bin/python3", &program("stranger.py"), socket]);
+    wait_for(&["test", "-S", socket]);
+    let argv = ["/usr/bin/python3", &program("handed.py"), socket];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stdout.lines().count()), (0, 12), "{native:?}");
+    assert_eq!(sandbox.run(&argv), native);
+    assert!(carried(&sandbox).1 > 1_000);
+}
+
+#[test]
 fn an_idle_pair_costs_nothing() {
     let sandbox = carrying("idle");
     let script = "

@@ -218,6 +218,11 @@ pub(crate) fn task_lives(tid: u32) -> bool {
     task_exists(tid) && !matches!(state_of(tid, tid), Some(b'Z' | b'X'))
 }
 
+/// Is it stopped, by a signal or a tracer?
+pub(crate) fn task_is_stopped(tid: u32) -> bool {
+    matches!(state_of(tid, tid), Some(b'T' | b't'))
+}
+
 /// Does thread `tid` of process `pid` sleep in a way that no signal ends, as one that has called vfork? None if that
 /// cannot be seen, as without /proc.
 pub(crate) fn waits_for_vfork(pid: u32, tid: u32) -> Option<bool> {

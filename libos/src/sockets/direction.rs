@@ -26,7 +26,7 @@ pub struct Direction {
     pub large_from: AtomicU64,
     /// That ring's number and 1; 0 if there is none.
     pub large: AtomicU32,
-    /// Bells that are on their way.
+    /// Bells that are on their way: [`Direction::bells`].
     pub bell: AtomicU32,
     /// Not 0 once nothing goes by the ring any more, since a side has shut it down, or reads or writes in ways
     /// of its own: [`SHUT`](super::SHUT), or [`SOON_SHUT`](super::SOON_SHUT).
@@ -55,7 +55,7 @@ pub struct Writing {
     /// Bytes given to the kernel that were for a reader that slept, was busy or had not accepted yet, or came
     /// behind such.
     pub asleep: AtomicU64,
-    /// Bells ever sent.
+    /// Bells ever sent, and bytes that have gone by the kernel after they had been in the ring (of a pipe, how often).
     pub bells: AtomicU32,
 }
 
@@ -89,6 +89,9 @@ pub struct Waiting {
     /// Bytes of records ever received from the kernel.
     pub kernel_bytes: AtomicU64,
 }
+
+/// In [`Direction::bell`]: none is sent any more.
+const NO_BELLS: u32 = 1 << 31;
 
 /// Where the bytes at a position of a ring lie, and how many follow in one piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,6 +214,34 @@ impl Direction {
         self.reading.head.compare_exchange(head, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// Bells that are on their way.
+    #[must_use]
+    #[inline]
+    pub fn bells(&self) -> u32 {
+        self.bell.load(Ordering::Acquire) & !NO_BELLS
+    }
+
+    /// One is about to be sent. False if none is any more.
+    #[must_use]
+    pub fn add_bell(&self) -> bool {
+        self.change_bells(|bells| (bells & NO_BELLS == 0).then_some(bells + 1))
+    }
+
+    /// So many have been heard, or have not been sent.
+    pub fn less_bells(&self, count: u32) {
+        self.change_bells(|bells| (bells & !NO_BELLS >= count).then(|| bells - count));
+    }
+
+    /// None is sent from now on. False if that cannot be, since some are on their way.
+    #[must_use]
+    pub fn forgo_bells(&self) -> bool {
+        self.change_bells(|bells| (bells & !NO_BELLS == 0).then_some(NO_BELLS))
+    }
+
+    fn change_bells(&self, next: impl Fn(u32) -> Option<u32>) -> bool {
+        self.bell.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
+    }
+
     pub(super) fn reset(&self) {
         let (writing, reading, waiting) = (&self.writing, &self.reading, &self.waiting);
         let ours = [&self.tail, &self.kernel_sent, &self.large_from];
@@ -222,6 +253,26 @@ impl Direction {
         let words = [&writing.writer, &writing.bells, &writing.core];
         let readers = [&waiting.watch, &waiting.parked, &reading.reader, &reading.patience_ns];
         ours.into_iter().chain(words).chain(readers).for_each(zero);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::Direction;
+
+    #[test]
+    fn once_bells_are_forgone_none_is_added_and_before_that_all_have_to_be_heard() {
+        let one = Direction::default();
+        assert!(one.add_bell() && one.add_bell());
+        assert!(!one.forgo_bells());
+        one.less_bells(2);
+        assert!(one.forgo_bells() && one.forgo_bells());
+        assert!(!one.add_bell());
+        // Who has heard one too many takes nothing away.
+        one.less_bells(1);
+        assert_eq!((one.bells(), one.add_bell()), (0, false));
+        one.reset();
+        assert!(one.add_bell());
     }
 }
 

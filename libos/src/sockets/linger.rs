@@ -14,7 +14,7 @@ impl Connection {
     /// Is there something that only a process that knows of the row can read?
     #[must_use]
     pub fn has_unread(&self) -> bool {
-        self.directions.iter().any(|way| way.has_bytes() || way.bell.load(Ordering::Acquire) != 0)
+        self.directions.iter().any(|way| way.has_bytes() || way.bells() != 0)
     }
 
     /// Can nobody come by either end any more?

@@ -47,12 +47,13 @@ impl Connection {
         }
         LARGE_RING.saturating_sub(self.record_max.load(Ordering::Relaxed) as usize)
     }
+}
 
-    /// How many of the next bytes, of a write of `total`, have to go the same way.
-    #[must_use]
-    pub fn unbroken(&self, total: usize) -> usize {
-        if self.is_pipe() && total <= WHOLE_MAX { total } else { 1 }
-    }
+/// How many of the next bytes, of a write of `total`, have to go the same way. Of sockets, too: the kernel promises
+/// nothing there, but does not break so few apart, and programs that write to one together, as to a log, rely on it.
+#[must_use]
+pub const fn unbroken(total: usize) -> usize {
+    if total <= WHOLE_MAX { total } else { 1 }
 }
 
 const _: () = assert!(WHOLE_MAX <= super::SMALL_RING);
@@ -61,7 +62,7 @@ const _: () = assert!(CAPACITY <= LARGE_RING);
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::{CAPACITY, LARGE_RING, PIPE, READER, WHOLE_MAX, WRITER, cookie};
+    use super::{CAPACITY, LARGE_RING, PIPE, READER, WHOLE_MAX, WRITER, cookie, unbroken};
     use crate::sockets::{Connection, Direction};
     use crate::sync::Ordering::Relaxed;
 
@@ -97,8 +98,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_writes_as_one_is_not_broken_apart() {
-        assert_eq!(pipe().unbroken(WHOLE_MAX), WHOLE_MAX);
-        assert_eq!(pipe().unbroken(WHOLE_MAX + 1), 1);
-        assert_eq!(Connection::default().unbroken(100), 1);
+        assert_eq!(unbroken(WHOLE_MAX), WHOLE_MAX);
+        assert_eq!(unbroken(WHOLE_MAX + 1), 1);
     }
 }

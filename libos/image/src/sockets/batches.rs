@@ -40,7 +40,7 @@ pub(super) fn send(args: [usize; 6]) -> isize {
 /// On a socket that is not carried: descriptors that go by it may be.
 fn send_uncarried(args: [usize; 6], at: usize, count: usize) -> isize {
     let each = || (0..count).map(|index| at + index * ONE_LEN);
-    each().for_each(meet::about_to_pass);
+    each().for_each(|at| meet::about_to_pass(args[0], at));
     let sent = native(nr::SENDMMSG, args);
     each().skip(sent.max(0) as usize).for_each(meet::not_passed);
     sent

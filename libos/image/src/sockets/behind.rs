@@ -4,7 +4,7 @@
 //! kernel ends a call behind those.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::Ordering::Release;
 
 use libos::sockets::SHUT;
 
@@ -88,7 +88,7 @@ pub(super) fn look(
         return Ok(first as isize);
     }
     let (mut bells, mut rest) = ([0u8; BELLS_MAX], pieces);
-    let bell = (direction.bell.load(Acquire) as usize).min(BELLS_MAX);
+    let bell = (direction.bells() as usize).min(BELLS_MAX);
     let mut vectors = [[0usize; 2]; PIECES_MAX];
     vectors[0] = [bells.as_mut_ptr() as usize, bell];
     let mut skipped = first;

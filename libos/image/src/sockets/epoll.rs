@@ -12,7 +12,7 @@
 mod control;
 mod noted;
 
-pub(super) use control::{control, forget_all, look_again, tell, tell_all, watch};
+pub(super) use control::{control, forget_all, leave_behind, look_again, tell, tell_all, watch};
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
@@ -456,7 +456,7 @@ impl Wait {
         if result < 0 {
             return if watcher.summary.0.load(Acquire) == 0 { Err(result) } else { Ok(None) };
         }
-        let kept = self.translate(0, result as usize)?;
+        let kept = self.translate(0, 0, result as usize)?;
         let is_over = kept == 0 && until.is_over() && watcher.summary.0.load(Acquire) == 0;
         Ok((kept > 0 || is_over).then_some(kept as isize))
     }
@@ -479,13 +479,14 @@ impl Wait {
 
     /// The kernel's events behind the `count` that there are; how many there are then.
     fn with_kernels(&self, mut count: usize) -> Result<usize, isize> {
+        let asked = count;
         loop {
             let kernels = self.kernel(count, Some(0));
             if kernels < 0 && count == 0 {
                 return Err(kernels);
             }
             let (former, room) = (count, self.most - count);
-            count = self.translate(former, kernels.max(0) as usize)?;
+            count = self.translate(asked, former, kernels.max(0) as usize)?;
             // Some took the places of others, and were one with what was there.
             if (kernels as usize) != room || count == former || count == self.most {
                 return Ok(count);
@@ -578,9 +579,9 @@ impl Wait {
         ask(nr::EPOLL_CTL, [self.args[0], MODIFY, fd, &raw const none as usize]);
     }
 
-    /// Make the program's events of the `more` that the kernel has put behind the first `count`; how many
-    /// there are then.
-    fn translate(&self, count: usize, more: usize) -> Result<usize, isize> {
+    /// Make the program's events of the `more` that the kernel has put behind the first `count`, of which those from
+    /// `asked` on it has told before; how many there are then.
+    fn translate(&self, asked: usize, count: usize, more: usize) -> Result<usize, isize> {
         const FAULT: isize = -(EFAULT as isize);
         let mut kept = count;
         for index in count..count + more {
@@ -594,9 +595,11 @@ impl Wait {
                 let Some(events) = Self::of_kernel(socket, event.events) else { continue };
                 event = Event { events, data: socket.data.load(Relaxed) };
                 // One of these may be there already, from its ring.
-                if late::joined_to_former(self.args[1], count, event)? {
+                if late::joined_to_former(self.args[1], 0..count, event)? {
                     continue;
                 }
+            } else if late::joined_to_former(self.args[1], asked..count, event)? {
+                continue;
             } else if kept == index {
                 kept += 1;
                 continue;

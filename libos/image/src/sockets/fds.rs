@@ -76,6 +76,11 @@ impl End {
         !self.connection.has_no_bells() || self.connection.has_unread()
     }
 
+    /// Is it the same end, by whatever descriptor?
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.row, self.side) == (other.row, other.side)
+    }
+
     /// What it reads.
     pub(super) fn incoming(&self) -> &'static Direction {
         &self.connection.directions[1 - self.side]
@@ -205,8 +210,7 @@ pub(super) fn is_left(fd: usize) -> bool {
 
 /// The connection of `end` has been dissolved, and its socket may have another: no descriptor stands for it any more.
 pub(super) fn dissolved(end: &End, pid: u32) {
-    let same = |other: &End| (other.row, other.side) == (end.row, end.side);
-    for other in ends().filter(same) {
+    for other in ends().filter(|other| other.is_same(end)) {
         epoll::tell_all(other.fd);
         if let Some(entry) = entry(other.fd) {
             entry.fetch_and(!WHAT, AcqRel);
@@ -340,6 +344,11 @@ pub(super) fn close(fd: usize) -> isize {
 fn let_go(fd: usize, pid: u32) {
     let Some(cell) = entry(fd) else { return };
     let end = end_of(fd);
+    if is_watched(fd) && (is_copied(fd) || forks() != 0) {
+        let is_same =
+            |other: &End| end.is_some_and(|end| other.is_same(&end) && other.fd != end.fd);
+        epoll::leave_behind(fd as u32 as usize, ends().find(is_same).map(|other| other.fd));
+    }
     epoll::forget_all(fd as u32 as usize);
     let word = cell.swap(0, AcqRel);
     let what = word & WHAT;
@@ -418,7 +427,9 @@ pub(super) fn replace(number: usize, args: [usize; 6]) -> isize {
     const F_GETFD: usize = 1;
     const O_CLOEXEC: usize = 0o2_000_000;
     let [fd, other, flags, ..] = args;
-    if fd as u32 == other as u32 {
+    let is_same = |end: End| end_of(other).is_some_and(|other| other.is_same(&end));
+    // What stands for the same already stays where it is, in epoll instances as well.
+    if fd as u32 == other as u32 || end_of(fd).is_some_and(is_same) {
         return native(number, args);
     }
     let is_right = number == nr::DUP2 || flags as u32 as usize & !O_CLOEXEC == 0;

@@ -2,6 +2,7 @@
 //! this process's own), when their rings had bytes already: what comes later is the kernel's to tell, but of these bytes
 //! it knows nothing. Whoever comes to wait there is told of them from here until they have been taken.
 
+use core::ops::Range;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -120,11 +121,15 @@ impl Late {
     }
 }
 
-/// Add the kernel's events of a socket to those of its ring, if they are among the first `count` at `at`.
-pub(super) fn joined_to_former(at: usize, count: usize, event: Event) -> Result<bool, isize> {
+/// Add the kernel's events of a socket to those of its ring, if they are among `these` at `at`.
+pub(super) fn joined_to_former(
+    at: usize,
+    these: Range<usize>,
+    event: Event,
+) -> Result<bool, isize> {
     const FAULT: isize = -(EFAULT as isize);
     let data = event.data;
-    for place in (0..count).map(|index| at + index * EVENT_LEN) {
+    for place in these.map(|index| at + index * EVENT_LEN) {
         let former = user::read::<Event>(place).ok_or(FAULT)?;
         if { former.data } == data {
             let both = Event { events: former.events | event.events, data };

@@ -389,9 +389,10 @@ pub(super) fn adopt_passed(at: usize) {
     }
 }
 
-/// Descriptors are about to go with the message at `at`: until they are received, those of carried
-/// connections are nobody's, and yet not closed.
-pub(super) fn about_to_pass(at: usize) {
+/// Descriptors are about to go by the socket `by` with the message at `at`: until they are received, those of carried
+/// connections are nobody's, and yet not closed. Whoever hears that may be a stranger, unless `by` is carried.
+pub(super) fn about_to_pass(by: usize, at: usize) {
+    let is_known = fds::end_of(by).is_some_and(|by| stream::is_joined(&by));
     each_passed(at, |fd| {
         // Pipes go to strangers more often than sockets do.
         pipes::pass(fd);
@@ -399,6 +400,9 @@ pub(super) fn about_to_pass(at: usize) {
         inlets::pass(fd);
         if let Some(end) = fds::end_of(fd).filter(End::is_needed) {
             end.connection.sides[end.side].passed.fetch_add(1, AcqRel);
+            if !is_known && end.connection.is_socket() && !end.connection.is_inlet() {
+                stream::pass(&end);
+            }
         }
     });
 }

@@ -94,7 +94,7 @@ pub(super) fn send(end: End, number: usize, args: [usize; 6]) -> isize {
 
 /// `sendmsg` to the kernel. It may take descriptors of carried connections with it.
 pub(super) fn send_passing(args: [usize; 6], send: impl FnOnce() -> isize) -> isize {
-    meet::about_to_pass(args[1]);
+    meet::about_to_pass(args[0], args[1]);
     let sent = send();
     if sent < 0 {
         meet::not_passed(args[1]);

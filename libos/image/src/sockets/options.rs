@@ -87,7 +87,7 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
             let all = if end.connection.has_records() {
                 records::waiting(&end, kernels)
             } else {
-                ring.saturating_add(kernels.saturating_sub(direction.bell.load(Relaxed)))
+                ring.saturating_add(kernels.saturating_sub(direction.bells()))
             };
             if !user::write(value, &all) {
                 return -(EFAULT as isize);

@@ -18,14 +18,16 @@
 //! and the like), sends an end in a message, opens a pipe anew by its name, or wants packets, has it go by the
 //! kernel from then on; what is in the ring by then comes first.
 
+use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use libos::sockets::pipes::{PIPE, READER, WHOLE_MAX, WRITER, cookie};
+use libos::sockets::pipes::{PIPE, READER, WHOLE_MAX, WRITER, cookie, unbroken};
 use libos::sockets::{Direction, LARGE_RING, Name, SHUT, UNIX};
 
 use super::fds::{self, End};
+use super::messages::Message;
 use super::options::{self, F_SETFL, FIOASYNC, FIONBIO, FIONREAD, O_ASYNC, O_NONBLOCK};
-use super::stream::{self, MSG_DONTWAIT, Source};
+use super::stream::{self, MSG_DONTWAIT, MSG_NOSIGNAL, Source};
 use super::turns::Turn;
 use super::user::{self, Pieces};
 use super::wait::{ERR, IN, OUT, kernels_events};
@@ -148,8 +150,8 @@ pub(super) fn pass(fd: usize) {
     let again = if own.is_none() { open_to_write(fd) } else { None };
     let by = own.or(again.map(|fd| End { fd, side: WRITER, ..end }));
     if let Some(by) = by.filter(|by| !is_broken(by.fd)) {
-        let (_turn, is_on_top) = turns::to_write(direction);
-        if !is_on_top {
+        let (turn, is_on_top) = turns::to_write(&by);
+        if turn.is_some() && !is_on_top {
             let _ = hand_over(&by);
         }
     }
@@ -200,8 +202,8 @@ impl Write {
     fn run(&self, pieces: Pieces) -> isize {
         let direction = self.end.outgoing();
         stream::note_core(direction);
-        let (turn, is_on_top) = turns::to_write(direction);
-        if is_on_top || !self.may_use_ring() {
+        let (turn, is_on_top) = turns::to_write(&self.end);
+        if turn.is_none() || is_on_top || !self.may_use_ring() {
             return self.by_kernel(turn, None, 0);
         }
         let mut source = Source::Memory { pieces, flags: 0 };
@@ -250,7 +252,7 @@ impl Write {
     /// Where in the ring there is room for what is next of `left` bytes, and how much; None if nobody makes any.
     fn room(&self, left: usize) -> Option<(u64, usize)> {
         let (end, direction) = (&self.end, self.end.outgoing());
-        let least = end.connection.unbroken(self.total);
+        let least = unbroken(self.total);
         loop {
             let kept_free = end.connection.kept_free(direction);
             let (tail, room) = direction.room_for(left + kept_free);
@@ -268,7 +270,7 @@ impl Write {
     }
 
     /// What is left after `done` bytes by the kernel: the program's own call, if that is all.
-    fn by_kernel(&self, turn: Turn<'_>, source: Option<Source>, done: usize) -> isize {
+    fn by_kernel(&self, turn: Option<Turn<'_>>, source: Option<Source>, done: usize) -> isize {
         let (direction, left) = (self.end.outgoing(), self.total - done);
         direction.kernel_sent.fetch_add(left as u64, AcqRel);
         drop(turn);
@@ -283,8 +285,9 @@ impl Write {
 }
 
 /// Somebody has gone to sleep while bytes were put into the ring: they go by the kernel after all, where there is
-/// room for them, since it has nothing else. By who has the turn; an error is the kernel's.
-fn hand_over(end: &End) -> Result<(), isize> {
+/// room for them, since it has nothing else. By who has the turn; an error is the kernel's. Of sockets, too, where
+/// nobody rings.
+pub(super) fn hand_over(end: &End) -> Result<(), isize> {
     let direction = end.outgoing();
     loop {
         let (head, filled) = direction.filled();
@@ -298,7 +301,9 @@ fn hand_over(end: &End) -> Result<(), isize> {
             continue;
         }
         let given = give(end, head, filled);
-        direction.writing.bells.fetch_add(1, Relaxed);
+        // To TCP_INFO, what comes by both counts once.
+        let twice = if end.connection.is_pipe() { 1 } else { filled as u32 };
+        direction.writing.bells.fetch_add(twice, Relaxed);
         return given.inspect_err(|_| {
             direction.kernel_sent.fetch_sub(filled as u64, AcqRel);
         });
@@ -306,18 +311,20 @@ fn hand_over(end: &End) -> Result<(), isize> {
 }
 
 /// Write what lies in the ring from `head` on to the kernel. Nobody writes over it while the turn is this
-/// thread's.
-fn give(end: &End, head: u64, len: usize) -> Result<(), isize> {
+/// thread's. Nothing is a record, too.
+pub(super) fn give(end: &End, head: u64, len: usize) -> Result<(), isize> {
     let mut done = 0;
-    while done < len {
+    loop {
         let (mut pieces, mut count, mut upto) = ([[0usize; 2]; PIECES_MAX], 0, done);
         while upto < len && count < PIECES_MAX {
             let position = head + upto as u64;
-            let (at, part) = stream::address(end.row, WRITER, end.outgoing(), position, len - upto);
+            let (at, part) =
+                stream::address(end.row, end.side, end.outgoing(), position, len - upto);
             pieces[count] = [at, part];
             (count, upto) = (count + 1, upto + part);
         }
-        match ask(nr::WRITEV, [end.fd, pieces.as_ptr() as usize, count]) {
+        match write(end, &pieces[..count]) {
+            written @ 0.. if done + written as usize >= len => return Ok(()),
             written @ 0.. => done += written as usize,
             // The pipe has bytes that nobody knows of, or holds less by now. The program has been told that these
             // are written: somebody will read.
@@ -325,7 +332,15 @@ fn give(end: &End, head: u64, len: usize) -> Result<(), isize> {
             error => return Err(error),
         }
     }
-    Ok(())
+}
+
+fn write(end: &End, pieces: &[[usize; 2]]) -> isize {
+    let at = pieces.as_ptr() as usize;
+    if end.connection.is_pipe() {
+        return ask(nr::WRITEV, [end.fd, at, pieces.len()]);
+    }
+    let message = UnsafeCell::new(Message::of(at, pieces.len()));
+    ask(nr::SENDMSG, [end.fd, message.get() as usize, MSG_NOSIGNAL])
 }
 
 /// A call that reads from it.
@@ -466,7 +481,7 @@ pub(super) fn by_position(end: End, number: usize, args: [usize; 6]) -> isize {
         (nr::PREADV2, RWF_NOWAIT) => receive(end, number, args, MSG_DONTWAIT),
         (nr::PWRITEV2, 0) => send(end, nr::WRITEV, args),
         (nr::PWRITEV2, _) if end.side == WRITER => {
-            let (turn, _) = turns::to_write(end.outgoing());
+            let (turn, _) = turns::to_write(&end);
             Write { end, number, args, total: total() }.by_kernel(turn, None, 0)
         }
         _ => {

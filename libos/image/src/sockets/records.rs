@@ -18,9 +18,9 @@ use super::messages::{self, Message};
 use super::stream::{
     self, MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, Source, address,
 };
-use super::turns::Turn;
+use super::turns::{self, Turn};
 use super::user::{self, Pieces};
-use super::{ask, meet, native, options, sockets, wait};
+use super::{ask, meet, native, options, pipes, sockets, wait};
 use crate::sys::{EAGAIN, EFAULT, Errno, nr};
 use crate::time;
 
@@ -76,7 +76,7 @@ fn addressed(end: &End, number: usize, args: [usize; 6]) -> isize {
 /// The program's own call, of one record.
 fn by_kernel(end: &End, number: usize, args: [usize; 6]) -> isize {
     let direction = end.outgoing();
-    let turn = Turn::take(&direction.writing.writer);
+    let turn = turns::to_send(end);
     told(end, give(direction, turn, || native(number, args)))
 }
 
@@ -88,8 +88,8 @@ fn told(end: &End, sent: isize) -> isize {
     sent
 }
 
-/// Whoever has the turn has a record go by the kernel.
-fn give(direction: &Direction, turn: Turn<'_>, send: impl FnOnce() -> isize) -> isize {
+/// Whoever has the turn, or cannot have it, has a record go by the kernel.
+fn give(direction: &Direction, turn: Option<Turn<'_>>, send: impl FnOnce() -> isize) -> isize {
     direction.kernel_sent.fetch_add(1, AcqRel);
     drop(turn);
     let sent = send();
@@ -108,9 +108,10 @@ fn put(end: &End, number: usize, args: [usize; 6], pieces: Pieces, flags: usize)
         return by_kernel(end, number, args);
     };
     stream::note_core(direction);
-    let turn = Turn::take(&direction.writing.writer);
+    let turn = turns::to_send(end);
     let is_asleep = stream::is_parked(direction) && !direction.has_bytes();
-    if direction.shut.load(Acquire) != 0 || direction.is_in_kernel() || is_asleep {
+    let is_shut = turn.is_none() || direction.shut.load(Acquire) != 0;
+    if is_shut || direction.is_in_kernel() || is_asleep {
         return told(end, to_sleeper(direction, turn, || native(number, args)));
     }
     loop {
@@ -144,7 +145,11 @@ fn put(end: &End, number: usize, args: [usize; 6], pieces: Pieces, flags: usize)
     }
 }
 
-fn to_sleeper(direction: &Direction, turn: Turn<'_>, send: impl FnOnce() -> isize) -> isize {
+fn to_sleeper(
+    direction: &Direction,
+    turn: Option<Turn<'_>>,
+    send: impl FnOnce() -> isize,
+) -> isize {
     let sent = give(direction, turn, send);
     direction.writing.asleep.fetch_add(sent.max(0) as u64, Relaxed);
     sent
@@ -372,12 +377,13 @@ impl Receive {
     /// not there yet.
     fn out_of_kernel(&self, waits: bool) -> Option<isize> {
         let (end, direction) = (&self.end, self.end.incoming());
-        let turn = Turn::take(&direction.reading.reader);
+        let turn = turns::to_receive(end);
         if direction.has_bytes() {
             return None;
         }
         // A bell may be sent at any time, but not to before what is there already.
-        let result = match peek(end) {
+        let next = if turn.is_some() { peek(end) } else { Peeked::Record };
+        let result = match next {
             Peeked::Bell => {
                 hear(end, direction);
                 return None;
@@ -430,6 +436,24 @@ impl Receive {
     }
 }
 
+/// What the ring still has goes by the kernel after all, since nobody rings any more. By who has the turn to write.
+pub(super) fn hand_over(end: &End) {
+    let direction = end.outgoing();
+    while let (head, filled @ 1..) = direction.filled() {
+        let (at, part) = address(end.row, end.side, direction, head, HEADER);
+        let header = user::read::<u64>(at).filter(|_| part == HEADER);
+        let len = header.and_then(|header| Direction::checked_len(header, filled));
+        // Before it is taken: who finds the ring empty is to know that there is something.
+        direction.kernel_sent.fetch_add(1, AcqRel);
+        let is_taken = direction.take(head, len.map_or(filled, record_len));
+        let is_sent =
+            is_taken && len.is_some_and(|len| pipes::give(end, head + HEADER as u64, len).is_ok());
+        if !is_sent {
+            direction.kernel_sent.fetch_sub(1, AcqRel);
+        }
+    }
+}
+
 /// Take a bell out of the kernel, if one is next there; by who has the reader's turn.
 pub(super) fn take_bell(end: &End, direction: &Direction) -> bool {
     // What has gone wrong is for the program to hear.
@@ -466,8 +490,7 @@ fn peek(end: &End) -> Peeked {
 /// Take the bell out that is next.
 fn hear(end: &End, direction: &Direction) {
     ask(nr::RECVFROM, [end.fd, 0, 0, MSG_DONTWAIT]);
-    let less = |bells: u32| bells.checked_sub(1);
-    let _ = direction.bell.fetch_update(AcqRel, Relaxed, less);
+    direction.less_bells(1);
 }
 
 /// Bytes that are there to be received, as the kernel counts: of all records, or of the first.
@@ -478,7 +501,7 @@ pub(super) fn waiting(end: &End, kernels: u32) -> u32 {
         return kernels;
     }
     let end_at = position + filled as u64;
-    let bells = direction.bell.load(Relaxed).saturating_mul(BELL_LEN as u32);
+    let bells = direction.bells().saturating_mul(BELL_LEN as u32);
     let mut sum = 0u32;
     while position < end_at {
         let (at, part) = address(end.row, 1 - end.side, direction, position, HEADER);
@@ -511,7 +534,7 @@ pub(super) fn reconnected(end: &End) {
     let direction = end.incoming();
     let (head, filled) = direction.filled();
     let _ = direction.take(head, filled);
-    direction.bell.store(0, Relaxed);
+    direction.less_bells(direction.bells());
 }
 
 /// `splice` from or to a socket with records.

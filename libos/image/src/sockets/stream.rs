@@ -4,16 +4,17 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::fence;
 
+use libos::sockets::pipes::{CAPACITY, unbroken};
 use libos::sockets::{
     Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SHUT, SMALL_RING, SOON_SHUT, watched,
 };
 
 use super::behind::{self, Behind};
 use super::fds::{self, End};
-use super::turns::Turn;
+use super::turns::{self, Turn};
 use super::user::{self, Pieces};
 use super::wait::{ERR, IN, kernels_events};
-use super::{ask, base, native, sockets};
+use super::{ask, base, native, pipes, sockets};
 use crate::sys::{self, EAGAIN, EFAULT, EINTR, EINVAL, nr};
 use crate::time;
 
@@ -89,9 +90,7 @@ pub(super) fn is_open(end: &End) -> bool {
 /// Is there nothing any more, nor ever will be, but what the kernel has?
 pub(super) fn is_left(direction: &Direction) -> bool {
     // In this order: nothing is put in after it has been shut, and no bell sent.
-    direction.shut.load(Acquire) == SHUT
-        && !direction.has_bytes()
-        && direction.bell.load(Acquire) == 0
+    direction.shut.load(Acquire) == SHUT && !direction.has_bytes() && direction.bells() == 0
 }
 
 /// Send `total` bytes; `number` and `args` are the program's own call.
@@ -113,8 +112,8 @@ pub(super) fn send(
         return sent;
     }
     note_core(direction);
-    let turn = Turn::take(&direction.writing.writer);
-    let is_shut = direction.shut.load(Acquire) != 0;
+    let turn = turns::to_send(&end);
+    let is_shut = turn.is_none() || direction.shut.load(Acquire) != 0;
     if is_shut || direction.is_in_kernel() || is_parked(direction) && !direction.has_bytes() {
         direction.kernel_sent.fetch_add(total as u64, AcqRel);
         drop(turn);
@@ -123,21 +122,21 @@ pub(super) fn send(
         return sent;
     }
     let mut source = source;
-    let mut done = 0;
+    let (mut done, least) = (0, unbroken(total));
     while done < total {
         let left = total - done;
         let (tail, room) = direction.room_for(left);
         if room < left && upgrade(&end, direction, tail) {
             continue;
         }
-        if room == 0 {
-            if wait_for_room(direction, 1) {
+        if room < least.min(left) {
+            if wait_for_room(direction, least.min(left)) {
                 continue;
             }
             // Nobody reads: what is left waits in the kernel, or in the program.
             direction.kernel_sent.fetch_add(left as u64, AcqRel);
             drop(turn);
-            let sent = rest(&end, &mut source, left);
+            let sent = if done == 0 { native(number, args) } else { rest(&end, &mut source, left) };
             counted(direction, left, sent);
             direction.writing.asleep.fetch_add(sent.max(0) as u64, Relaxed);
             return match sent {
@@ -252,7 +251,7 @@ pub(super) fn counted(direction: &Direction, asked: usize, sent: isize) -> isize
 /// The program's own call to send something, which may always go through the kernel.
 pub(super) fn by_kernel(end: &End, number: usize, args: [usize; 6], total: usize) -> isize {
     let direction = end.outgoing();
-    let turn = Turn::take(&direction.writing.writer);
+    let turn = turns::to_send(end);
     direction.kernel_sent.fetch_add(total as u64, AcqRel);
     drop(turn);
     counted(direction, total, native(number, args))
@@ -325,24 +324,31 @@ const BELLS_MAX: usize = 1024;
 
 /// One byte through the kernel wakes whoever sleeps there, and is an edge for who waits for that.
 pub(super) fn ring_bell(end: &End, direction: &Direction) {
-    if direction.bell.load(Acquire) as usize >= BELLS_MAX {
+    if direction.bells() as usize >= BELLS_MAX {
         return;
     }
-    direction.bell.fetch_add(1, AcqRel);
+    if !direction.add_bell() {
+        // While this thread was stopped others have had theirs go by the kernel, behind which nobody knows a bell.
+        return if end.connection.has_records() {
+            super::records::hand_over(end);
+        } else {
+            let _ = pipes::hand_over(end);
+        };
+    }
     let bell = sockets().bell();
     let len = if end.connection.has_records() { size_of_val(&bell) } else { 1 };
     let args = [end.fd, bell.as_ptr() as usize, len, MSG_DONTWAIT | MSG_NOSIGNAL];
     if ask(nr::SENDTO, args) == len as isize {
         direction.writing.bells.fetch_add(1, Relaxed);
     } else {
-        direction.bell.fetch_sub(1, AcqRel);
+        direction.less_bells(1);
     }
 }
 
 /// Take the bells out of the kernel that have come. While there are bytes in the ring they stay there:
 /// others may see by them that the socket is readable.
 pub(super) fn hear_bell(end: &End, direction: &Direction) {
-    if direction.bell.load(Acquire) == 0 || direction.has_bytes() {
+    if direction.bells() == 0 || direction.has_bytes() {
         return;
     }
     let _turn = Turn::take(&direction.reading.reader);
@@ -352,7 +358,7 @@ pub(super) fn hear_bell(end: &End, direction: &Direction) {
     }
     let mut bytes = [0u8; 64];
     loop {
-        let bells = (direction.bell.load(Acquire) as usize).min(bytes.len());
+        let bells = (direction.bells() as usize).min(bytes.len());
         if bells == 0 || direction.has_bytes() {
             return;
         }
@@ -366,7 +372,7 @@ pub(super) fn hear_bell(end: &End, direction: &Direction) {
         if heard <= 0 {
             return;
         }
-        direction.bell.fetch_sub(heard as u32, AcqRel);
+        direction.less_bells(heard as u32);
     }
 }
 
@@ -488,8 +494,8 @@ pub(super) fn receive(
         if seen <= 0 {
             return if done > 0 { done as isize } else { seen };
         }
-        was_seen = direction.bell.load(Acquire) == 0;
-        if direction.bell.load(Acquire) == 0 && !direction.is_in_kernel() {
+        was_seen = direction.bells() == 0;
+        if direction.bells() == 0 && !direction.is_in_kernel() {
             // Bytes that nobody has counted: from before the connection was carried.
             direction.kernel_sent.fetch_add(1, AcqRel);
             let result = from_kernel(&end, direction, number, args, flags);
@@ -540,7 +546,7 @@ pub(super) fn from_ring(
         }
         if direction.take(head, done) {
             *pieces = to;
-            if direction.bell.load(Relaxed) != 0 {
+            if direction.bells() != 0 {
                 hear_bell(end, direction);
             }
             return Ok(done);
@@ -557,9 +563,9 @@ fn from_kernel(
     flags: usize,
 ) -> Option<isize> {
     let waits = end.connection.sides[end.side].nonblock.load(Relaxed) == 0;
-    let turn = Turn::take(&direction.reading.reader);
+    let turn = turns::to_receive(end);
     // Whatever is in the ring now was sent before what is in the kernel.
-    if direction.has_bytes() || direction.bell.load(Acquire) != 0 || !direction.is_in_kernel() {
+    if direction.has_bytes() || direction.bells() != 0 || !direction.is_in_kernel() {
         return None;
     }
     let result = match number {
@@ -700,6 +706,23 @@ pub(super) fn leave_to_kernel(end: &End) {
     shut(end.incoming());
 }
 
+/// It may go to a stranger, to whom the kernel's is all there is: what is in the ring for it goes there before, if this
+/// process has the other end.
+pub(super) fn pass(end: &End) {
+    let direction = end.incoming();
+    let is_other = |other: &End| other.row == end.row && other.side != end.side;
+    // To who has shut it down the kernel takes nothing any more.
+    let other = fds::ends().find(is_other).filter(is_open);
+    leave_to_kernel(end);
+    let Some(other) = other.filter(|_| !end.connection.has_records()) else { return };
+    // What the kernel has is younger, and more than this it may not have room for.
+    let can_go = || !direction.is_in_kernel() && direction.filled().1 <= CAPACITY;
+    if let Some(_turn) = turns::to_send(&other).filter(|_| can_go()) {
+        let _ = pipes::hand_over(&other);
+    }
+    hear_bell(end, direction);
+}
+
 /// The last descriptor of this process for an end is about to be closed. If nobody else has it, and there
 /// is something that nobody will read, the other side is told as the kernel would: by a reset.
 pub(super) fn about_to_close(end: &End) {
@@ -722,7 +745,7 @@ pub(super) fn about_to_close(end: &End) {
     // A bell that nobody has taken out is unread to the kernel, too, which would say so by a reset.
     for _ in 0..BELL_LOOKS {
         hear_bell(end, end.incoming());
-        if end.incoming().bell.load(Acquire) == 0 || end.incoming().has_bytes() {
+        if end.incoming().bells() == 0 || end.incoming().has_bytes() {
             break;
         }
         sys::sched_yield();

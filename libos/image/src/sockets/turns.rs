@@ -6,12 +6,24 @@
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use libos::sockets::Direction;
+use libos::sockets::{Direction, SOON_SHUT};
 
+use super::ask;
+use super::fds::End;
+use super::wait::{ERR, HUP, OUT, kernels_events};
 use crate::arch::stack_pointer;
 use crate::signals::{AltStack, SS_ONSTACK};
-use crate::{context, sys};
+use crate::sys::nr;
+use crate::{context, sys, time};
 
+/// So often a turn is looked for without letting others run.
+const LOOKS: u32 = 64;
+/// How often it is asked what becomes of the thread that has it.
+const ASKED_NS: u64 = 1_000_000;
+/// How long not to look, while that one is stopped.
+const STOPPED_MS: usize = 1;
+/// A thread that has had a turn for so long is taken for stopped: by a freezer, or since whoever waits has the core.
+const LONG_NS: u64 = 1_000_000_000;
 /// Looks for a turn by who can do without.
 const TURN_LOOKS: usize = 256;
 
@@ -29,23 +41,30 @@ pub(super) struct Turn<'a> {
 
 impl<'a> Turn<'a> {
     pub(super) fn take(word: &'a AtomicU32) -> Self {
+        loop {
+            if let Some(turn) = Self::take_unless(word, || false) {
+                return turn;
+            }
+        }
+    }
+
+    /// The same; None if whoever has it is stopped, and it can be done without.
+    fn take_unless(word: &'a AtomicU32, can_do_without: impl Fn() -> bool) -> Option<Self> {
         let tid = context::own_tid();
-        let mut looks = 0u32;
+        let (mut looks, mut had) = (0u32, Had::default());
         loop {
             match word.compare_exchange(0, tid, Acquire, Relaxed) {
-                Ok(_) => return Self { word, former: 0 },
-                Err(holder) if holder == tid => return Self { word, former: 0 },
-                Err(holder) => {
-                    looks += 1;
-                    if looks.is_multiple_of(1024) && !sys::task_lives(holder) {
-                        let _ = word.compare_exchange(holder, 0, AcqRel, Relaxed);
-                    }
-                    if looks > 64 {
-                        sys::sched_yield();
-                    }
-                    core::hint::spin_loop();
-                }
+                Ok(_) => return Some(Self { word, former: 0 }),
+                Err(holder) if holder == tid => return Some(Self { word, former: 0 }),
+                Err(_) if looks < LOOKS => looks += 1,
+                Err(holder) => match had.becomes_of(holder) {
+                    Fate::Ended => _ = word.compare_exchange(holder, 0, AcqRel, Relaxed),
+                    Fate::Stopped if can_do_without() => return None,
+                    Fate::Stopped => _ = ask(nr::POLL, [0, 0, STOPPED_MS]),
+                    Fate::Runs => sys::sched_yield(),
+                },
             }
+            core::hint::spin_loop();
         }
     }
 
@@ -78,19 +97,88 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// The turn to write. True if it is that of what this has interrupted, and stays so.
-pub(super) fn to_write(direction: &Direction) -> (Turn<'_>, bool) {
+/// Who has had a turn, since when, and when that was asked last.
+#[derive(Default)]
+struct Had {
+    holder: u32,
+    since_ns: u64,
+    asked_ns: u64,
+}
+
+/// What becomes of a thread that has a turn, as far as can be told.
+enum Fate {
+    Ended,
+    Stopped,
+    Runs,
+}
+
+impl Had {
+    fn becomes_of(&mut self, holder: u32) -> Fate {
+        let now = time::now_ns();
+        if self.holder != holder {
+            *self = Self { holder, since_ns: now, asked_ns: now };
+        }
+        if now - self.asked_ns < ASKED_NS {
+            return Fate::Runs;
+        }
+        self.asked_ns = now;
+        if !sys::task_lives(holder) {
+            Fate::Ended
+        } else if sys::task_is_stopped(holder) || now - self.since_ns > LONG_NS {
+            Fate::Stopped
+        } else {
+            Fate::Runs
+        }
+    }
+}
+
+/// The turn to send. None if a thread is stopped with it, of another process perhaps: what is sent goes by the kernel
+/// then, as everything from now on.
+pub(super) fn to_send(end: &End) -> Option<Turn<'static>> {
+    Turn::take_unless(&end.outgoing().writing.writer, || passes(end))
+}
+
+/// Whoever has the turn to write is stopped with it, and may yet put something in the ring, or see that the reader
+/// sleeps: may others have theirs go by the kernel? It is to know no bell behind that; what is in the ring goes there
+/// in place of one, and so there must be nothing older.
+fn passes(end: &End) -> bool {
+    let direction = end.outgoing();
+    leave(direction);
+    if end.connection.has_records() || kernels_events(end.fd, OUT) & (ERR | HUP) != 0 {
+        return true;
+    }
+    !direction.has_bytes() && (end.connection.is_pipe() || direction.forgo_bells())
+}
+
+/// The turn to receive from the kernel. None if a thread is stopped with it, but there is no bell and none will come:
+/// whatever the kernel has is the program's then, for good.
+pub(super) fn to_receive(end: &End) -> Option<Turn<'static>> {
+    let direction = end.incoming();
+    Turn::take_unless(&direction.reading.reader, || {
+        leave(direction);
+        direction.forgo_bells()
+    })
+}
+
+/// Nothing is put into the ring any more, but by who has the turn to write.
+fn leave(direction: &Direction) {
+    let _ = direction.shut.compare_exchange(0, SOON_SHUT, AcqRel, Relaxed);
+}
+
+/// The turn to write to a pipe, as [`to_send`]. True if it is that of what this has interrupted, and stays so.
+pub(super) fn to_write(end: &End) -> (Option<Turn<'static>>, bool) {
     let (tid, here) = (context::own_tid(), stack_pointer());
-    let (writer, frame) = (&direction.writing.writer, &direction.writing.frame);
+    let writing = &end.outgoing().writing;
+    let (writer, frame) = (&writing.writer, &writing.frame);
     if writer.load(Acquire) == tid && is_on_top(here, frame.load(Relaxed) as usize) {
-        return (Turn::of_interrupted(writer, tid), true);
+        return (Some(Turn::of_interrupted(writer, tid)), true);
     }
     loop {
-        let turn = Turn::take(writer);
+        let Some(turn) = to_send(end) else { return (None, false) };
         frame.store(here as u64, Relaxed);
         // A handler that came before that took the turn for one that was left, and has given it up.
         if writer.load(Acquire) == tid {
-            return (turn, false);
+            return (Some(turn), false);
         }
         core::mem::forget(turn);
     }

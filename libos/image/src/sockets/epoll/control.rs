@@ -59,14 +59,38 @@ pub(in super::super) fn look_again(end: &End) {
     if !end.incoming().has_bytes() {
         return;
     }
-    let same = |other: &End| (other.row, other.side) == (end.row, end.side);
-    for (set, index) in fds::ends().filter(same).flat_map(|other| places(other.fd)) {
+    let same = fds::ends().filter(|other| other.is_same(end));
+    for (set, index) in same.flat_map(|other| places(other.fd)) {
         fds::set(set).watcher().mark(index);
     }
 }
 
 pub(super) fn unwatch(end: &End, word: u32) {
     let _ = end.incoming().waiting.watch.compare_exchange(word, 0, AcqRel, Relaxed);
+}
+
+/// `fd` is about to be closed, and may not be all there is of its file: the kernel goes on to report that, under the
+/// program's own word. What is in the ring already the descriptor `heir` of the same tells.
+pub(in super::super) fn leave_behind(fd: usize, heir: Option<usize>) {
+    for (number, index) in places(fd) {
+        let set = fds::set(number);
+        let epoll = fds::fd_of_set(number).filter(|_| fds::is_own_set(set));
+        let Some(epoll) = epoll else { continue };
+        let socket = &set.sockets[index % WATCHED_MAX];
+        socket.end().iter().for_each(cannot_watch);
+        fence(SeqCst);
+        set.tell_of(epoll, index % WATCHED_MAX);
+        let event = Event { events: socket.events.load(Relaxed), data: socket.data.load(Relaxed) };
+        if socket.present.load(Relaxed) == 0 {
+            continue;
+        }
+        // One that has been reported once for all nobody can wake any more.
+        let what = if event.events == 0 && socket.is_asleep() { DELETE } else { MODIFY };
+        ask(nr::EPOLL_CTL, [epoll, what, fd, &raw const event as usize]);
+        if let Some(heir) = heir.filter(|_| socket.has_bytes()) {
+            let _ = fds::late().note(epoll, heir, event);
+        }
+    }
 }
 
 /// `fd` is closed.
