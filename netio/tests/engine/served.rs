@@ -28,6 +28,18 @@ pub(super) struct Here {
     began: Instant,
 }
 
+impl Here {
+    /// Without handlers.
+    pub(super) fn empty() -> Self {
+        Self {
+            handlers: HashMap::new(),
+            posted: Box::new(|_| Status::Full),
+            is_dead: Arc::default(),
+            began: Instant::now(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Here {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Here")
