@@ -16,10 +16,12 @@
 //! for an earlier turn is refused, and whatever a killed process held is found by looking at the words.
 //! Others can write the lengths that are kept here: the owner bounds each where it uses it.
 
+mod seat;
+
+pub use seat::{Ask, Item, Piece, Seat};
+
 use crate::abi::NetAddress;
-use crate::limits::{
-    BUFFER_LEN, BUFFERS_MAX, HUGE_PAGE_LEN, NET_CONNECTIONS_MAX, PORTS_MAX, SEATS_MAX,
-};
+use crate::limits::{BUFFER_LEN, BUFFERS_MAX, HUGE_PAGE_LEN, PORTS_MAX, SEATS_MAX};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bits of a name that are the buffer's number.
@@ -341,177 +343,6 @@ impl Done {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.top.load(Ordering::Relaxed) == 0
-    }
-}
-
-/// What a process that serves a port itself is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Item {
-    /// The packet: [`Name::to_raw`].
-    pub packet: u64,
-    /// Of which connection, and what it is; 0 for a datagram.
-    pub connection: Piece,
-}
-
-/// A piece of a connection, in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece(pub u64);
-
-impl Piece {
-    /// The connection has begun; no bytes are in it.
-    pub const BEGIN: u64 = 1 << 56;
-    /// No more will come.
-    pub const END: u64 = 1 << 57;
-    /// The other side, or the network, has cut it.
-    pub const CUT: u64 = 1 << 58;
-    /// An empty buffer, to write into, that the process has asked for.
-    pub const ROOM: u64 = 1 << 59;
-    /// All connections of before are gone, with the worker that had them. There is no packet.
-    pub const RESET: u64 = 1 << 61;
-    /// It is of a connection.
-    pub const STREAM: u64 = 1 << 60;
-
-    /// The connection's number.
-    #[must_use]
-    pub const fn connection(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// Is it this, too?
-    #[must_use]
-    pub const fn is(self, what: u64) -> bool {
-        self.0 & what != 0
-    }
-}
-
-/// Items that wait for one process: as many as there are buffers, so that there is always room.
-const SEAT_ITEMS: usize = BUFFERS_MAX;
-
-/// A process's place at a port that it serves itself: a queue from the pool's owner to it, and what it asks
-/// the owner for.
-#[derive(Debug)]
-#[repr(C, align(64))]
-pub struct Seat {
-    tail: AtomicU32,
-    asleep: AtomicU32,
-    /// Changes with each item: what the process sleeps on.
-    pub word: AtomicU32,
-    asks: AtomicU32,
-    /// Number of the first item that is for the next process.
-    first: AtomicU32,
-    items: [[AtomicU64; 2]; SEAT_ITEMS],
-    /// Of each [`Ask`], a bit per connection.
-    wanted: [[AtomicU64; NET_CONNECTIONS_MAX / 64]; 3],
-}
-
-/// What a process asks for a connection that it serves itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ask {
-    /// Room to write into.
-    Room,
-    /// Tell the other side that no more will be written.
-    End,
-    /// Close it once all is sent.
-    Close,
-}
-
-impl Seat {
-    /// The owner puts an item in. True: wake who sleeps on `word`.
-    #[must_use]
-    pub fn push(&self, item: Item) -> bool {
-        let at = self.tail.load(Ordering::Relaxed);
-        let [packet, connection] = &self.items[at as usize % SEAT_ITEMS];
-        packet.store(item.packet, Ordering::Relaxed);
-        connection.store(item.connection.0, Ordering::Relaxed);
-        self.tail.store(at.wrapping_add(1), Ordering::Release);
-        self.word.fetch_add(1, Ordering::Release);
-        fence(Ordering::SeqCst);
-        self.asleep.load(Ordering::Relaxed) != 0
-    }
-
-    /// Item number `at`, counted from the first; None if it has not come yet.
-    #[must_use]
-    pub fn item(&self, at: u32) -> Option<Item> {
-        if self.tail.load(Ordering::Acquire) == at {
-            return None;
-        }
-        let [packet, connection] = &self.items[at as usize % SEAT_ITEMS];
-        let packet = packet.load(Ordering::Relaxed);
-        Some(Item { packet, connection: Piece(connection.load(Ordering::Relaxed)) })
-    }
-
-    /// The process has left it: what comes from now on is for the next.
-    pub fn leave(&self) {
-        self.first.store(self.tail.load(Ordering::Relaxed), Ordering::Release);
-    }
-
-    /// The number of the first item that a process which has just been given the seat looks at. What is of
-    /// its predecessor there is refused when it is taken.
-    #[must_use]
-    pub fn first(&self) -> u32 {
-        let (tail, first) = (self.tail.load(Ordering::Acquire), self.first.load(Ordering::Acquire));
-        let kept = tail.wrapping_sub(first).min(SEAT_ITEMS as u32);
-        tail.wrapping_sub(kept)
-    }
-
-    /// A thread is about to sleep, unless there is an item `at`: what `word` must be still then.
-    #[must_use]
-    pub fn lie_down(&self, at: u32) -> Option<u32> {
-        let seen = self.word.load(Ordering::Acquire);
-        self.asleep.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.tail.load(Ordering::Relaxed) != at {
-            self.get_up();
-            return None;
-        }
-        Some(seen)
-    }
-
-    /// It is awake.
-    pub fn get_up(&self) {
-        self.asleep.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Is there something that was asked for?
-    #[must_use]
-    pub fn has_asks(&self) -> bool {
-        self.asks.load(Ordering::Relaxed) != 0
-    }
-
-    /// Ask something for a connection; [`Done::ring`] follows. What the process was through with before is
-    /// so for the owner, too.
-    pub fn ask(&self, ask: Ask, connection: u32) {
-        let connection = connection as usize % NET_CONNECTIONS_MAX;
-        let word = &self.wanted[ask as usize][connection / 64];
-        word.fetch_or(1 << (connection % 64), Ordering::Release);
-        self.asks.store(1, Ordering::Release);
-    }
-
-    /// What has been asked for since the last time.
-    pub fn asked(&self, mut each: impl FnMut(Ask, u32)) {
-        if self.asks.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        self.asks.swap(0, Ordering::AcqRel);
-        for ask in [Ask::Room, Ask::End, Ask::Close] {
-            for (word, bits) in self.wanted[ask as usize].iter().enumerate() {
-                let mut bits = match bits.load(Ordering::Relaxed) {
-                    0 => continue,
-                    _ => bits.swap(0, Ordering::Acquire),
-                };
-                while bits != 0 {
-                    each(ask, (word * 64) as u32 + bits.trailing_zeros());
-                    bits &= bits - 1;
-                }
-            }
-        }
-    }
-
-    /// As new: the process that has been given it begins so.
-    pub fn reset(&self) {
-        self.asleep.store(0, Ordering::Relaxed);
-        self.asks.store(0, Ordering::Relaxed);
-        self.wanted.iter().flatten().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 }
 

@@ -110,6 +110,8 @@ struct Port {
     /// The address that it is bound to.
     local: NetAddress,
     tally: &'static Tally,
+    /// The name of its interface.
+    interface: Option<String>,
     /// Number of its socket among those that receive datagrams.
     socket: Option<u32>,
     /// Buffers that are out for it.
@@ -188,8 +190,9 @@ pub struct Engine<D, S> {
     /// Somebody had to wait since the last look for what takes too long: readers that read nothing have less time.
     is_pressed: bool,
     /// Ports whose interface was down when that was last heard of; those whose interface has been removed, until
-    /// somebody asks.
+    /// there is one of its name again; and those of them that nobody has asked for yet.
     down: Vec<u32>,
+    gone: Vec<u32>,
     removed: Vec<u32>,
     /// By number of the buffer.
     handed: Vec<Option<Handed>>,
@@ -240,6 +243,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             lingering: 0,
             is_pressed: false,
             down: Vec::new(),
+            gone: Vec::new(),
             removed: Vec::new(),
             handed: vec![None; BUFFERS_MAX],
             waiting: Vec::new(),
@@ -362,8 +366,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let has_to_try = !self.waiting.is_empty() || !self.retries.is_empty();
         let expires = !self.flows.is_empty() || self.lingering != 0 || !self.failed.is_empty();
         // Readers that are slow are cut before they take all there is.
-        let expires =
-            expires || self.is_pressed || !self.down.is_empty() || self.sends.len() >= SENDS_MANY;
+        let expires = expires || self.is_pressed || self.sends.len() >= SENDS_MANY;
+        let expires = expires || !self.down.is_empty() || !self.gone.is_empty();
         let is_elsewhere = self.buffers.elsewhere() != 0;
         let is_given = self.buffers.given() != 0 || self.has_seats();
         let reasons = [
@@ -420,7 +424,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// End what has waited for too long.
     fn expire(&mut self) {
         let has_none = self.flows.is_empty() && self.connections.is_empty();
-        if has_none && self.failed.is_empty() && self.down.is_empty() {
+        let has_all = self.down.is_empty() && self.gone.is_empty();
+        if has_none && self.failed.is_empty() && has_all {
             return;
         }
         let now_ns = self.sandbox.now_ns();
@@ -430,6 +435,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.expire_connections(now_ns);
             self.try_failed();
             self.look_for_removed();
+            self.look_for_returned();
         }
     }
 

@@ -75,6 +75,20 @@ pub fn tcp(address: SocketAddr) -> io::Result<OwnedFd> {
 /// # Errors
 /// The kernel's: there is no such interface, or the right to its frames is missing (CAP_NET_RAW).
 pub fn interface(name: &str) -> io::Result<OwnedFd> {
+    // Of no protocol until it is bound: it must not see other interfaces' frames meanwhile.
+    let fd = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    // Answers would come back as frames, and so would what the kernel itself sends.
+    set(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+    make_room(&fd)?;
+    take_interface(&fd, name)?;
+    Ok(fd)
+}
+
+/// Have such a socket get the frames of the interface `name` from now on.
+///
+/// # Errors
+/// The kernel's: there is no such interface.
+pub fn take_interface(fd: &OwnedFd, name: &str) -> io::Result<()> {
     let text = std::ffi::CString::new(name).map_err(io::Error::other)?;
     // SAFETY: a text that ends in a zero.
     let index = unsafe { libc::if_nametoindex(text.as_ptr()) };
@@ -82,11 +96,6 @@ pub fn interface(name: &str) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     let all = (libc::ETH_P_ALL as u16).to_be();
-    // Of no protocol until it is bound: it must not see other interfaces' frames meanwhile.
-    let fd = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
-    // Answers would come back as frames, and so would what the kernel itself sends.
-    set(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
-    make_room(&fd)?;
     // SAFETY: plain numbers.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -94,8 +103,7 @@ pub fn interface(name: &str) -> io::Result<OwnedFd> {
     address.sll_ifindex = index as i32;
     let len = size_of::<libc::sockaddr_ll>() as u32;
     // SAFETY: an address of this length.
-    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) })?;
-    Ok(fd)
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) }).map(drop)
 }
 
 /// Has the interface of such a socket been removed?

@@ -7,6 +7,7 @@ mod served;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,7 +17,11 @@ use ext_api::abi::{
     NetAddress, PacketBlock, Reply, Status,
 };
 use ext_api::pool::{Ask, BY_PROCESS, Holder, Name, Outcome, Piece, Pool, bytes_of};
-use netio::engine::Kind;
+use netio::buffers::Buffers;
+use netio::engine::driver::Driver;
+use netio::engine::epoll::Epoll;
+use netio::engine::uring::Uring;
+use netio::engine::{Engine, Kind};
 use netio::listen;
 
 use served::*;
@@ -514,8 +519,8 @@ impl Process {
         let late = Instant::now() + Duration::from_secs(10);
         loop {
             match self.pool.seats[0].item(self.at) {
-                Some(item) => {
-                    self.at += 1;
+                Some((item, next)) => {
+                    self.at = next;
                     if !item.connection.is(Piece::RESET) {
                         let name = Name::from_raw(item.packet);
                         let buffer = &self.pool.buffers[name.index];
@@ -595,8 +600,8 @@ fn no_connection_gets_what_was_meant_for_one_that_has_gone() {
         while served.tally(|it| &it.open) != 0 {
             assert!(Instant::now() < late, "{way}: connections stay");
             // Ends are told, and given back.
-            while let Some(item) = process.pool.seats[0].item(process.at) {
-                process.at += 1;
+            while let Some((item, next)) = process.pool.seats[0].item(process.at) {
+                process.at = next;
                 let name = Name::from_raw(item.packet);
                 if process.pool.buffers[name.index].take(name.turn, SEATED, BY_PROCESS) {
                     process.give_back(name, b"");
@@ -610,7 +615,7 @@ fn no_connection_gets_what_was_meant_for_one_that_has_gone() {
 
 /// Have the other side see a reset.
 fn listen_reset(stream: TcpStream) {
-    let fd = std::os::fd::OwnedFd::from(stream);
+    let fd = OwnedFd::from(stream);
     listen::reset_on_close(&fd);
 }
 
@@ -638,6 +643,54 @@ fn many_that_send_half_a_request_do_not_keep_others_from_being_served() {
         }
         drop(halves);
         served.end();
+    }
+}
+
+#[test]
+fn a_process_that_does_not_look_while_worker_after_worker_dies_gets_what_the_last_one_has() {
+    const WORKERS: u8 = 12;
+    const EACH: u8 = 250;
+    for way in ["io_uring", "epoll"].into_iter().filter(|way| ways().contains(way)) {
+        let pool = pool();
+        let (fd, server) = udp_port();
+        let client = client(server);
+        for worker in 0..WORKERS {
+            (0..EACH).for_each(|at| drop(client.send(&[worker, at])));
+            let fd = fd.try_clone().expect("a copy");
+            if way == "epoll" {
+                give_and_die(Epoll::new().expect("epoll"), pool, fd, EACH);
+            } else {
+                give_and_die(Uring::new().expect("io_uring"), pool, fd, EACH);
+            }
+        }
+        let mut process = Process { pool, at: 0 };
+        let (item, _) = pool.seats[0].item(0).expect("the last worker's first word");
+        assert!(item.connection.is(Piece::RESET), "{way}");
+        for at in 0..EACH {
+            let (name, _) = process.next();
+            let buffer = bytes_of(std::ptr::from_ref(pool).expose_provenance(), name.index);
+            let buffer = std::ptr::with_exposed_provenance::<[u8; 2]>(
+                buffer + pool.buffers[name.index].extent()[0],
+            );
+            // SAFETY: two bytes of a buffer that this process has.
+            assert_eq!(unsafe { *buffer }, [WORKERS - 1, at], "{way}");
+        }
+        assert!(pool.seats[0].item(process.at).is_none(), "{way}");
+    }
+}
+
+/// A worker that gives seat 0 so many datagrams and is killed.
+fn give_and_die<D: Driver>(driver: D, pool: &'static Pool, fd: OwnedFd, count: u8) {
+    // SAFETY: the test's own pool, whose former owner is gone.
+    let buffers = unsafe { Buffers::own(pool, 1) };
+    let mut engine = Engine::new(driver, Here::empty(), buffers);
+    engine.open(0, Kind::Udp, 0, Some(fd)).expect("a free port");
+    engine.sit(0, 0);
+    let (handed, late) = (&pool.tallies[0].handed, Instant::now() + Duration::from_secs(10));
+    let before = handed.load(Relaxed);
+    while handed.load(Relaxed) < before + u64::from(count) {
+        engine.turn(Some(Duration::from_millis(5))).expect("a turn");
+        assert!(Instant::now() < late, "they do not come");
     }
 }
 

@@ -43,6 +43,8 @@ enum Order {
         kind: Kind,
         /// The handler's handle.
         handler: u64,
+        /// The name of its interface, if it is one.
+        interface: Option<String>,
     },
     /// A process serves a port itself, too.
     Sit {
@@ -186,8 +188,8 @@ impl Net {
 impl Worker {
     /// Tell it what has changed; false if nothing has.
     fn tell(&mut self, sandbox: &Sandbox) -> io::Result<bool> {
-        let wanted: Vec<(Told, Kind)> = all_ports(sandbox)
-            .map(|(port, handler)| (told(port, handler), kind_of(port.port)))
+        let wanted: Vec<(Told, Kind, Option<String>)> = all_ports(sandbox)
+            .map(|(port, handler)| (told(port, handler), kind_of(port.port), name_of(port.port)))
             .collect();
         let seats: Vec<(usize, usize)> = sandbox
             .shared()
@@ -196,7 +198,7 @@ impl Worker {
             .collect();
         let before = (self.told.clone(), self.seats.clone());
         if std::mem::take(&mut self.is_inherited) {
-            let numbers = wanted.iter().map(|(told, _)| told.number).collect();
+            let numbers = wanted.iter().map(|(told, ..)| told.number).collect();
             let seats = seats.iter().map(|(seat, _)| *seat).collect();
             self.order(&Order::Only { numbers, seats }, None)?;
             self.told.clear();
@@ -207,16 +209,17 @@ impl Worker {
         }
         self.seats.retain(|known| seats.contains(known));
         let (kept, gone): (Vec<Told>, Vec<Told>) =
-            self.told.iter().partition(|known| wanted.iter().any(|(told, _)| told == *known));
+            self.told.iter().partition(|known| wanted.iter().any(|(told, ..)| told == *known));
         for known in gone {
             self.order(&Order::Close { number: known.number }, None)?;
         }
         self.told = kept;
-        for (told, kind) in wanted {
+        for (told, kind, interface) in wanted {
             if self.told.contains(&told) {
                 continue;
             }
-            let order = Order::Open { number: told.number, kind, handler: told.handler };
+            let Told { number, handler, .. } = told;
+            let order = Order::Open { number, kind, handler, interface };
             self.order(&order, (told.fd >= 0).then_some(told.fd))?;
             self.told.push(told);
         }
@@ -262,6 +265,12 @@ const fn kind_of(port: Port) -> Kind {
         Port::Tcp(_) => Kind::Tcp,
         Port::Interface(_) => Kind::Interface,
     }
+}
+
+/// The name of a port's interface, if it is one.
+fn name_of(port: Port) -> Option<String> {
+    let Port::Interface(name) = port else { return None };
+    Some(String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned())
 }
 
 /// The ports of a sandbox and what they have seen, for people and scripts.

@@ -182,8 +182,8 @@ impl Desk {
     /// What is there, sorted.
     pub(super) fn look(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(item) = self.seat.item(state.at) {
-            state.at = state.at.wrapping_add(1);
+        while let Some((item, next)) = self.seat.item(state.at) {
+            state.at = next;
             self.sort(&mut state, item);
         }
         state

@@ -45,6 +45,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             handler,
             seats: VecDeque::new(),
             fd,
+            interface: None,
             local,
             tally,
             socket: None,
@@ -57,6 +58,13 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.begin(number as u32);
         }
         Ok(())
+    }
+
+    /// Should the interface of port `number` be removed, serve the next one of this name.
+    pub fn stays_with(&mut self, number: usize, interface: String) {
+        if let Some(Some(port)) = self.ports.get_mut(number) {
+            port.interface = Some(interface);
+        }
     }
 
     /// Begin to receive for it, unless it does.
@@ -82,7 +90,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Receive datagrams, of a port or of a flow.
     pub(super) fn arm_socket(&mut self, socket: u32) {
         let Some(known) = self.sockets.get(socket as usize) else { return };
-        if self.let_go_if_removed(known.port) {
+        if self.is_without_interface(known.port) {
             return;
         }
         let Some(known) = self.sockets.get_mut(socket as usize) else { return };
@@ -113,13 +121,29 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Has the port's interface been removed?
-    fn let_go_if_removed(&mut self, number: u32) -> bool {
-        let Some(port) = &mut self.ports[number as usize] else { return false };
-        let its = port.fd.take_if(|fd| port.kind == Kind::Interface && listen::has_lost_its(fd));
-        let Some(fd) = its else { return false };
-        self.driver.release(fd.as_fd());
-        self.removed.push(number);
-        true
+    fn is_without_interface(&mut self, number: u32) -> bool {
+        let Some(port) = &self.ports[number as usize] else { return false };
+        let its = port.fd.as_ref().filter(|_| port.kind == Kind::Interface);
+        let is_without = its.is_some_and(listen::has_lost_its);
+        if is_without && !self.gone.contains(&number) {
+            self.gone.push(number);
+            self.removed.push(number);
+        }
+        is_without
+    }
+
+    /// Receive again from those of which there is one of the same name now.
+    pub(super) fn look_for_returned(&mut self) {
+        for number in std::mem::take(&mut self.gone) {
+            let Some(port) = &self.ports[number as usize] else { continue };
+            let (Some(fd), false) = (&port.fd, port.is_closing) else { continue };
+            let name = port.interface.as_deref();
+            if name.is_some_and(|name| listen::take_interface(fd, name).is_ok()) {
+                self.begin(number);
+            } else {
+                self.gone.push(number);
+            }
+        }
     }
 
     /// Serve port `number` no longer. Connections are cut; what other processes have of it is dropped

@@ -35,6 +35,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         };
         // Whatever it has asked of a worker before this one, that one's connections are gone.
         place.asked(|_, _| {});
+        place.pass_over();
         if place.push(Item { packet: 0, connection: Piece(Piece::STREAM | Piece::RESET) }) {
             self.sandbox.wake(&place.word);
         }
@@ -70,7 +71,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             self.forget_if_over(index);
         }
         if let Some(place) = self.buffers.seat(seat) {
-            place.leave();
+            place.pass_over();
         }
         // What a dead one has comes back at the next look.
         self.swept_ns = 0;

@@ -223,8 +223,8 @@ impl Keeps {
     }
 
     fn take(&mut self) {
-        while let Some(item) = self.pool.seats[0].item(self.at) {
-            self.at += 1;
+        while let Some((item, next)) = self.pool.seats[0].item(self.at) {
+            self.at = next;
             let name = Name::from_raw(item.packet);
             let is_reset = item.connection.is(Piece::RESET);
             if !is_reset && self.pool.buffers[name.index].take(name.turn, SEATED, BY_PROCESS) {

@@ -28,6 +28,18 @@ pub(super) struct Here {
     began: Instant,
 }
 
+impl Here {
+    /// Without handlers.
+    pub(super) fn empty() -> Self {
+        Self {
+            handlers: HashMap::new(),
+            posted: Box::new(|_| Status::Full),
+            is_dead: Arc::default(),
+            began: Instant::now(),
+        }
+    }
+}
+
 impl std::fmt::Debug for Here {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Here")
@@ -196,7 +208,8 @@ pub(super) fn serve<D: Driver>(
         engine.turn(Some(Duration::from_millis(1))).expect("a turn");
     }
     let left = (engine.connections(), BUFFERS_MAX - engine.idle_buffers());
-    assert!(!engine.is_open(0), "{}: the port is not given back: {left:?}", engine.way());
+    // What it waits for is in there.
+    assert!(!engine.is_open(0), "the port is not given back: {left:?}\n{engine:?}");
     BUFFERS_MAX - engine.idle_buffers()
 }
 

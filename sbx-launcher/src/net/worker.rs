@@ -32,8 +32,8 @@ use crate::worker::enter;
 const CONTROL_FD: i32 = 3;
 
 /// What is said then.
-const REMOVED: &str = "sbx: an interface that a handler is hooked to has been removed; when there is one of its \
-    name again, unload the extension and load it once more\n";
+const REMOVED: &str = "sbx: an interface that a handler is hooked to has been removed; it is served again \
+    when there is one of its name\n";
 
 /// Start it; its pid, and what it gets its orders by.
 pub(super) fn start(sandbox: &Sandbox) -> io::Result<(u32, OwnedFd)> {
@@ -141,17 +141,20 @@ fn carry_out<D: Driver>(
             others.for_each(|number| engine.close(number));
         }
         // A successor says once more what its predecessor has said.
-        Order::Open { number, kind, handler } if engine.served(number) == Some((kind, handler)) => {
-        }
+        Order::Open { number, kind, handler, .. }
+            if engine.served(number) == Some((kind, handler)) => {}
         // Its number's former port is not through yet.
         Order::Open { number, .. } if engine.is_open(number) => {
             engine.close(number);
             return Some((order, fd));
         }
-        Order::Open { number, kind, handler } => {
+        Order::Open { number, kind, handler, interface } => {
             if let Err(error) = engine.open(number, kind, handler, fd) {
                 let text = format!("sbx: port {number} of the network cannot be served: {error}\n");
                 engine.sandbox().common.log().append(text.as_bytes());
+            }
+            if let Some(name) = interface {
+                engine.stays_with(number, name);
             }
         }
     }
