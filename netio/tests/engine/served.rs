@@ -208,7 +208,8 @@ pub(super) fn serve<D: Driver>(
         engine.turn(Some(Duration::from_millis(1))).expect("a turn");
     }
     let left = (engine.connections(), BUFFERS_MAX - engine.idle_buffers());
-    assert!(!engine.is_open(0), "{}: the port is not given back: {left:?}", engine.way());
+    // What it waits for is in there.
+    assert!(!engine.is_open(0), "the port is not given back: {left:?}\n{engine:?}");
     BUFFERS_MAX - engine.idle_buffers()
 }
 
