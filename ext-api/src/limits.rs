@@ -87,7 +87,13 @@ pub const POOL_EVENTS_MAX: usize = 1024;
 
 /// Buffers for what comes from the network and what goes there: as many packets and pieces of
 /// connections can be under way at one time.
-pub const BUFFERS_MAX: usize = 1024;
+pub const BUFFERS_MAX: usize = NARROW_BUFFERS + WIDE_BUFFERS;
+
+/// Those that are [`BUFFER_LEN`] long.
+pub const NARROW_BUFFERS: usize = 1024;
+
+/// Those behind them, [`WIDE_LEN`] long: the kernel receives many datagrams of one sender into one at a time.
+pub const WIDE_BUFFERS: usize = 256;
 
 /// One of them. The longest datagram, and the longest request that a handler gets in one piece, is
 /// [`PACKET_LEN_MAX`].
@@ -95,6 +101,9 @@ pub const BUFFER_LEN: usize = 32 << 10;
 
 /// Front of a buffer that the kernel writes addresses into.
 pub const BUFFER_FRONT_LEN: usize = 64;
+
+/// A wide buffer: room for as much as one datagram of UDP can be, which is what many come as at most.
+pub const WIDE_LEN: usize = (64 << 10) + BUFFER_FRONT_LEN;
 
 /// Longest datagram or piece of a connection that a handler gets.
 pub const PACKET_LEN_MAX: usize = BUFFER_LEN - BUFFER_FRONT_LEN;
@@ -132,5 +141,5 @@ const _: () =
 const _: () = assert!(HANDLER_NAME_LEN_MAX >= NAME_LEN_MAX + 1 + NAME_LEN_MAX);
 const _: () = assert!(SLOTS_MAX <= 64, "slot sets are one 64-bit word");
 const _: () = assert!(LOG_LEN.is_power_of_two());
-const _: () = assert!(BUFFERS_MAX <= 1 << 10, "a buffer's name has ten bits for its number");
+const _: () = assert!(BUFFERS_MAX <= 1 << 11, "a buffer's name has eleven bits for its number");
 const _: () = assert!(BUFFER_LEN.is_power_of_two() && BUFFER_FRONT_LEN < BUFFER_LEN);

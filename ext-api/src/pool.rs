@@ -21,11 +21,14 @@ mod seat;
 pub use seat::{Ask, Item, Piece, Seat};
 
 use crate::abi::NetAddress;
-use crate::limits::{BUFFER_LEN, BUFFERS_MAX, HUGE_PAGE_LEN, PORTS_MAX, SEATS_MAX};
+use crate::limits::{
+    BUFFER_LEN, BUFFERS_MAX, HUGE_PAGE_LEN, NARROW_BUFFERS, PORTS_MAX, SEATS_MAX, WIDE_BUFFERS,
+    WIDE_LEN,
+};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bits of a name that are the buffer's number.
-const INDEX_BITS: u32 = 10;
+const INDEX_BITS: u32 = 11;
 /// Bits of a holder: ten of its row, the rest of the row's generation.
 const HOLDER_BITS: u32 = 28;
 const ROW_BITS: u32 = 10;
@@ -433,8 +436,11 @@ pub const BYTES_OFFSET: usize = 2 << 20;
 /// From one buffer to the next. Five lines more than a buffer: were they a power of two apart, their first
 /// lines, which every packet touches, would all compete for the same few places in the cache.
 const STRIDE: usize = BUFFER_LEN + 5 * 64;
+/// And from one wide one to the next.
+const WIDE_STRIDE: usize = WIDE_LEN + 5 * 64;
 /// Everything.
-pub const POOL_LEN: usize = (BYTES_OFFSET + BUFFERS_MAX * STRIDE).next_multiple_of(HUGE_PAGE_LEN);
+pub const POOL_LEN: usize = (BYTES_OFFSET + NARROW_BUFFERS * STRIDE + WIDE_BUFFERS * WIDE_STRIDE)
+    .next_multiple_of(HUGE_PAGE_LEN);
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Pool>() <= BYTES_OFFSET && size_of::<Buffer>() == 64);
@@ -443,7 +449,8 @@ const _: () = assert!(BUFFERS_MAX <= 1 << INDEX_BITS && BUFFER_LEN <= 1 << 15);
 /// Where a buffer's bytes are in the pool at `pool`.
 #[must_use]
 pub const fn bytes_of(pool: usize, index: usize) -> usize {
-    pool + BYTES_OFFSET + index * STRIDE
+    let wide = index.saturating_sub(NARROW_BUFFERS);
+    pool + BYTES_OFFSET + (index - wide) * STRIDE + wide * WIDE_STRIDE
 }
 
 #[cfg(all(test, not(loom)))]

@@ -9,7 +9,7 @@
 use std::io;
 
 use ext_api::abi::NetAddress;
-use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX};
+use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX, NARROW_BUFFERS, WIDE_BUFFERS, WIDE_LEN};
 use ext_api::pool::{
     BY_PROCESS, Done, Holder, Name, Outcome, POOL_LEN, Place, Pool, Seat, State, TURN_MASK, Tally,
     bytes_of,
@@ -25,6 +25,18 @@ impl Lease {
     pub const fn index(&self) -> usize {
         self.0 as usize
     }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        if self.is_wide() { WIDE_LEN } else { BUFFER_LEN }
+    }
+
+    /// Is it one of those that many datagrams can be received into at a time?
+    #[must_use]
+    pub const fn is_wide(&self) -> bool {
+        self.index() >= NARROW_BUFFERS
+    }
 }
 
 /// See [`Buffers::hand`].
@@ -39,11 +51,15 @@ pub struct Returned {
     pub outcome: Option<Outcome>,
 }
 
+/// When fewer wide buffers than this are free, what leaves the worker for a while goes in a narrow one.
+const WIDE_FEW: usize = WIDE_BUFFERS / 2;
+
 /// All buffers of a pool.
 #[derive(Debug)]
 pub struct Buffers {
     pool: &'static Pool,
     free: Vec<Lease>,
+    wide: Vec<Lease>,
     /// How many leases there are of each besides the first.
     shares: Vec<u16>,
     /// Since when buffers are elsewhere, by number; 0 if they are not.
@@ -70,7 +86,8 @@ impl Buffers {
         let turn = states.clone().map(|state| state.turn).max().unwrap_or(0);
         let mut own = Self {
             pool,
-            free: Vec::with_capacity(BUFFERS_MAX),
+            free: Vec::with_capacity(NARROW_BUFFERS),
+            wide: Vec::with_capacity(WIDE_BUFFERS),
             shares: vec![0; BUFFERS_MAX],
             since_ns: vec![0; BUFFERS_MAX],
             elsewhere: 0,
@@ -84,7 +101,7 @@ impl Buffers {
                 own.since_ns[index] = if by_process { FOR_GOOD } else { now_ns.max(1) };
                 *own.count_of(own.since_ns[index]) += 1;
             } else {
-                own.free.push(Lease(index as u16));
+                own.give_back(Lease(index as u16));
             }
         }
         own
@@ -106,15 +123,24 @@ impl Buffers {
         Ok(unsafe { Self::own(at.cast::<Pool>(), now_ns) })
     }
 
-    /// One that is free.
+    /// A narrow one that is free.
     pub fn take(&mut self) -> Option<Lease> {
         self.free.pop()
+    }
+
+    /// A wide one that is free.
+    pub fn take_wide(&mut self) -> Option<Lease> {
+        self.wide.pop()
+    }
+
+    fn give_back(&mut self, lease: Lease) {
+        if lease.is_wide() { self.wide.push(lease) } else { self.free.push(lease) }
     }
 
     /// Put one back: it is free when all of its leases are.
     pub fn put(&mut self, lease: Lease) {
         match &mut self.shares[lease.index()] {
-            0 => self.free.push(lease),
+            0 => self.give_back(lease),
             others => *others -= 1,
         }
     }
@@ -131,7 +157,7 @@ impl Buffers {
         self.shares[lease.index()] != 0
     }
 
-    /// A buffer in which bytes of `lease` are alone, and where: it, or a copy.
+    /// A buffer in which bytes of `lease` are alone, so that another process can have it, and where: it, or a copy.
     ///
     /// # Errors
     /// None is free: the lease.
@@ -140,7 +166,8 @@ impl Buffers {
         lease: Lease,
         [start, len]: [usize; 2],
     ) -> Result<(Lease, usize), Lease> {
-        if !self.is_shared(&lease) {
+        let is_needed = lease.is_wide() && self.wide.len() < WIDE_FEW;
+        if !self.is_shared(&lease) && start + len <= BUFFER_LEN && !is_needed {
             return Ok((lease, start));
         }
         let Some(own) = self.take() else { return Err(lease) };
@@ -149,10 +176,16 @@ impl Buffers {
         Ok((own, 0))
     }
 
-    /// How many are free.
+    /// How many narrow ones are free.
     #[must_use]
     pub fn free(&self) -> usize {
         self.free.len()
+    }
+
+    /// How many wide ones are.
+    #[must_use]
+    pub fn wide_free(&self) -> usize {
+        self.wide.len()
     }
 
     /// How many other processes have for a while, or are about to.
@@ -167,7 +200,7 @@ impl Buffers {
         self.given
     }
 
-    /// Where the bytes of `lease` are: [`BUFFER_LEN`] of them.
+    /// Where the bytes of `lease` are: [`Lease::len`] of them.
     #[must_use]
     pub fn at(&self, lease: &Lease) -> *mut u8 {
         let pool = std::ptr::from_ref(self.pool).cast::<u8>().cast_mut();
@@ -179,7 +212,7 @@ impl Buffers {
     /// # Panics
     /// They do not lie in the one, or do not fit into the other.
     pub fn copy(&mut self, from: &Lease, [start, len]: [usize; 2], into: &Lease, to: usize) {
-        assert!(start + len <= BUFFER_LEN && to + len <= BUFFER_LEN);
+        assert!(start + len <= from.len() && to + len <= into.len());
         let from = self.at(from).wrapping_add(start);
         let into = self.at(into).wrapping_add(to);
         // SAFETY: both lie in buffers (asserted) that nobody else has; they may overlap.
@@ -440,7 +473,8 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Hand => {
-                        let Some(lease) = own.take() else { continue };
+                        let lease = if handed.len() % 2 == 0 { own.take() } else { own.take_wide() };
+                        let Some(lease) = lease else { continue };
                         handed.push(own.hand(lease, [64, 3], NetAddress::default(), 1));
                     }
                     Step::Take(which) if !handed.is_empty() => {
@@ -475,16 +509,20 @@ mod tests {
                 }
                 back.drain(..).for_each(|returned| own.put(returned.lease));
                 let mut seen = [false; BUFFERS_MAX];
-                for lease in &own.free {
+                for lease in own.free.iter().chain(&own.wide) {
                     let again = std::mem::replace(&mut seen[lease.index()], true);
                     assert!(!again, "one was had twice");
                 }
-                assert_eq!(own.free() + own.elsewhere(), BUFFERS_MAX, "one was lost");
+                assert_eq!(
+                    own.free() + own.wide_free() + own.elsewhere(),
+                    BUFFERS_MAX,
+                    "one was lost"
+                );
             }
             own.returned(&mut back);
             own.sweep(10, 5, |_, _| true, &mut back);
             back.drain(..).for_each(|returned| own.put(returned.lease));
-            assert_eq!(own.free(), BUFFERS_MAX);
+            assert_eq!(own.free() + own.wide_free(), BUFFERS_MAX);
         }
     }
 }

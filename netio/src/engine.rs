@@ -32,7 +32,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use ext_api::abi::{NET_PASS, NetAddress, PacketBlock, Reply, Status};
-use ext_api::limits::{BUFFER_LEN, BUFFERS_MAX, PORTS_MAX, SEATS_MAX};
+use ext_api::limits::{
+    BUFFER_LEN, BUFFERS_MAX, NARROW_BUFFERS, PORTS_MAX, SEATS_MAX, WIDE_BUFFERS,
+};
 use ext_api::pool::{Holder, Outcome, Piece, Tally};
 use serde::{Deserialize, Serialize};
 use slab::Slab;
@@ -49,10 +51,12 @@ use streams::Connection;
 /// Buffers that wait for what comes next, and how many do when there are few.
 const LENT: usize = 128;
 const LENT_FEW: usize = 32;
+/// Wide ones that do, as long as datagrams are received; half of them are left for what is answered.
+const LENT_WIDE: usize = WIDE_BUFFERS / 2;
 /// Buffers that a port may have out in handlers, other processes and answers at one time.
-const SHARE: usize = BUFFERS_MAX / 2;
+const SHARE: usize = NARROW_BUFFERS / 2;
 /// Buffers that all ports together may have out: some are left to hear with.
-const OUT_MAX: usize = BUFFERS_MAX / 4 * 3;
+const OUT_MAX: usize = NARROW_BUFFERS / 4 * 3;
 /// Answers under way at one time; each is of a buffer or of a handler's own memory.
 const SENDS_MAX: usize = 4 * BUFFERS_MAX;
 /// From so many answers under way on is looked whether their readers still read.
@@ -271,7 +275,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Buffers that nobody uses: those that are free, and those that wait for what comes next.
     #[must_use]
     pub fn idle_buffers(&self) -> usize {
-        self.buffers.free() + self.driver.lent()
+        let lent = self.driver.lent() + self.driver.lent_wide();
+        self.buffers.free() + self.buffers.wide_free() + lent
     }
 
     /// Have [`Engine::turn`] say when `fd` can be read, once.
@@ -390,7 +395,13 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     fn lend_buffers(&mut self) {
         let most = if self.has_few_buffers() { LENT_FEW } else { LENT };
         while self.driver.lent() < most {
-            let Some(lease) = self.buffers.take() else { return };
+            let Some(lease) = self.buffers.take() else { break };
+            let at = self.buffers.at(&lease);
+            // SAFETY: the lease's own address.
+            unsafe { self.driver.lend(lease, at) };
+        }
+        while self.driver.lent_wide() < LENT_WIDE {
+            let Some(lease) = self.buffers.take_wide() else { return };
             let at = self.buffers.at(&lease);
             // SAFETY: the lease's own address.
             unsafe { self.driver.lend(lease, at) };
@@ -399,8 +410,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Datagram { socket, lease, start, len, whole, from } => {
-                self.datagram(socket, lease, [start, len], whole, from);
+            Event::Datagrams { socket, lease, start, len, each, is_whole, from } => {
+                self.datagrams(socket, lease, [start, len], each, is_whole, from);
             }
             Event::Piece { connection, filled, start, len } => {
                 let lease = match filled {
@@ -478,7 +489,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         };
         // Behind the bytes of one that is shared lie others'.
         let is_shared = self.buffers.is_shared(piece.lease);
-        let room = if is_shared { 0 } else { BUFFER_LEN - start - len };
+        let room = if is_shared { 0 } else { piece.lease.len() - start - len };
         let buf = at.wrapping_add(start + len);
         let mut reply = Reply { buf, cap: room, ..Reply::empty() };
         add(&tally.upcalls, 1);

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::address::Address;
 
@@ -23,11 +23,12 @@ fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+fn set(fd: impl AsFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as u32;
     // SAFETY: an integer and its length.
-    let done =
-        unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), len) };
+    let done = unsafe {
+        libc::setsockopt(fd.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), len)
+    };
     check(done).map(drop)
 }
 
@@ -104,6 +105,27 @@ pub fn take_interface(fd: &OwnedFd, name: &str) -> io::Result<()> {
     let len = size_of::<libc::sockaddr_ll>() as u32;
     // SAFETY: an address of this length.
     check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) }).map(drop)
+}
+
+/// Have a socket of UDP give out datagrams of one sender together, where the kernel has them so (UDP_GRO, from Linux
+/// 5.0). False: it does not, or it is none of UDP.
+#[must_use]
+pub fn gather(fd: BorrowedFd<'_>) -> bool {
+    set(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok()
+}
+
+/// How long each of the datagrams is that were received together, from what the kernel says beside them; None if it
+/// says nothing: there is one.
+#[must_use]
+pub fn gathered(control: &[u8]) -> Option<usize> {
+    // A length, which is as long as an address, then three numbers.
+    let number = |index: usize| {
+        let at = size_of::<usize>() + index * size_of::<i32>();
+        let bytes = control.get(at..at + size_of::<i32>())?;
+        bytes.try_into().ok().map(i32::from_ne_bytes)
+    };
+    let is_it = number(0) == Some(libc::SOL_UDP) && number(1) == Some(libc::UDP_GRO);
+    number(2).filter(|_| is_it).and_then(|len| usize::try_from(len).ok())
 }
 
 /// Has the interface of such a socket been removed?

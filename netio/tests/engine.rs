@@ -1,5 +1,7 @@
 //! The engine on real sockets, by both ways to the kernel, with handlers that are functions here.
 #![expect(unsafe_code, reason = "makes a pool, and reads what handlers are given")]
+#[path = "engine/gathered.rs"]
+mod gathered;
 #[path = "engine/scarce.rs"]
 mod scarce;
 #[path = "engine/served.rs"]

@@ -47,8 +47,9 @@ impl Piece {
     }
 }
 
-/// Items that wait for one process: as many as there are buffers, so that there is always room.
-const SEAT_ITEMS: usize = if cfg!(loom) { 2 } else { BUFFERS_MAX };
+/// Items that wait for one process: at least as many as there are buffers, so that there is always room. Numbers
+/// of items begin anew at a multiple of it.
+const SEAT_ITEMS: usize = if cfg!(loom) { 2 } else { BUFFERS_MAX.next_power_of_two() };
 
 /// A process's place at a port that it serves itself: a queue from the pool's owner to it, and what it asks
 /// the owner for.

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use ext_api::abi::{NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE, NetAddress};
+use ext_api::limits::PACKET_LEN_MAX;
 use ext_api::pool::Outcome;
 
 use super::batch::{BATCH, BATCH_MIN, Batch, Datagram};
@@ -66,7 +67,30 @@ impl Socket {
 }
 
 impl<D: Driver, S: Sandbox> Engine<D, S> {
-    pub(super) fn datagram(
+    /// Datagrams of one sender that have come together, `each` long but for the last. Each has its bytes of the
+    /// buffer, which is free again when the last of them is through.
+    pub(super) fn datagrams(
+        &mut self,
+        socket: u32,
+        lease: Lease,
+        [start, len]: [usize; 2],
+        each: usize,
+        is_whole: bool,
+        from: Address,
+    ) {
+        let each = each.max(1);
+        let last = len.saturating_sub(1) / each * each;
+        for at in (0..last).step_by(each) {
+            let own = self.buffers.share(lease.index());
+            self.datagram(socket, own, [start + at, each], true, from);
+        }
+        self.datagram(socket, lease, [start + last, len - last], is_whole, from);
+        if self.outgoing.len() >= BATCH {
+            self.flush();
+        }
+    }
+
+    fn datagram(
         &mut self,
         socket: u32,
         lease: Lease,
@@ -81,7 +105,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let tally = self.tally(number);
         add(&tally.received, 1);
         add(&tally.bytes_in, extent[1] as u64);
-        if !whole {
+        if !whole || extent[1] > PACKET_LEN_MAX {
             add(&tally.too_long, 1);
             return self.buffers.put(lease);
         }

@@ -34,19 +34,21 @@ pub enum Source {
 pub enum Event {
     /// A connection has been accepted.
     Accepted(u32, OwnedFd),
-    /// A datagram has come: `len` bytes from `start`, `whole` if the buffer had room for it.
-    Datagram {
+    /// Datagrams of one sender have come, one behind the other.
+    Datagrams {
         /// Of this source.
         socket: u32,
-        /// Its buffer.
+        /// Their buffer.
         lease: Lease,
-        /// Where in the buffer it begins.
+        /// Where in the buffer the first begins.
         start: usize,
-        /// Bytes of it.
+        /// Bytes of all.
         len: usize,
-        /// It was not cut short.
-        whole: bool,
-        /// Who has sent it.
+        /// Bytes of each; of the last what is left.
+        each: usize,
+        /// The last was not cut short.
+        is_whole: bool,
+        /// Who has sent them.
         from: Address,
     },
     /// Bytes of a connection have come.
@@ -90,7 +92,7 @@ pub trait Driver: fmt::Debug {
     /// Accept connections.
     fn accept(&mut self, listener: u32, fd: BorrowedFd<'_>);
 
-    /// Receive datagrams.
+    /// Receive datagrams: of UDP, into wide buffers, many at a time where the kernel has them so.
     fn receive_from(&mut self, socket: u32, fd: BorrowedFd<'_>);
 
     /// Receive the bytes of a connection.
@@ -137,8 +139,11 @@ pub trait Driver: fmt::Debug {
     #[expect(unsafe_code, reason = "the kernel writes there later")]
     unsafe fn lend(&mut self, lease: Lease, at: *mut u8);
 
-    /// How many it has.
+    /// How many narrow ones it has.
     fn lent(&self) -> usize;
+
+    /// How many wide ones it has.
+    fn lent_wide(&self) -> usize;
 
     /// Would [`Driver::wait`] find something at once? To be asked again and again.
     fn has_news(&mut self) -> bool;

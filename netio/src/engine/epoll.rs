@@ -14,11 +14,14 @@ use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN};
 use super::driver::{Doorbell, Driver, Event, Filled, Source};
 use crate::address::{ADDRESS_LEN, Address};
 use crate::buffers::Lease;
+use crate::listen;
 
 /// What one source may receive before others are looked at.
 const BATCH: usize = 16;
 /// Descriptors that one wait tells of.
 const READY: usize = 256;
+/// What the kernel says beside datagrams: a length, what it is, and a number.
+const CONTROL_LEN: usize = 32;
 /// How often the doorbell is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -33,6 +36,8 @@ struct Send {
 #[derive(Default)]
 struct Watch {
     source: Option<Source>,
+    /// Datagrams come together, into wide buffers.
+    is_gathered: bool,
     /// It receives once.
     is_once: bool,
     sends: VecDeque<Send>,
@@ -53,6 +58,7 @@ impl Watch {
 pub struct Epoll {
     fd: OwnedFd,
     lent: Vec<(Lease, *mut u8)>,
+    wide: Vec<(Lease, *mut u8)>,
     watches: HashMap<RawFd, Watch>,
     /// What is told by the next wait.
     told: Vec<Event>,
@@ -96,6 +102,7 @@ impl Epoll {
         Ok(Self {
             fd,
             lent: Vec::new(),
+            wide: Vec::new(),
             watches: HashMap::new(),
             told: Vec::new(),
             ready: Vec::with_capacity(READY),
@@ -161,7 +168,8 @@ impl Epoll {
             let (Some(source), is_once) = (watch.source, watch.is_once) else { return };
             let got = match source {
                 Source::Listener(index) => self.accept_one(index, fd),
-                Source::Datagrams(_) | Source::Stream(_) => self.receive_one(source, fd),
+                Source::Stream(index) => self.receive_piece(index, fd),
+                Source::Datagrams(index) => self.receive_datagrams(index, fd),
             };
             if must_wait(got) {
                 return;
@@ -195,35 +203,47 @@ impl Epoll {
         1
     }
 
-    fn receive_one(&mut self, source: Source, fd: RawFd) -> i32 {
+    fn receive_piece(&mut self, connection: u32, fd: RawFd) -> i32 {
         let Some((lease, at)) = self.lent.pop() else { return -libc::ENOBUFS };
-        let is_stream = matches!(source, Source::Stream(_));
-        let start = if is_stream { 0 } else { BUFFER_FRONT_LEN };
-        let room = BUFFER_LEN - start;
-        let mut name = [0u8; ADDRESS_LEN];
-        let mut name_len = ADDRESS_LEN as u32;
-        let flags = libc::MSG_DONTWAIT | if is_stream { 0 } else { libc::MSG_TRUNC };
-        let to = at.wrapping_add(start).cast();
-        // SAFETY: room for as many bytes in a buffer that is ours, and for an address.
-        let got = outcome(unsafe {
-            libc::recvfrom(fd, to, room, flags, name.as_mut_ptr().cast(), &raw mut name_len)
-        });
-        if got < 0 || (got == 0 && is_stream) {
+        // SAFETY: room for as many bytes in a buffer that is ours.
+        let got = unsafe { libc::recv(fd, at.cast(), BUFFER_LEN, libc::MSG_DONTWAIT) };
+        let got = outcome(got);
+        if got <= 0 {
             self.lent.push((lease, at));
             return got;
         }
-        let len = (got as usize).min(room);
-        let outcome = if is_stream { got } else { 1 };
-        self.told.push(match source {
-            Source::Datagrams(socket) => {
-                let from = Address::new(name.get(..name_len as usize).unwrap_or(&[]));
-                Event::Datagram { socket, lease, start, len, whole: got as usize <= room, from }
-            }
-            Source::Stream(index) | Source::Listener(index) => {
-                Event::Piece { connection: index, filled: Filled::Whole(lease), start, len }
-            }
-        });
-        outcome
+        let (filled, len) = (Filled::Whole(lease), got as usize);
+        self.told.push(Event::Piece { connection, filled, start: 0, len });
+        got
+    }
+
+    fn receive_datagrams(&mut self, socket: u32, fd: RawFd) -> i32 {
+        let is_gathered = self.watches.get(&fd).is_some_and(|watch| watch.is_gathered);
+        let lent = if is_gathered { &mut self.wide } else { &mut self.lent };
+        let Some((lease, at)) = lent.pop() else { return -libc::ENOBUFS };
+        let room = lease.len() - BUFFER_FRONT_LEN;
+        let to = at.wrapping_add(BUFFER_FRONT_LEN).cast();
+        let mut part = libc::iovec { iov_base: to, iov_len: room };
+        let (mut name, mut control) = ([0u8; ADDRESS_LEN], [0u8; CONTROL_LEN]);
+        // SAFETY: plain numbers and null pointers.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+        (message.msg_name, message.msg_namelen) = (name.as_mut_ptr().cast(), ADDRESS_LEN as u32);
+        (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), CONTROL_LEN);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        // SAFETY: room for as many bytes in a buffer that is ours, for an address, and for a number.
+        let got = outcome(unsafe { libc::recvmsg(fd, &raw mut message, flags) });
+        if got < 0 {
+            lent.push((lease, at));
+            return got;
+        }
+        let (whole, len) = (got as usize, (got as usize).min(room));
+        let each = control.get(..message.msg_controllen).and_then(listen::gathered);
+        let (each, is_whole) = (each.unwrap_or(len), whole <= room);
+        let from = Address::new(name.get(..message.msg_namelen as usize).unwrap_or(&[]));
+        let start = BUFFER_FRONT_LEN;
+        self.told.push(Event::Datagrams { socket, lease, start, len, each, is_whole, from });
+        1
     }
 
     /// Send what waits, as far as there is room.
@@ -274,6 +294,7 @@ impl Driver for Epoll {
     }
 
     fn receive_from(&mut self, socket: u32, fd: BorrowedFd<'_>) {
+        self.watches.entry(fd.as_raw_fd()).or_default().is_gathered = listen::gather(fd);
         self.watch(Source::Datagrams(socket), false, fd);
     }
 
@@ -342,11 +363,16 @@ impl Driver for Epoll {
     }
 
     unsafe fn lend(&mut self, lease: Lease, at: *mut u8) {
-        self.lent.push((lease, at));
+        let lent = if lease.is_wide() { &mut self.wide } else { &mut self.lent };
+        lent.push((lease, at));
     }
 
     fn lent(&self) -> usize {
         self.lent.len()
+    }
+
+    fn lent_wide(&self) -> usize {
+        self.wide.len()
     }
 
     fn has_news(&mut self) -> bool {

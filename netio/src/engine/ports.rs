@@ -269,9 +269,11 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
 
     /// Have those receive again that had no buffer, or were paused.
     pub(super) fn resume(&mut self) {
-        if !self.starved.is_empty() && self.buffers.free() + self.driver.lent() > 0 {
-            for source in std::mem::take(&mut self.starved) {
+        for source in std::mem::take(&mut self.starved) {
+            if self.has_a_buffer_for(source) {
                 self.receive_again(source);
+            } else {
+                self.starved.push(source);
             }
         }
         if self.paused == 0 {
@@ -290,6 +292,18 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// Try again what has failed a while ago.
     pub(super) fn try_failed(&mut self) {
         self.starved.append(&mut self.failed);
+    }
+
+    fn has_a_buffer_for(&self, source: Source) -> bool {
+        let socket = match source {
+            Source::Datagrams(socket) => self.sockets.get(socket as usize),
+            Source::Listener(_) | Source::Stream(_) => None,
+        };
+        let port = socket.and_then(|socket| self.ports[socket.port as usize].as_ref());
+        if port.is_some_and(|port| port.kind == Kind::Udp) {
+            return self.buffers.wide_free() + self.driver.lent_wide() > 0;
+        }
+        self.buffers.free() + self.driver.lent() > 0
     }
 
     fn receive_again(&mut self, source: Source) {

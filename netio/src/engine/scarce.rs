@@ -7,15 +7,15 @@
 //! it. Cut is who keeps what nobody waits for, as half of a request, when nothing else is left; and whoever reads
 //! nothing at all while others wait.
 
-use ext_api::limits::BUFFERS_MAX;
+use ext_api::limits::NARROW_BUFFERS;
 
 use super::driver::{Driver, Source};
 use super::streams::{Connection, Life};
 use super::{Engine, SHARE, Sandbox, add};
 use crate::listen;
 
-/// Buffers of which there are few: half of them.
-const FEW: usize = BUFFERS_MAX / 2;
+/// Buffers of which there are few: half of them. Wide ones are not for connections.
+const FEW: usize = NARROW_BUFFERS / 2;
 /// Buffers that are left to hear with; when there are fewer, somebody is cut.
 const RESERVE: usize = 64;
 /// How long a reader may take nothing of what is being sent to it; and how long while others wait for it.

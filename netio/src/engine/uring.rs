@@ -10,25 +10,28 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN, PACKET_LEN_MAX};
+use ext_api::limits::{BUFFER_FRONT_LEN, BUFFER_LEN, NARROW_BUFFERS};
 use io_uring::types::{CancelBuilder, Fd, Fixed, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::driver::{Doorbell, Driver, Event, Source};
 use crate::address::{ADDRESS_LEN, Address};
 use crate::buffers::Lease;
+use crate::listen;
 use lent::Lent;
 
 /// Requests that can wait to be submitted together.
 const ENTRIES: u32 = 1024;
 /// Results that can wait for us: every buffer and every connection at once.
 const RESULTS: u32 = 8192;
-/// The group that our buffers are.
+/// The groups that our buffers are: narrow and wide ones.
 const GROUP: u16 = 1;
-/// What the kernel puts before a datagram: a header and an address.
-const FRONT: usize = 16 + NAME_LEN;
-const NAME_LEN: usize = 32;
-const _: () = assert!(FRONT <= BUFFER_FRONT_LEN && ADDRESS_LEN <= NAME_LEN);
+const WIDE_GROUP: u16 = 2;
+/// What the kernel puts before datagrams: a header, an address, and a number by itself (a length, two numbers of
+/// what it is, and it).
+const FRONT: usize = 16 + ADDRESS_LEN + CONTROL_LEN;
+const CONTROL_LEN: usize = size_of::<usize>() + 3 * size_of::<i32>();
+const _: () = assert!(FRONT == BUFFER_FRONT_LEN);
 
 /// Kinds of requests, in the highest byte of what names them.
 const ACCEPT: u64 = 1;
@@ -91,11 +94,12 @@ pub struct Uring {
     /// What sends without a copy have come to whose bytes are not free yet, by place.
     copied_later: HashMap<u32, i32>,
     lent: Lent,
+    wide: Lent,
     /// Which descriptors the kernel has for good, under their own numbers.
     files: Vec<bool>,
     /// What has not come from the kernel.
     told: Vec<Event>,
-    /// What is asked of the kernel for datagrams: room for an address.
+    /// What is asked of the kernel for datagrams: room for an address, and for how long each of many is.
     message: Box<libc::msghdr>,
     /// Requests for which the queue had no room.
     later: VecDeque<squeue::Entry>,
@@ -147,22 +151,25 @@ impl Uring {
             // SAFETY: the kernel refuses what is not mapped there, and only reads it.
             unsafe { ring.submitter().register_buffers(&[all]) }?;
         }
-        // The last that can fail: it must not go before the ring.
-        let lent = Lent::register(&ring, GROUP, options.incremental)?;
         // SAFETY: plain numbers and null pointers.
         let mut message: Box<libc::msghdr> = unsafe { Box::new(std::mem::zeroed()) };
-        message.msg_namelen = NAME_LEN as u32;
-        Ok(Self {
+        (message.msg_namelen, message.msg_controllen) = (ADDRESS_LEN as u32, CONTROL_LEN);
+        // From here on both buffer rings go after the ring: fields are dropped in the order of their declaration.
+        let made = Self {
             ring,
             options,
             copied_later: HashMap::new(),
-            lent,
+            lent: Lent::new()?,
+            wide: Lent::new()?,
             files,
             told: Vec::new(),
             message,
             later: VecDeque::new(),
             is_listening: false,
-        })
+        };
+        made.lent.register(&made.ring, GROUP, options.incremental)?;
+        made.wide.register(&made.ring, WIDE_GROUP, false)?;
+        Ok(made)
     }
 
     fn push(&mut self, entry: squeue::Entry, name: u64) {
@@ -275,28 +282,35 @@ impl Uring {
                     events.push(Event::Piece { connection, filled, start, len });
                 });
             }
-            Source::Datagrams(socket) => events.extend(self.datagram(socket, first, len)),
-            _ => self.lent.untouched(first),
+            Source::Datagrams(socket) => events.extend(self.datagrams(socket, first, len)),
+            _ => self.lent_of(first).untouched(first),
         }
     }
 
-    fn datagram(&mut self, socket: u32, index: usize, len: usize) -> Option<Event> {
-        if !(FRONT..=BUFFER_LEN).contains(&len) {
-            self.lent.untouched(index);
+    /// The ring that a buffer is given out by.
+    const fn lent_of(&mut self, index: usize) -> &mut Lent {
+        if index < NARROW_BUFFERS { &mut self.lent } else { &mut self.wide }
+    }
+
+    fn datagrams(&mut self, socket: u32, index: usize, len: usize) -> Option<Event> {
+        let lent = self.lent_of(index);
+        if len < FRONT {
+            lent.untouched(index);
             return None;
         }
-        let lease = self.lent.whole(index)?;
-        let at = self.lent.address(index);
+        let (lease, at) = (lent.whole(index)?, lent.address(index));
+        let len = len.min(lease.len());
         // SAFETY: the kernel has written `len` bytes there, and the buffer is ours again.
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         let Ok(message) = RecvMsgOut::parse(bytes, &self.message) else {
-            self.lent.put(lease, at);
+            self.lent_of(index).put(lease, at);
             return None;
         };
         let len = message.payload_data().len();
-        let whole = !message.is_payload_truncated() && len <= PACKET_LEN_MAX;
+        let each = listen::gathered(message.control_data()).unwrap_or(len);
+        let is_whole = !message.is_payload_truncated();
         let from = Address::new(message.name_data());
-        Some(Event::Datagram { socket, lease, start: FRONT, len, whole, from })
+        Some(Event::Datagrams { socket, lease, start: FRONT, len, each, is_whole, from })
     }
 
     /// Call the kernel, if there is anything to tell it or to hear.
@@ -338,7 +352,8 @@ impl Driver for Uring {
             return self.told.push(Event::Stopped(source, -libc::EOPNOTSUPP));
         }
         let message = &raw const *self.message;
-        let entry = opcode::RecvMsgMulti::new(Fd(fd.as_raw_fd()), message, GROUP).build();
+        let group = if listen::gather(fd) { WIDE_GROUP } else { GROUP };
+        let entry = opcode::RecvMsgMulti::new(Fd(fd.as_raw_fd()), message, group).build();
         self.push(entry, name(DATAGRAMS, socket));
     }
 
@@ -425,11 +440,15 @@ impl Driver for Uring {
     }
 
     unsafe fn lend(&mut self, lease: Lease, at: *mut u8) {
-        self.lent.put(lease, at);
+        self.lent_of(lease.index()).put(lease, at);
     }
 
     fn lent(&self) -> usize {
         self.lent.count()
+    }
+
+    fn lent_wide(&self) -> usize {
+        self.wide.count()
     }
 
     fn has_news(&mut self) -> bool {
@@ -449,6 +468,7 @@ impl Driver for Uring {
             self.listen(doorbell);
         }
         self.lent.publish();
+        self.wide.publish();
         self.fill();
         self.enter(timeout)?;
         events.append(&mut self.told);

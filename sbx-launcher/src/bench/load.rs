@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// What came of a load.
 #[derive(Debug, Clone, Default)]
@@ -134,6 +135,57 @@ pub(super) fn udp(
 ) -> io::Result<Figures> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(server)?;
+    one_by_one_each(&socket, window, len, time)
+}
+
+/// The same, half of the window by one call that the kernel cuts up, and answers that have come together by one
+/// (UDP_SEGMENT, UDP_GRO), as QUIC does.
+pub(super) fn udp_together(
+    server: SocketAddr,
+    window: usize,
+    len: usize,
+    time: Duration,
+) -> io::Result<Figures> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    setsockopt(&socket, sockopt::UdpGsoSegment, &(len as i32))?;
+    setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
+    let (bytes, mut answers) = (vec![b'x'; len * window], vec![0; 64 << 10]);
+    let (mut began, mut count, mut under_way, mut lost) = (Instant::now(), 0, 0, 0);
+    let mut warm = false;
+    while !warm || began.elapsed() < time {
+        if under_way <= window / 2 {
+            socket.send(&bytes[under_way * len..])?;
+            under_way = window;
+        }
+        match socket.recv(&mut answers) {
+            Ok(got) if got.is_multiple_of(len) => {
+                (count, under_way) = (count + got / len, under_way.saturating_sub(got / len));
+                if !warm {
+                    (warm, began, count) = (true, Instant::now(), 0);
+                }
+            }
+            Ok(_) => return Err(io::Error::other("another answer came back")),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                (under_way, lost) = (0, lost + 1);
+                if lost > 50 {
+                    return Err(io::Error::other("no answer for 5 s"));
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let count = count as f64;
+    Ok(Figures { rate: count / began.elapsed().as_secs_f64(), count, took_us: Vec::new() })
+}
+
+fn one_by_one_each(
+    socket: &UdpSocket,
+    window: usize,
+    len: usize,
+    time: Duration,
+) -> io::Result<Figures> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let (bytes, mut answer) = (vec![b'x'; len], vec![0; len + 1]);
     let (mut began, mut count, mut under_way, mut lost) = (Instant::now(), 0.0, 0, 0);

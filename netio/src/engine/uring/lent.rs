@@ -13,8 +13,8 @@ use io_uring::types::BufRingEntry;
 use crate::buffers::Lease;
 use crate::engine::driver::Filled;
 
-/// Entries of the ring: room for all.
-const ENTRIES: u16 = BUFFERS_MAX as u16;
+/// Entries of the ring: room for all, and a power of two.
+const ENTRIES: u16 = BUFFERS_MAX.next_power_of_two() as u16;
 /// Fill a buffer bit by bit (IOU_PBUF_RING_INC).
 const INCREMENTAL: u16 = 2;
 
@@ -38,14 +38,14 @@ impl Lent {
             Err(_) => panic!("a page is a valid alignment"),
         };
 
-    /// A ring that gives out the buffers of `group`; it must not be used beyond `ring`'s end.
-    pub(super) fn register(ring: &IoUring, group: u16, incremental: bool) -> io::Result<Self> {
+    /// A ring that no kernel knows yet.
+    pub(super) fn new() -> io::Result<Self> {
         // SAFETY: the layout is not empty.
         let entries = unsafe { alloc_zeroed(Self::LAYOUT) }.cast::<BufRingEntry>();
         if entries.is_null() {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let made = Self {
+        Ok(Self {
             entries,
             tail: 0,
             addresses: vec![std::ptr::null_mut(); BUFFERS_MAX],
@@ -53,12 +53,15 @@ impl Lent {
             order: VecDeque::with_capacity(BUFFERS_MAX),
             count: 0,
             taken: vec![0; BUFFERS_MAX],
-        };
-        let (at, flags) = (entries.addr() as u64, if incremental { INCREMENTAL } else { 0 });
+        })
+    }
+
+    /// Have it give out the buffers of `group`; it must not be dropped before `ring`.
+    pub(super) fn register(&self, ring: &IoUring, group: u16, incremental: bool) -> io::Result<()> {
+        let (at, flags) = (self.entries.addr() as u64, if incremental { INCREMENTAL } else { 0 });
         // SAFETY: as many entries lie there, and they stay until the value is dropped, which is after
-        // the ring: fields are dropped in the order of their declaration.
-        unsafe { ring.submitter().register_buf_ring_with_flags(at, ENTRIES, group, flags) }?;
-        Ok(made)
+        // the ring, by contract.
+        unsafe { ring.submitter().register_buf_ring_with_flags(at, ENTRIES, group, flags) }
     }
 
     pub(super) const fn count(&self) -> usize {
@@ -71,7 +74,7 @@ impl Lent {
 
     /// The kernel may fill it, which lies at `at`, when that is published.
     pub(super) fn put(&mut self, lease: Lease, at: *mut u8) {
-        let index = lease.index();
+        let (index, len) = (lease.index(), lease.len());
         self.addresses[index] = at;
         self.leases[index] = Some(lease);
         self.taken[index] = 0;
@@ -82,7 +85,7 @@ impl Lent {
         // lies in a field of the first entry that is not written here.
         let entry = unsafe { &mut *entry };
         entry.set_addr(at.addr() as u64);
-        entry.set_len(BUFFER_LEN as u32);
+        entry.set_len(len as u32);
         entry.set_bid(index as u16);
         self.tail = self.tail.wrapping_add(1);
     }

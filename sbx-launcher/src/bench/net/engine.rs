@@ -93,7 +93,7 @@ pub(in super::super) fn run(wanted: Wanted) -> Result<Report, BenchError> {
     for (length, len) in LENGTHS {
         for count in COUNTS {
             let name = format!("TCP echo {length} c{count}");
-            let load = Load { name: "", is_tcp: true, count, len };
+            let load = Load { name: "", count, len, ..super::C1 };
             rows(&mut all, (&name, load), &servers, cells.each_ref(), time);
         }
     }

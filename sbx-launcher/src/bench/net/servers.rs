@@ -15,6 +15,10 @@ use netio::engine::uring::{Options, Uring};
 use netio::engine::{Engine, Kind, Sandbox};
 use netio::listen;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
+    sockopt,
+};
 
 use super::engine;
 use crate::clock::now_ns;
@@ -43,6 +47,7 @@ pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
         "udp-blocking" => one_by_one(&udp(port)?),
         "udp-mmsg" => many(&udp(port)?, false),
         "udp-segments" => many(&udp(port)?, true),
+        "udp-together" => together(&udp(port)?),
         "udp-io_uring" => {
             let socket = listen::udp(([127, 0, 0, 1], port).into())?;
             uring(Kind::Udp, socket, |_| Options::default())
@@ -223,6 +228,27 @@ fn many(socket: &UdpSocket, in_segments: bool) -> io::Result<()> {
         if unsafe { libc::sendmmsg(fd, at, got as u32, 0) } < 0 {
             return Err(io::Error::last_os_error());
         }
+    }
+}
+
+/// What comes together goes back together: one call for each, another for each.
+fn together(socket: &UdpSocket) -> io::Result<()> {
+    setsockopt(socket, sockopt::UdpGroSegment, &true)?;
+    let fd = socket.as_raw_fd();
+    let mut buffer = vec![0; 1 << 16];
+    let mut room = nix::cmsg_space!(i32);
+    loop {
+        let mut parts = [io::IoSliceMut::new(&mut buffer)];
+        let none = MsgFlags::empty();
+        let got = recvmsg::<SockaddrIn>(fd, &mut parts, Some(&mut room), none)?;
+        let each = got.cmsgs()?.find_map(|what| match what {
+            ControlMessageOwned::UdpGroSegments(len) => u16::try_from(len).ok(),
+            _ => None,
+        });
+        let (from, len) = (got.address, got.bytes);
+        let answer = [io::IoSlice::new(&buffer[..len])];
+        let each = each.as_ref().map(ControlMessage::UdpGsoSegments);
+        sendmsg(fd, &answer, each.as_slice(), none, from.as_ref())?;
     }
 }
 
