@@ -28,7 +28,7 @@ impl Lease {
 
     /// How many bytes it has.
     #[must_use]
-    pub const fn len(&self) -> usize {
+    pub const fn room(&self) -> usize {
         if self.is_wide() { WIDE_LEN } else { BUFFER_LEN }
     }
 
@@ -212,7 +212,7 @@ impl Buffers {
     /// # Panics
     /// They do not lie in the one, or do not fit into the other.
     pub fn copy(&mut self, from: &Lease, [start, len]: [usize; 2], into: &Lease, to: usize) {
-        assert!(start + len <= from.len() && to + len <= into.len());
+        assert!(start + len <= from.room() && to + len <= into.room());
         let from = self.at(from).wrapping_add(start);
         let into = self.at(into).wrapping_add(to);
         // SAFETY: both lie in buffers (asserted) that nobody else has; they may overlap.

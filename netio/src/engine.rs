@@ -489,7 +489,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         };
         // Behind the bytes of one that is shared lie others'.
         let is_shared = self.buffers.is_shared(piece.lease);
-        let room = if is_shared { 0 } else { piece.lease.len() - start - len };
+        let room = if is_shared { 0 } else { piece.lease.room() - start - len };
         let buf = at.wrapping_add(start + len);
         let mut reply = Reply { buf, cap: room, ..Reply::empty() };
         add(&tally.upcalls, 1);

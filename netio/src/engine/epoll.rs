@@ -221,7 +221,7 @@ impl Epoll {
         let is_gathered = self.watches.get(&fd).is_some_and(|watch| watch.is_gathered);
         let lent = if is_gathered { &mut self.wide } else { &mut self.lent };
         let Some((lease, at)) = lent.pop() else { return -libc::ENOBUFS };
-        let room = lease.len() - BUFFER_FRONT_LEN;
+        let room = lease.room() - BUFFER_FRONT_LEN;
         let to = at.wrapping_add(BUFFER_FRONT_LEN).cast();
         let mut part = libc::iovec { iov_base: to, iov_len: room };
         let (mut name, mut control) = ([0u8; ADDRESS_LEN], [0u8; CONTROL_LEN]);

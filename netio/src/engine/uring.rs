@@ -299,7 +299,7 @@ impl Uring {
             return None;
         }
         let (lease, at) = (lent.whole(index)?, lent.address(index));
-        let len = len.min(lease.len());
+        let len = len.min(lease.room());
         // SAFETY: the kernel has written `len` bytes there, and the buffer is ours again.
         let bytes = unsafe { std::slice::from_raw_parts(at, len) };
         let Ok(message) = RecvMsgOut::parse(bytes, &self.message) else {

@@ -144,7 +144,7 @@ fn as_many_as_can_come_together_lose_none() {
             [(1023, 64 * 1023), (1400, 46 * 1400), (1472, 44 * 1472), (9, 64), (64, 1)]
         {
             send_in_parts(&client, len);
-            let bytes: Vec<u8> = (0..whole).map(|at| (at * 7 >> 3) as u8).collect();
+            let bytes: Vec<u8> = (0..whole).map(|at| ((at * 7) >> 3) as u8).collect();
             client.send(&bytes).expect("send");
             let mut wanted: Vec<_> = bytes.chunks(len as usize).map(<[u8]>::to_vec).collect();
             wanted.sort();

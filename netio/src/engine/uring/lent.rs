@@ -74,7 +74,7 @@ impl Lent {
 
     /// The kernel may fill it, which lies at `at`, when that is published.
     pub(super) fn put(&mut self, lease: Lease, at: *mut u8) {
-        let (index, len) = (lease.index(), lease.len());
+        let (index, len) = (lease.index(), lease.room());
         self.addresses[index] = at;
         self.leases[index] = Some(lease);
         self.taken[index] = 0;
