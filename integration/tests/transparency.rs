@@ -56,7 +56,7 @@ fn named(line: &str) -> String {
 /// A suite of CPython's own tests, without those of its tests that are not twice the same.
 fn python(suite: &str, without: &[&str]) -> Row {
     let ignore: String = without.iter().fold(String::new(), |mut text, name| {
-        let _ = write!(text, " -i {name}");
+        let _ = write!(text, " -i '{name}'");
         text
     });
     let script = format!("/usr/bin/python3 -m test -v{ignore} {suite} 2>&1");
@@ -194,10 +194,9 @@ fn rows() -> Vec<Row> {
                 .map(|suite| python(suite, &[])),
         );
         rows.push(python("test_signal", &random));
-        rows.extend(
-            ["test_asyncio", "test_socket", "test_multiprocessing_fork"]
-                .map(|suite| python(suite, &[])),
-        );
+        // The machine may have AF_VSOCK without anybody who answers.
+        rows.push(python("test_socket", &["*VSOCK*"]));
+        rows.extend(["test_asyncio", "test_multiprocessing_fork"].map(|suite| python(suite, &[])));
     }
     rows
 }
