@@ -121,6 +121,16 @@ impl Net {
         }
     }
 
+    /// Kill it, and wait for the next one.
+    fn replace_worker(&self) {
+        use nix::sys::signal::{Signal, kill};
+        let former = self.worker();
+        kill(nix::unistd::Pid::from_raw(former as i32), Signal::SIGKILL).expect("it is there");
+        until("another worker", || {
+            self.table()["worker"].as_u64().is_some_and(|now| now != former)
+        });
+    }
+
     fn worker(&self) -> u64 {
         self.table()["worker"].as_u64().expect("a worker")
     }
@@ -213,13 +223,7 @@ fn an_interface_that_goes_down_or_away() {
     must(&format!("-n {} link set {INTERFACE} up", net.ours));
     net.wait_for_answer();
     // The worker is made anew, and the interface stays served.
-    let former = net.worker();
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(former as i32),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .expect("it is there");
-    until("another worker", || net.table()["worker"].as_u64().is_some_and(|now| now != former));
+    net.replace_worker();
     net.wait_for_answer();
     // What has gone costs nothing: the worker sleeps.
     must(&format!("-n {} link del {INTERFACE}", net.ours));
@@ -235,13 +239,7 @@ fn an_interface_that_goes_down_or_away() {
     net.make_line();
     net.wait_for_answer();
     must(&format!("-n {} link del {INTERFACE}", net.ours));
-    let former = net.worker();
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(former as i32),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .expect("it is there");
-    until("another worker", || net.table()["worker"].as_u64().is_some_and(|now| now != former));
+    net.replace_worker();
     net.make_line();
     net.wait_for_answer();
 }

