@@ -34,10 +34,14 @@ fn an_unprivileged_user_needs_nothing_more() {
     let script = "cd \"$1\"; set --; \
         [ \"$(id -u)\" = 0 ] && set -- setpriv --reuid 65534 --regid 65534 --clear-groups; \
         \"$@\" ./sbx-launcher run --ext libhello_upcall.so -- \
-        bash -c './hello-caller; (./hello-caller) | cat'";
+        bash -c './hello-caller; (./hello-caller) | cat' && \
+        exec \"$@\" ./sbx-launcher run -- python3 -Sc \
+        'import ctypes, os; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); os.system(\"exit 3\")'";
     let ended = run(Command::new("bash").args(["-c", script, "bash"]).arg(&dir));
     let expected = "hello, rust (1)\ntotal 1\nhello, rust (2)\ntotal 2\n";
     assert_eq!((ended.status, ended.stdout.as_str()), (0, expected), "{}", ended.stderr);
+    // Whom it may not trace it cannot follow.
+    assert!(ended.stderr.contains("lets nobody trace it (PR_SET_DUMPABLE)"), "{}", ended.stderr);
     std::fs::remove_dir_all(&dir).unwrap();
 }
 

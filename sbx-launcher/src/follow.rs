@@ -292,8 +292,13 @@ impl Follower {
                 self.seized.insert(tid, Expected::Fork { since, participant });
             }
         } else if !is_known && still_there() {
+            let why = if is_traced(tid) {
+                "is traced by another process"
+            } else {
+                "lets nobody trace it (PR_SET_DUMPABLE) who is not privileged"
+            };
             events.push(Followed::Note(format!(
-                "pid {process} is traced by another process; its next program is not injected"
+                "pid {process} {why}; its next program is not injected"
             )));
         }
         resume(listener, request.id);
@@ -620,8 +625,17 @@ fn thread_group(tid: i32) -> Option<u32> {
     if pidfd(tid as u32).is_some() {
         return Some(tid as u32);
     }
+    status_of(tid, "Tgid:")
+}
+
+fn is_traced(tid: i32) -> bool {
+    status_of(tid, "TracerPid:").is_some_and(|tracer| tracer != 0)
+}
+
+/// A number of a task's status.
+fn status_of(tid: i32, what: &str) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+    status.lines().find_map(|line| line.strip_prefix(what)?.trim().parse().ok())
 }
 
 /// A descriptor that becomes readable when the process ends.
