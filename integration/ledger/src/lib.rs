@@ -161,6 +161,12 @@ pub mod ledger {
         state.notes.count.fetch_add(1, SeqCst);
     }
 
+    /// An event that has another one like it follow, in its own process.
+    #[handler]
+    fn again() -> Result<u64, CallError> {
+        Cx::post(To::pid(Cx::pid()), Cx::find("ledger.again")?, &[])
+    }
+
     /// Events so far: 0 their number, 1 how many were wrong, 2 pid of the last one's process.
     #[handler]
     fn noted(state: &State, which: u64) -> u64 {
