@@ -335,6 +335,13 @@ pub mod ledger {
         unsafe { std::hint::black_box(16 as *const u64).read_volatile() }
     }
 
+    /// Stays inside for so long, and fails then.
+    #[handler]
+    fn fault_after(state: &State, us: u64) -> u64 {
+        std::thread::sleep(std::time::Duration::from_micros(us));
+        fault(state)
+    }
+
     /// Allocates, writes, gives back.
     #[handler]
     fn allocate(_state: &State, len: u64) -> u64 {

@@ -213,9 +213,10 @@ fn is_within(context: &Context, handler: u64, rsp: u64) -> bool {
 
 /// Have the kernel keep a signal for as long as the mask holds that the interrupted code goes on with. Of a handler
 /// that has made room that is until it returns: if it looked again for what has come meanwhile, it would meet the
-/// same signal. False if it cannot wait.
+/// same signal. False if it cannot wait: faults, also if somebody has sent them, since while they are blocked one in an
+/// upcall would be the end of the process.
 fn hold(signal: i32, info: &Info, user: &mut UserContext) -> bool {
-    if is_fault(signal) && info.code > 0 {
+    if is_fault(signal) {
         return false;
     }
     user.mask |= 1 << (signal - 1);
