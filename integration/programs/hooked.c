@@ -115,6 +115,32 @@ int main(void) {
     sigprocmask(SIG_BLOCK, NULL, &blocked);
     check("blocked", sigismember(&blocked, SIGALRM), 0);
 
+    /* Several that come at once, and ever more of them. */
+    sigset_t both;
+    int users = count[SIGUSR1], seen = figure(32 + SIGUSR1);
+    sigemptyset(&both);
+    sigaddset(&both, SIGUSR1);
+    sigaddset(&both, SIGHUP);
+    install(SIGHUP, handler, 0);
+    for (int i = 0; i < 20; i++) {
+        sigprocmask(SIG_BLOCK, &both, NULL);
+        kill(getpid(), SIGUSR1);
+        kill(getpid(), SIGHUP);
+        sigprocmask(SIG_UNBLOCK, &both, NULL);
+    }
+    check("both, one", count[SIGUSR1], users + 20);
+    check("both, other", count[SIGHUP], 20);
+    check("both, observed", figure(32 + SIGUSR1), seen + 20);
+    if (!fork()) {
+        for (int i = 0; i < 2000; i++) kill(getppid(), i % 2 ? SIGUSR1 : SIGALRM);
+        _exit(0);
+    }
+    while (wait(NULL) < 0) continue;
+    install(SIGHUP, SIG_DFL, 0);
+    check("storm", count[SIGUSR1] > users + 20, 1);
+    sigprocmask(SIG_BLOCK, NULL, &blocked);
+    check("blocked", sigismember(&blocked, SIGUSR1) + sigismember(&blocked, SIGALRM), 0);
+
     /* Default actions. */
     int status = 0;
     unsigned long before = figure(32 + SIGHUP);

@@ -218,3 +218,26 @@ fn an_urgent_event_does_not_end_who_executes_a_program() {
     let text = (ended.status, ended.stdout.as_str());
     assert_eq!(text, (0, "killed 0, failed 0\n"), "{}", ended.stderr);
 }
+
+#[test]
+fn an_urgent_event_that_has_others_follow_leaves_its_program_some_time() {
+    let sandbox = Sandbox::up("events-follow");
+    sandbox.load(&built("libledger.so"));
+    let spins = "import os, time\nprint(os.getpid(), flush=True)\nend = time.monotonic() + 2\n\
+                 while time.monotonic() < end: pass\nprint('whole')";
+    let mut spinning = Command::new(built("sbx-launcher"))
+        .args(["run", "--sandbox", &sandbox.name, "--", "timeout", "-s", "KILL", "15"])
+        .args(["/usr/bin/python3", "-c", spins])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut out = BufReader::new(spinning.stdout.take().expect("piped")).lines();
+    let pid = out.next().expect("it writes").expect("text");
+    for _ in 0..3 {
+        let posted = launcher(&["post", &sandbox.name, "ledger.again", "--pid", &pid, "--urgent"]);
+        assert_eq!(posted.stdout, "posted to 1\n", "{}", posted.stderr);
+    }
+    let said = out.next().map(|line| line.expect("text"));
+    assert!(spinning.wait().expect("it ends").success());
+    assert_eq!(said.as_deref(), Some("whole"));
+}

@@ -145,6 +145,16 @@ print(got)
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("[1, 3]\n", ""));
 }
 
+#[test]
+fn a_hooked_fault_that_somebody_sends_leaves_those_of_upcalls_alone() {
+    let sandbox = Sandbox::up("sent-fault");
+    sandbox.load(&built("libpager.so"));
+    sandbox.load(&built("libledger.so"));
+    let program = compile("cc", "sent_fault", &["-pthread"]);
+    let ended = sandbox.run(&[program.text()]);
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "1 1 0\n"), "{}", ended.stderr);
+}
+
 const RUNS: usize = 16;
 const MISSED_RUNS: usize = 17;
 const RAN_IN: usize = 18;

@@ -161,6 +161,12 @@ pub mod ledger {
         state.notes.count.fetch_add(1, SeqCst);
     }
 
+    /// An event that has another one like it follow, in its own process.
+    #[handler]
+    fn again() -> Result<u64, CallError> {
+        Cx::post(To::pid(Cx::pid()), Cx::find("ledger.again")?, &[])
+    }
+
     /// Events so far: 0 their number, 1 how many were wrong, 2 pid of the last one's process.
     #[handler]
     fn noted(state: &State, which: u64) -> u64 {
@@ -327,6 +333,13 @@ pub mod ledger {
     fn fault(_state: &State) -> u64 {
         // SAFETY: none; the upcall is to end here.
         unsafe { std::hint::black_box(16 as *const u64).read_volatile() }
+    }
+
+    /// Stays inside for so long, and fails then.
+    #[handler]
+    fn fault_after(state: &State, us: u64) -> u64 {
+        std::thread::sleep(std::time::Duration::from_micros(us));
+        fault(state)
     }
 
     /// Allocates, writes, gives back.

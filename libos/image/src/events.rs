@@ -26,6 +26,9 @@ use crate::{context, heap, hooks, left, start, sys, time};
 
 /// Events that one way out of libos delivers at most; the next one goes on.
 const BATCH: u64 = 64;
+/// Batches that a signal is good for at most, lest handlers that post to their own process keep it for ever. What is
+/// left waits for the next upcall, or for the next urgent event, be there room for that or not.
+const BATCHES_HERE: u32 = 16;
 /// Events of the pool that a wait runs before it looks at its own inbox again.
 const POOL_BATCH: u64 = 8;
 /// How long a waiter looks before it sleeps: as long as to wake another one and hear from it takes.
@@ -208,9 +211,12 @@ pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> S
     let Some((row, pid)) = live(peer) else { return Status::Gone };
     event.to = peer;
     let inbox = context::common().inbox(row);
-    if inbox.mail.push(own, event).is_err() {
+    let is_in = inbox.mail.push(own, event).is_ok();
+    if !is_in {
         inbox.tally.refused.fetch_add(1, Relaxed);
-        return Status::Full;
+        if !urgent {
+            return Status::Full;
+        }
     }
     let is_told = match inbox.bell.ring() {
         // Who said that it sleeps may have ended since, or have jumped out of its sleep.
@@ -221,7 +227,7 @@ pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> S
     if urgent && !is_told && start::shares_pids(row) && inbox.bell.may_signal() {
         signal(inbox, pid);
     }
-    Status::Ok
+    if is_in { Status::Ok } else { Status::Full }
 }
 
 /// Is the thread still there that said that it looks? It is said of that of another pid namespace.
@@ -327,8 +333,8 @@ pub(crate) fn stays(own: &start::ThisProcess, tid: u32, until: u64) -> bool {
 /// Deliver events to the thread with this context, which a signal has interrupted in code of its own.
 pub(crate) fn deliver_here(context: &Context) {
     let Some(own) = &start::this_process() else { return };
-    // Nobody else comes for what is left: a mailbox that is full sends no more signals.
-    while deliver(own, context.tid.load(Relaxed), Some(context)) >= BATCH {}
+    let is_done = |_: &u32| deliver(own, context.tid.load(Relaxed), Some(context)) < BATCH;
+    let _ = (0..BATCHES_HERE).find(is_done);
 }
 
 /// Deliver what waits for this process, unless another thread is at it; how many. The gate finds the thread's context

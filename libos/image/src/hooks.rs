@@ -52,6 +52,9 @@ pub(crate) fn offer(signal: i32, info: &Info, user: &mut UserContext) -> bool {
     if open || on_upcall_stack || arch::is_between_upcalls(&mut user.regs) {
         return known.is_some_and(|context| defer(context, signal, info, user));
     }
+    if known.is_some_and(|context| is_in_room(context, user.regs.rsp as usize)) {
+        return hold(signal, info, user);
+    }
     match upcalls_here(&own, tid, user, |_| ask(signal, info)) {
         Some(taken) => taken,
         None => known.is_some_and(|context| defer(context, signal, info, user)),
@@ -208,14 +211,25 @@ fn is_within(context: &Context, handler: u64, rsp: u64) -> bool {
         || handler.abs_diff(rsp) < NEAR
 }
 
-/// Have the kernel keep a signal until the upcalls of this thread are over. False if it cannot wait.
-fn defer(context: &Context, signal: i32, info: &Info, user: &mut UserContext) -> bool {
-    if is_fault(signal) && info.code > 0 {
+/// Have the kernel keep a signal for as long as the mask holds that the interrupted code goes on with. Of a handler
+/// that has made room that is until it returns: if it looked again for what has come meanwhile, it would meet the
+/// same signal. False if it cannot wait: faults, also if somebody has sent them, since while they are blocked one in an
+/// upcall would be the end of the process.
+fn hold(signal: i32, info: &Info, user: &mut UserContext) -> bool {
+    if is_fault(signal) {
         return false;
     }
     user.mask |= 1 << (signal - 1);
     // SAFETY: what the kernel gave us, whole.
     unsafe { sys::queue_again(signal, core::ptr::from_ref(info).cast()) };
+    true
+}
+
+/// Have the kernel keep a signal until the upcalls of this thread are over. False if it cannot wait.
+fn defer(context: &Context, signal: i32, info: &Info, user: &mut UserContext) -> bool {
+    if !hold(signal, info, user) {
+        return false;
+    }
     context.deferred.fetch_or(1 << signal, Relaxed);
     context.pending.store(context.deferred.as_ptr() as u64, Relaxed);
     true
