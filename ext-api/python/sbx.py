@@ -60,7 +60,7 @@ class _Block(ctypes.Structure):
 
 def current():
     """The sandbox of this process."""
-    with open("/proc/self/maps") as maps:
+    with open("/proc/self/maps", errors="replace") as maps:
         for line in maps:
             if line.rstrip().endswith("/memfd:sbx-control (deleted)"):
                 return Sandbox(int(line.split("-")[0], 16))

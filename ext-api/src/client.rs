@@ -284,7 +284,9 @@ pub(crate) fn failure(status: u32, reply: &Reply) -> CallError {
 
 /// Where the control zone is mapped, if it is.
 fn find_control() -> Option<usize> {
-    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    // Names of files are of any bytes.
+    let maps = fs::read("/proc/self/maps").ok()?;
+    let maps = String::from_utf8_lossy(&maps);
     let line = maps.lines().find(|line| line.ends_with(CONTROL_MAPPING))?;
     usize::from_str_radix(line.split('-').next()?, 16).ok()
 }

@@ -46,6 +46,23 @@ fn an_unprivileged_user_needs_nothing_more() {
 }
 
 #[test]
+fn a_program_joins_whatever_bytes_its_name_is_of() {
+    let folder = Scratch::new("bytes");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    // The shell makes them: they are no UTF-8.
+    let script = "cd \"$1\" && name=$(printf 'caller-\\377') && cp \"$2\" \"$name\" && \
+        \"$3\" run --ext \"$4\" -- bash -c './\"$1\"; true' bash \"$name\"";
+    let paths = ["hello-caller", "sbx-launcher", "libhello_upcall.so"].map(built);
+    let args = ["-c", script, "bash"];
+    let ended = run(Command::new("bash").args(args).arg(&folder.0).args(&paths));
+    assert_eq!(
+        (ended.status, ended.stdout.as_str()),
+        (0, "hello, rust (1)\ntotal 1\n"),
+        "{ended:?}"
+    );
+}
+
+#[test]
 fn a_command_runs_where_its_launcher_may() {
     let asked = ["grep", "Cpus_allowed_list", "/proc/self/status"];
     let native = run(Command::new(asked[0]).args(&asked[1..]));

@@ -27,6 +27,7 @@ use libos::layout::Place;
 use libos::manifest::Hook;
 use libos::signals::STOP;
 
+use crate::about::about;
 use crate::ear::Ear;
 use crate::failpoint::{Point, pass, pass_with};
 use crate::filter::Armed;
@@ -572,7 +573,7 @@ fn start_watch(pid: i32, how: Hook, events: &mut Vec<Followed>) {
 
 /// Pid of the parent of a process that is stopped by us.
 fn parent_of(pid: i32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let text = about(format_args!("{pid}/stat")).unwrap_or_default();
     let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
     rest.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
 }
@@ -590,32 +591,38 @@ fn note_fork(common: Common, pid: u32) {
     }
 }
 
-/// Is there a file that exec would take? A failing exec need not be followed.
+/// May there be a file that exec would take? One that fails need not be followed. Where it cannot be told, as of a process
+/// that lets nobody look, there may be.
 fn executable(tid: i32, address: u64) -> bool {
-    let Some(path) = read_text(tid, address) else { return false };
-    let root = if path.starts_with('/') { "root" } else { "cwd" };
-    let Ok(path) = CString::new(format!("/proc/{tid}/{root}/{path}")) else { return false };
+    let path = match read_text(tid, address) {
+        Ok(path) => path,
+        Err(error) => return error.raw_os_error() == Some(libc::EPERM),
+    };
+    let root: &[u8] = if path.starts_with(b"/") { b"root" } else { b"cwd" };
+    let path = [format!("/proc/{tid}/").as_bytes(), root, b"/", &path].concat();
+    let Ok(path) = CString::new(path) else { return false };
     // SAFETY: the path ends with a zero.
-    unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
+    let is_there = unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 };
+    is_there || io::Error::last_os_error().raw_os_error() == Some(libc::EACCES)
 }
 
-fn read_text(tid: i32, address: u64) -> Option<String> {
+fn read_text(tid: i32, address: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut at = address;
     while text.len() < 4096 {
         // Page by page: what follows the text may not be mapped.
         let mut piece = [0u8; 256];
         let len = piece.len().min(4096 - (at as usize & 4095));
-        memory::read(tid, at, &mut piece[..len]).ok()?;
+        memory::read(tid, at, &mut piece[..len])?;
         let got = &piece[..len];
         if let Some(end) = got.iter().position(|&byte| byte == 0) {
             text.extend_from_slice(&got[..end]);
-            return String::from_utf8(text).ok();
+            return Ok(text);
         }
         text.extend_from_slice(got);
         at += got.len() as u64;
     }
-    None
+    Err(io::ErrorKind::InvalidFilename.into())
 }
 
 /// Process that a thread belongs to.
@@ -634,7 +641,7 @@ fn is_traced(tid: i32) -> bool {
 
 /// A number of a task's status.
 fn status_of(tid: i32, what: &str) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let status = about(format_args!("{tid}/status"))?;
     status.lines().find_map(|line| line.strip_prefix(what)?.trim().parse().ok())
 }
 

@@ -7,6 +7,7 @@
 #[macro_use]
 pub mod say;
 
+pub mod about;
 pub mod bench;
 pub mod bpf;
 pub mod cli;

@@ -11,6 +11,7 @@ use libos::data::{DOORBELL, Joined};
 use libos::manifest::Hook;
 use serde_json::Value;
 
+use crate::about::about;
 use crate::control::{self, Answer, Server};
 use crate::filter::Armed;
 use crate::follow::{Followed, Follower, Listener, Started, pidfd, take_turns};
@@ -719,7 +720,7 @@ fn exit_code(fd: BorrowedFd<'_>, pid: u32) -> Option<i32> {
     const STATUS: u64 = 1 << 3;
     const GET_INFO: u64 = 3 << 30 | (size_of::<Info>() as u64) << 16 | 0xff << 8 | 11;
     let zombie = || {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let text = about(format_args!("{pid}/stat"))?;
         let (_, rest) = text.rsplit_once(") ")?;
         rest.starts_with(['Z', 'X']).then(|| rest.split_whitespace().last()?.parse().ok()).flatten()
     };

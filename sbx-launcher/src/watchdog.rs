@@ -29,6 +29,7 @@ use ext_api::limits::{STACK_LEN, STUCK_MS};
 use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Context};
 use libos::signals::{Queued, STOP, WHY_BUDGET, WHY_CLOCK, WHY_RESTART, WHY_STUCK};
 
+use crate::about::about;
 use crate::follow::pidfd;
 use crate::sandbox::Sandbox;
 use crate::tracee;
@@ -356,7 +357,7 @@ fn cpu_ns(pid: i32, tid: i32) -> Option<u64> {
 
 /// What the thread does, by the kernel's letter: `R` if it runs, or would if there were a CPU for it.
 fn state(pid: i32, tid: i32) -> Option<char> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let text = about(format_args!("{pid}/task/{tid}/stat"))?;
     text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
 }
 

@@ -22,7 +22,8 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 const LINE_MAX: u64 = 8192;
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let args: Vec<String> = args.collect();
     let arg = |at: usize, default| args.get(at).map_or(default, String::as_str);
     let handler = args.get(3).map(String::as_str);
     match serve(arg(0, "user0"), arg(1, "10.99.0.2"), arg(2, "10.99.0.1"), handler) {

@@ -31,7 +31,8 @@ const GONE_AFTER: Duration = Duration::from_secs(1);
 const BATCH: usize = 64;
 
 fn main() -> ExitCode {
-    let Some(interface) = std::env::args().nth(1) else {
+    let interface = std::env::args_os().nth(1).map(|arg| arg.to_string_lossy().into_owned());
+    let Some(interface) = interface else {
         eprintln!("usage: balance INTERFACE");
         return ExitCode::FAILURE;
     };

@@ -7,7 +7,7 @@ use hello_upcall::hello;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = hello::Client::attach()?;
-    if std::env::args().nth(1).as_deref() == Some("bench") {
+    if std::env::args_os().nth(1).is_some_and(|arg| arg == "bench") {
         return bench(&client);
     }
     println!("{}", client.greet("rust")?);

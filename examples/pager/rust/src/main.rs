@@ -15,7 +15,8 @@ const BLOCK_LEN: usize = 64 << 10;
 type Failed = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let args: Vec<String> = args.collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args[..] {
         ["pack", from, to] => pack(from, to),
