@@ -241,3 +241,35 @@ fn an_urgent_event_that_has_others_follow_leaves_its_program_some_time() {
     assert!(spinning.wait().expect("it ends").success());
     assert_eq!(said.as_deref(), Some("whole"));
 }
+
+#[test]
+fn what_an_exec_leaves_unread_is_reported() {
+    let sandbox = Sandbox::up("events-exec");
+    sandbox.load(&built("libledger.so"));
+    let script = "
+import os, sbx
+box = sbx.current()
+ready, go = os.pipe()
+child = os.fork()
+if not child:
+    os.read(ready, 1)
+    os.execv('/bin/true', ['true'])
+while True:
+    try:
+        if box.call('libos.peer', child): break
+    except sbx.Refused: pass
+for n in (1, 2, 3): box.post('ledger.note', 1, n, pid=child)
+os.write(go, b'x')
+os.waitpid(child, 0)
+print(child, box.call('ledger.noted', 0))
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", script]);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    let ended = run(&mut command);
+    let (pid, noted) = ended.stdout.trim().split_once(' ').expect("two words");
+    assert_eq!(noted, "0", "{}", ended.stderr);
+    let log = launcher(&["log", &sandbox.name]).stdout;
+    let said = format!("sbx: pid {pid} executed a program before 3 events reached it\n");
+    assert!(log.contains(&said), "{log}");
+}

@@ -632,8 +632,8 @@ pub(crate) extern "C" fn mask(on: u32) {
     }
 }
 
-/// A process has taken row `row` of the process table: what waits there was for another.
-pub(crate) fn begin(row: usize) {
+/// A process has taken row `row` of the process table: what waits there was for another. How many events.
+pub(crate) fn begin(row: usize) -> u64 {
     let inbox = context::common().inbox(row);
     inbox.bell.reset();
     inbox.turn.store(0, Relaxed);
@@ -646,4 +646,5 @@ pub(crate) fn begin(row: usize) {
     while let Taken::Event(_) = inbox.mail.pop(is_alive) {
         inbox.tally.lost.fetch_add(1, Relaxed);
     }
+    inbox.tally.lost.load(Relaxed)
 }

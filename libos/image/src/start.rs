@@ -20,7 +20,7 @@ use crate::sys::{
     EINVAL, Errno, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
     MAP_SHARED, PROT_READ, PROT_WRITE,
 };
-use crate::{boot, context, copies, events, fault, left, patch, signals, sockets, sys};
+use crate::{boot, context, copies, events, fault, left, log, patch, signals, sockets, sys, text};
 
 /// What a process knows of itself; private, and zero in a forked child. The pid is written last. Behind it lies the
 /// tid of the thread that joins such a child, or has.
@@ -265,10 +265,14 @@ fn prepare_private(armed: u64) -> Result<(), Errno> {
 /// Take a row of the process table and write the private block.
 fn join(how: Joined) -> Result<(), Errno> {
     let (pid, space) = (sys::getpid(), sys::pid_space());
-    let (row, generation) = row_of(pid, space).or_else(|| new_row(pid)).ok_or(sys::EAGAIN)?;
+    let former = row_of(pid, space);
+    let (row, generation) = former.or_else(|| new_row(pid)).ok_or(sys::EAGAIN)?;
     let process = context::common().process(row);
     end_former_contexts(pid, space);
-    events::begin(row);
+    let unread = events::begin(row);
+    if former.is_some() && unread != 0 {
+        note_unread(pid, unread);
+    }
     process.parent.store(sys::getppid(), Relaxed);
     process.pid_space.store(space, Relaxed);
     note_name(process, how);
@@ -279,6 +283,17 @@ fn join(how: Joined) -> Result<(), Errno> {
     // SAFETY: as above; it begins with the pid.
     unsafe { &*private_block().cast::<AtomicU32>() }.store(pid, Release);
     Ok(())
+}
+
+/// What came for the program that has executed this one, and was not read, is for nobody.
+fn note_unread(pid: u32, unread: u64) {
+    let mut line = text::Line::<80>::new();
+    line.push(b"pid ");
+    line.push_decimal(pid);
+    line.push(b" executed a program before ");
+    line.push_decimal(unread as u32);
+    line.push(b" events reached it");
+    log::line(b"sbx", line.bytes());
 }
 
 /// The row that this pid has from before an exec, under a new generation.
