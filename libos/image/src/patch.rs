@@ -13,10 +13,14 @@
 //! ```
 //!
 //! For the second form the stub is put where the jump's distance has such a byte in its second place.
-//! While a process has one thread, which is here, nobody executes what is written. Otherwise one aligned
-//! store does it where the five bytes fit; where they do not, the first byte becomes one that is no
-//! instruction as well, and all cores are made to see each step before the next. Whoever meets it is sent
-//! to the stub.
+//! While a process has its memory for itself, and one thread, which is here, nobody executes what is written:
+//! it goes there as a debugger's breakpoints do, and the mapping stays as it is. Otherwise the page is made
+//! writable for a moment. One aligned store does it where the five bytes fit; where they do not, the first byte
+//! becomes one that is no instruction as well, and all cores are made to see each step before the next. Whoever
+//! meets it is sent to the stub.
+//!
+//! Stubs lie in shared memory that is mapped twice, to be executed near the sites and to be written to elsewhere,
+//! so that no page of them ever is both. A forked child executes its parent's, and writes to areas of its own.
 //!
 //! Every other site stays on the trap.
 
