@@ -105,7 +105,7 @@ fn benchmarks_measure_every_goal() {
         // Without memcached, PostgreSQL, node and iperf3, where these are missing.
         ("sockets", 60, 31),
         // Without forwarders, a veth pair and memcached itself, where these are missing.
-        ("net", 83, 20),
+        ("net", 83, 22),
         // Beside each other only.
         ("engine", 162, 0),
     ] {
