@@ -66,6 +66,7 @@ stage format-fuzz cargo fmt --manifest-path integration/fuzz/Cargo.toml --check
 stage build cargo build --release --workspace --locked
 stage lint cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 stage lint-image cargo clippy "${image[@]}" --release --locked --quiet -- -D warnings
+stage docs env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 stage test cargo test --workspace --locked
 stage loom env RUSTFLAGS="--cfg loom" cargo test -p ext-api -p libos --lib --release --locked \
     --target-dir target/loom -- loom_

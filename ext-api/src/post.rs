@@ -2,7 +2,7 @@
 //!
 //! An event names a handler that takes numbers only, and up to four of them. It is delivered to a
 //! process as an upcall of its own, never inside another one:
-//! * at once, if a thread of the process waits ([`Sandbox::wait`]);
+//! * at once, if a thread of the process waits ([`Sandbox::wait`](crate::client::Sandbox::wait));
 //! * when a thread of it leaves the upcall that it is in;
 //! * or, if the event is [urgent](To::urgent) and no thread does either, by a signal to one of them.
 //!

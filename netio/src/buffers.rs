@@ -200,7 +200,7 @@ impl Buffers {
         self.given
     }
 
-    /// Where the bytes of `lease` are: [`Lease::len`] of them.
+    /// Where the bytes of `lease` are: [`Lease::room`] of them.
     #[must_use]
     pub fn at(&self, lease: &Lease) -> *mut u8 {
         let pool = std::ptr::from_ref(self.pool).cast::<u8>().cast_mut();

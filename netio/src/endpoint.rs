@@ -22,7 +22,7 @@
 //! Several processes that bind the same address share it, and the buffers: datagrams go to them in turn,
 //! and a connection stays with the one that was given it. What a process has is given up when it ends.
 //! With the feature `tokio`, connections are tokio's `AsyncRead` and `AsyncWrite`, and there are
-//! [`UdpEndpoint::recv_async`] and [`TcpListener::accept_async`]; a thread of netio's own then waits for all.
+//! `UdpEndpoint::recv_async` and `TcpListener::accept_async`; a thread of netio's own then waits for all.
 //! The sandbox must have a name (`sbx-launcher up`). A buffer that is kept is not there for others: a
 //! stream that waits for bytes keeps none.
 

@@ -1,7 +1,7 @@
 //! `sbx-launcher bench`: what we cost beside what else there is, in one run.
 //!
 //! Rows are measured in turns, so that whatever slows the machine slows all of them; each row is
-//! the median of its rounds. What runs in a sandbox is measured by a second process ([`inside`]),
+//! the median of its rounds. What runs in a sandbox is measured by a second process (`inside`),
 //! which does one row at a time when it is told to; its peers are measured outside, without our
 //! filter.
 

@@ -50,7 +50,7 @@ pub fn read_words<const N: usize>(tid: i32, address: u64) -> io::Result<[u64; N]
 /// Words to `address` of the task `tid`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_words(tid: i32, address: u64, words: &[u64]) -> io::Result<()> {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     write(tid, address, &bytes)

@@ -10,7 +10,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 /// What a process that serves a port itself is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Item {
-    /// The packet: [`Name::to_raw`].
+    /// The packet: [`Name::to_raw`](super::Name::to_raw).
     pub packet: u64,
     /// Of which connection, and what it is; 0 for a datagram.
     pub connection: Piece,
@@ -162,7 +162,7 @@ impl Seat {
         self.asks.load(Ordering::Relaxed) != 0
     }
 
-    /// Ask something for a connection; [`Done::ring`] follows. What the process was through with before is
+    /// Ask something for a connection; [`Done::ring`](super::Done::ring) follows. What the process was through with before is
     /// so for the owner, too.
     pub fn ask(&self, ask: Ask, connection: u32) {
         let connection = connection as usize % NET_CONNECTIONS_MAX;

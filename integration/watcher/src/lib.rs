@@ -78,7 +78,7 @@ pub mod watcher {
         state.add(12, u64::from(pid != 0 && parent != 0 && pid != parent));
     }
 
-    /// Start a timer of [`timed`]: where it runs is a pid, 0 for the server, 1 for any process, 2 for
+    /// Start a timer of `timed`: where it runs is a pid, 0 for the server, 1 for any process, 2 for
     /// whoever runs.
     #[handler]
     fn start(to: u64, after_us: u64, period_us: u64, slack_us: u64) -> Result<u64, CallError> {

@@ -52,7 +52,7 @@ impl Sockets {
         }
     }
 
-    /// As [`Self::free_if_over`], by who had the turn of an inlet when that ended.
+    /// As `free_if_over`, by who had the turn of an inlet when that ended.
     pub fn free_inlet(&self, row: usize) {
         let connection = &self.connections[row];
         if connection.is_inlet() && !connection.has_unread() {
