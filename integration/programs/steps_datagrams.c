@@ -1,4 +1,4 @@
-// Random steps on datagram sockets of UDP, by seed; prints what each came to. What it prints depends on the seed
+// Random steps on datagram sockets of UDP and of AF_UNIX, by seed; prints what each came to. What it prints depends on the seed
 // alone, whoever carries the datagrams. Of several senders to one socket nobody promises in which order theirs
 // come: then all are received at once, and told by sender.
 #define _GNU_SOURCE
@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,13 +17,16 @@
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+// Of AF_UNIX the kernel's queue has room for 11; a number of its own in place of a port.
+enum { PATH = 70, ABSTRACT, UNBOUND, LOCAL_MOST = 9, LOCAL_LEN = 2000 };
 enum { SOCKETS = 6, COPIES = 3, LEN = 66000, MOST = 60, ROOM = 100000, MESSAGES = 3, GONE = SOCKETS, LAST = 65001 };
 
 struct one {
-    int kind; // 0 none, 4, 6; 40 and 60 hear everywhere, 66 IPv6 without IPv4; 44 is not bound by itself
+    int kind; // 0 none, 4, 6; 40 and 60 hear everywhere, 66 IPv6 without IPv4; 44 is not bound by itself; from 70 AF_UNIX
     int fds[COPIES], count;
     int nonblock, port, was_connected, is_wide;
     int peer; // that it is connected to, GONE, or -1
@@ -38,6 +42,7 @@ static uint64_t state;
 static unsigned char out[LEN], in[LEN];
 static int epoll, dead, passing[2], next_port = 10000;
 static unsigned serial;
+static char folder[] = "/tmp/sbx-steps-XXXXXX";
 
 static unsigned draw(unsigned below) {
     state ^= state << 13;
@@ -55,6 +60,7 @@ static unsigned sum_of(const unsigned char *bytes, long len) {
 static long told(long result) { return result < 0 ? -errno : result; }
 static int one_fd(struct one *one) { return one->fds[draw(one->count)]; }
 static int index_of(struct one *one) { return one - all; }
+static int is_local(int kind) { return kind >= PATH; }
 static int is_six(int kind) { return kind == 6 || kind == 60 || kind == 66; }
 
 static void die(const char *what) {
@@ -66,7 +72,17 @@ union address {
     struct sockaddr any;
     struct sockaddr_in four;
     struct sockaddr_in6 six;
+    struct sockaddr_un local;
 };
+
+static socklen_t local_place(union address *at, int kind, int port) {
+    memset(at, 0, sizeof *at);
+    at->local.sun_family = AF_UNIX;
+    char *name = at->local.sun_path + (kind == ABSTRACT);
+    int len = kind == ABSTRACT ? sprintf(name, "%s.%06d", folder, port) : sprintf(name, "%s/%06d", folder, port);
+    // What follows a path's zero is no part of it.
+    return offsetof(struct sockaddr_un, sun_path) + len + (kind == ABSTRACT ? 1 : draw(3));
+}
 
 static socklen_t place(union address *at, int six, int mapped, int any, int port) {
     memset(at, 0, sizeof *at);
@@ -81,6 +97,12 @@ static socklen_t place(union address *at, int six, int mapped, int any, int port
     return sizeof at->six;
 }
 
+// Where `from` finds it.
+static socklen_t place_of(union address *at, struct one *from, struct one *to, int mapped, int port) {
+    if (is_local(to->kind)) return local_place(at, to->kind, port);
+    return place(at, is_six(from->kind), mapped && is_six(from->kind), 0, port);
+}
+
 static int port_of(int fd) {
     union address own;
     socklen_t len = sizeof own;
@@ -90,6 +112,12 @@ static int port_of(int fd) {
 
 // Whose address it is, and how it is told.
 static int who(union address *from, socklen_t len) {
+    if (len > 2 && from->any.sa_family == AF_UNIX) {
+        char *name = from->local.sun_path, *end = strrchr(name + !*name, *name ? '/' : '.');
+        for (int i = 0; i < SOCKETS; i++)
+            if (end && all[i].kind && all[i].port == atoi(end + 1) && all[i].port) return 200 + i;
+        return -2;
+    }
     if (len < 16) return -1;
     int port = ntohs(from->any.sa_family == AF_INET ? from->four.sin_port : from->six.sin6_port);
     int form = from->any.sa_family == AF_INET ? 0 : IN6_IS_ADDR_V4MAPPED(&from->six.sin6_addr) ? 20 : 10;
@@ -102,12 +130,13 @@ static int who(union address *from, socklen_t len) {
 }
 
 static void open_one(struct one *one) {
-    int kinds[] = {4, 6, 40, 60, 66, 44}, flags = draw(2) ? SOCK_NONBLOCK : 0;
+    int kinds[] = {4, 6, 40, 60, 66, 44, PATH, PATH, ABSTRACT, ABSTRACT, UNBOUND}, flags = draw(2) ? SOCK_NONBLOCK : 0;
     memset(one, 0, sizeof *one);
-    one->kind = kinds[draw(6)];
+    one->kind = kinds[draw(11)];
     one->peer = -1;
     one->nonblock = flags != 0;
-    int fd = socket(is_six(one->kind) ? AF_INET6 : AF_INET, SOCK_DGRAM | flags, 0);
+    int family = is_local(one->kind) ? AF_UNIX : is_six(one->kind) ? AF_INET6 : AF_INET;
+    int fd = socket(family, SOCK_DGRAM | flags, 0);
     if (fd < 0) die("socket");
     one->fds[one->count++] = fd;
     int only = one->kind == 66, most = 500000;
@@ -115,13 +144,13 @@ static void open_one(struct one *one) {
     one->is_wide = draw(2);
     if (one->is_wide && setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &most, sizeof most)) die("wide");
     // Ports are never the same twice, as those that the kernel chooses may be.
-    for (int bound = one->kind == 44; !bound;) {
+    for (int bound = one->kind == 44 || one->kind == UNBOUND; !bound;) {
         union address own;
-        socklen_t len = place(&own, is_six(one->kind), 0, one->kind > 6, next_port++);
+        socklen_t len = is_local(one->kind) ? local_place(&own, one->kind, one->port = next_port++) : place(&own, is_six(one->kind), 0, one->kind > 6, next_port++);
         bound = bind(fd, &own.any, len) == 0;
         if (!bound && errno != EADDRINUSE) die("bind");
     }
-    one->port = one->kind == 44 ? 0 : port_of(fd);
+    if (!is_local(one->kind)) one->port = one->kind == 44 ? 0 : port_of(fd);
     printf("open %d: %d %d\n", index_of(one), one->kind, fd);
 }
 
@@ -135,8 +164,15 @@ static void close_one(struct one *one) {
         all[i].from[index_of(one)] = 0;
         if (all[i].peer == index_of(one)) all[i].peer = GONE;
     }
+    union address at;
+    if (one->kind == PATH && local_place(&at, PATH, one->port)) unlink(at.local.sun_path);
     one->kind = 0;
     printf("gone\n");
+}
+
+static void forget(struct one *one) {
+    memset(one->from, 0, sizeof one->from);
+    one->waiting = one->bytes = 0;
 }
 
 // Everything, by sender.
@@ -164,8 +200,7 @@ static void drain(struct one *one) {
     printf("drain %d: %d %x", index_of(one), count, gone);
     for (int i = 0; i < SOCKETS; i++) printf("%s", lines[i]);
     printf("\n");
-    memset(one->from, 0, sizeof one->from);
-    one->waiting = one->bytes = 0;
+    forget(one);
 }
 
 // How many have sent what it has not received; those who are gone may be several.
@@ -262,23 +297,35 @@ static long send_by(int fd, long len, union address *to, socklen_t to_len, int h
 
 static long length(void) { return draw(8) == 0 ? 0 : draw(12) == 0 ? draw(65000) : draw(3) ? draw(300) : draw(3000); }
 
+// AF_UNIX: its peer has gone, and the kernel forgets that and what has come.
+static void send_to_none(struct one *from) {
+    printf("refused %d: %ld, %ld\n", index_of(from), told(send(from->fds[0], out, 9, MSG_DONTWAIT)), told(send(from->fds[0], out, 9, 0)));
+    forget(from);
+    from->peer = -1;
+}
+
 static void send_one(struct one *from) {
     struct one *to = &all[draw(SOCKETS)];
     int to_peer = draw(2), to_dead = !to_peer && draw(12) == 0, mapped = draw(2), how = draw(6);
+    if (to_peer && from->peer == GONE && is_local(from->kind)) return send_to_none(from);
     if (to_peer && (from->peer < 0 || from->peer == GONE)) return;
     if (to_peer) to = &all[from->peer];
-    if (!to->kind) return;
+    if (!to->kind || is_local(to->kind) != is_local(from->kind)) return;
     union address at;
-    socklen_t len = place(&at, is_six(from->kind), mapped && is_six(from->kind), 0, to_dead ? dead : to->port);
+    socklen_t len = place_of(&at, from, to, mapped, to_dead ? dead : to->port);
     long lens[MESSAGES], bytes = 0;
-    for (int i = 0; i < MESSAGES; i++) bytes += (lens[i] = length()) + 1000;
-    if (to->bytes + bytes > ROOM || to->waiting + MESSAGES > MOST) return;
+    for (int i = 0; i < MESSAGES; i++) {
+        lens[i] = length();
+        if (is_local(to->kind)) lens[i] %= LOCAL_LEN;
+        bytes += lens[i] + 1000;
+    }
+    if (to->bytes + bytes > ROOM || to->waiting + MESSAGES > (is_local(to->kind) ? LOCAL_MOST : MOST)) return;
     for (int i = 0; i < 3000; i++) out[i] = (unsigned char)(serial + i * 7);
     serial += 13;
     if (!to_dead && !to->port) return;
     if (from->kind == 66 && mapped) return;
     long sent = send_by(one_fd(from), lens[0], to_peer ? NULL : &at, len, how, lens);
-    if (!from->port) from->port = port_of(from->fds[0]);
+    if (!from->port && !is_local(from->kind)) from->port = port_of(from->fds[0]);
     long count = how == 3 ? sent : sent >= 0;
     for (int i = 0; i < count && !to_dead; i++) {
         to->from[index_of(from)]++;
@@ -291,22 +338,24 @@ static void send_one(struct one *from) {
 static void connect_one(struct one *one) {
     struct one *to = &all[draw(SOCKETS)];
     if (one->registered && one->events & EPOLLET) return;
+    // The kernel forgets what has come from a former peer, which hears of that.
+    if (is_local(one->kind)) drain(one);
     if (draw(3) == 0) {
         struct sockaddr none = {.sa_family = AF_UNSPEC};
         printf("unconnect %d: %ld\n", index_of(one), told(connect(one->fds[0], &none, sizeof none)));
         one->peer = -1;
-        one->port = port_of(one->fds[0]);
+        if (!is_local(one->kind)) one->port = port_of(one->fds[0]);
         return;
     }
-    if (!to->kind || !to->port || to == one) return;
+    if (!to->kind || !to->port || to == one || is_local(one->kind) != is_local(to->kind)) return;
     int four = to->kind == 4 || to->kind == 40;
-    if (four ? one->kind == 66 || one->kind == 6 : !is_six(one->kind)) return;
+    if (!is_local(to->kind) && (four ? one->kind == 66 || one->kind == 6 : !is_six(one->kind))) return;
     // What hears everywhere has one address from now on.
     union address at;
-    socklen_t len = place(&at, is_six(one->kind), four && is_six(one->kind), 0, to->port);
+    socklen_t len = place_of(&at, one, to, four, to->port);
     long result = told(connect(one_fd(one), &at.any, len));
     if (result == 0) one->peer = index_of(to), one->was_connected = 1;
-    one->port = port_of(one->fds[0]);
+    if (!is_local(one->kind)) one->port = port_of(one->fds[0]);
     len = sizeof at;
     long named = told(getpeername(one->fds[0], &at.any, &len));
     printf("connect %d > %d: %ld, %ld %d\n", index_of(one), index_of(to), result, named, named ? 0 : who(&at, len));
@@ -406,16 +455,15 @@ static void in_child(struct one *one) {
     }
     if (how) {
         usleep(draw(2) * 300);
-        int six = is_six(one->kind), other = socket(six ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
+        int family = is_local(one->kind) ? AF_UNIX : is_six(one->kind) ? AF_INET6 : AF_INET, other = socket(family, SOCK_DGRAM, 0);
         union address at;
-        socklen_t len = place(&at, six, 0, 0, one->port);
+        socklen_t len = place_of(&at, one, one, 0, one->port);
         if (sendto(other, out, LAST, 0, &at.any, len) != LAST) die("sendto");
         close(other);
     }
     int status;
     waitpid(child, &status, 0);
-    memset(one->from, 0, sizeof one->from);
-    one->waiting = one->bytes = 0;
+    forget(one);
     printf("ended %d\n", status);
 }
 
@@ -466,7 +514,7 @@ static void set(struct one *one) {
 // More than there is room for.
 static void overflow(struct one *one) {
     // A ring may be less than what the kernel has been told to hold.
-    if (!one->port || one->was_connected || one->is_wide) return;
+    if (!one->port || one->was_connected || one->is_wide || is_local(one->kind)) return;
     drain(one);
     int six = is_six(one->kind), len = draw(3) ? draw(3000) : draw(40000), count = 0, warm = draw(2);
     int other = socket(six ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
@@ -489,7 +537,7 @@ int main(int argc, char **argv) {
     state = strtoull(argv[1], NULL, 10) * 0x9e3779b97f4a7c15 + 1;
     for (int i = 0; i < LEN; i++) out[i] = (unsigned char)i;
     epoll = epoll_create1(0);
-    if (epoll < 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, passing)) die("begin");
+    if (epoll < 0 || socketpair(AF_UNIX, SOCK_STREAM, 0, passing) || !mkdtemp(folder)) die("begin");
     // A port that nobody has, and nobody is given.
     int holder = socket(AF_INET, SOCK_DGRAM, 0);
     union address at;
@@ -514,5 +562,8 @@ int main(int argc, char **argv) {
         else if (what < 98) drain(one);
         else close_one(one);
     }
+    for (int i = 0; i < SOCKETS; i++)
+        if (all[i].kind) close_one(&all[i]);
+    if (rmdir(folder)) die(folder);
     return 0;
 }

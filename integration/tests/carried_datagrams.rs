@@ -1,10 +1,13 @@
 //! Datagrams of unmodified programs through the region, beside the same without.
 
+use std::io::{BufRead, Write};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use integration::carried::{Running, carrying, number, outside, program, same_steps, sockets};
-use integration::{Sandbox, Scratch, built, compile, full, run};
+use integration::{Sandbox, Scratch, built, compile, full, run, talk_with};
 use serde_json::Value;
 
 /// What has come by rings, and what by the kernel though its receiver was awake, in bytes.
@@ -29,10 +32,10 @@ fn wait_for_none(sandbox: &Sandbox) {
         let table = sockets(sandbox);
         table["datagrams"]["sockets"].as_array().is_some_and(Vec::is_empty)
     };
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(8);
+    let until = std::time::Instant::now() + Duration::from_secs(8);
     while !is_none() {
         assert!(std::time::Instant::now() < until, "{}", sockets(sandbox));
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -58,6 +61,64 @@ fn python_uses_datagrams_in_every_way() {
     sandbox.load(&built("libthrough.so"));
     assert_eq!(sandbox.run(&argv), native);
     wait_for_none(&sandbox);
+}
+
+#[test]
+fn python_uses_named_unix_datagrams_in_every_way() {
+    let sandbox = carrying("local-datagrams");
+    let argv = ["/usr/bin/python3", &program("local_datagrams.py")];
+    let native = outside(&argv);
+    assert_eq!((native.status, native.stderr.as_str()), (0, ""));
+    assert_eq!(sandbox.run(&argv), native);
+    assert!(carried(&sandbox).0 > 1_000_000, "{}", sockets(&sandbox));
+    wait_for_none(&sandbox);
+}
+
+/// A path is looked at each time, as the kernel does.
+#[test]
+fn what_is_sent_to_a_path_comes_to_who_is_there_now() {
+    let (sandbox, at) = (carrying("path-datagrams"), Scratch::new("path"));
+    let script = "
+import os, socket, sys
+at = sys.argv[1]
+def made(*at):
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    list(map(one.bind, at))
+    one.settimeout(10)
+    return one
+server, client = made(at), made()
+for number in range(100):
+    client.sendto(b'%d' % number, at)
+    assert server.recv(9) == b'%d' % number
+os.unlink(at)
+print('gone', flush=True)
+input()
+for number in range(100):
+    client.sendto(b'%d' % number, at)
+    server.setblocking(False)
+    try:
+        print('heard', server.recv(9))
+    except BlockingIOError:
+        input()
+print('apart')
+";
+    let args = ["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", script];
+    let mut command = Command::new(built("sbx-launcher"));
+    let (mut child, lines) = talk_with(command.args(args).arg(at.text()));
+    let (mut lines, mut input) = (lines.lines(), child.stdin.take().expect("piped"));
+    assert_eq!(lines.next().transpose().expect("a line").as_deref(), Some("gone"));
+    assert!(carried(&sandbox).0 > 100, "{}", sockets(&sandbox));
+    let stranger = UnixDatagram::bind(at.text()).expect("a socket there");
+    stranger.set_read_timeout(Some(Duration::from_secs(10))).expect("a time limit");
+    writeln!(input).expect("it reads");
+    for number in 0..100 {
+        let mut got = [0; 9];
+        let len = stranger.recv(&mut got).expect("a datagram");
+        assert_eq!(String::from_utf8_lossy(&got[..len]), number.to_string());
+        writeln!(input).expect("it reads");
+    }
+    assert_eq!(lines.next().transpose().expect("a line").as_deref(), Some("apart"));
+    assert!(child.wait().expect("its end").success());
 }
 
 #[test]
@@ -105,8 +166,14 @@ fn senders_and_receivers_that_are_killed_cost_others_nothing() {
     let script = "
 import os, random, signal, socket, sys, time
 random.seed(int(sys.argv[1]))
+family = getattr(socket, sys.argv[2])
+def made():
+    one = socket.socket(family, socket.SOCK_DGRAM)
+    # Of AF_UNIX, an abstract name that the kernel chooses.
+    one.bind('' if family == socket.AF_UNIX else ('127.0.0.1', 0))
+    return one
 def ask(rounds):
-    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one = made()
     one.settimeout(10)
     one.connect(server.getsockname())
     number = 0
@@ -127,10 +194,14 @@ def forked(act, *args):
     return child
 def answer():
     while True:
-        text, sender = server.recvfrom(9000)
+        answer_one()
+def answer_one():
+    text, sender = server.recvfrom(9000)
+    try:
         server.sendto(text, sender)
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind(('127.0.0.1', 0))
+    except ConnectionRefusedError:
+        pass
+server = made()
 helper = forked(answer)
 busy = [forked(ask, 1 << 40) for _ in range(3)]
 good = [forked(ask, 1500) for _ in range(2)]
@@ -148,13 +219,12 @@ server.settimeout(0.05)
 while (ended := os.waitpid(good, os.WNOHANG))[0] == 0:
     # What killed senders have left may come first.
     try:
-        text, sender = server.recvfrom(9000)
-        server.sendto(text, sender)
+        answer_one()
     except TimeoutError:
         pass
 assert ended[1] == 0
 server.settimeout(None)
-one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one = made()
 one.connect(server.getsockname())
 for _ in range(9):
     one.send(b'x')
@@ -168,8 +238,9 @@ except ConnectionRefusedError:
     print('all')
 ";
     for seed in 0..if full() { 200 } else { 20 } {
-        let ended = sandbox.run(&["/usr/bin/python3", "-c", script, &seed.to_string()]);
-        assert_eq!((ended.status, ended.stdout.as_str()), (0, "all\n"), "{ended:?}");
+        let family = if seed % 2 == 0 { "AF_INET" } else { "AF_UNIX" };
+        let ended = sandbox.run(&["/usr/bin/python3", "-c", script, &seed.to_string(), family]);
+        assert_eq!((ended.status, ended.stdout.as_str()), (0, "all\n"), "{family} {ended:?}");
     }
     wait_for_none(&sandbox);
 }

@@ -25,6 +25,7 @@
 //! Who sends does not hold the row. It takes the turn and then looks whether the inlet is what it was, by its
 //! *stamp*; who frees the row changes the stamp and then looks whether anybody has the turn.
 
+pub mod local;
 #[cfg(all(test, loom))]
 mod models;
 
@@ -43,8 +44,8 @@ pub const PORTS: usize = 1 << 16;
 pub const DATAGRAM_MAX: usize = 65_507;
 /// Closed sockets whose rows are kept for a while, at a time.
 pub const LINGERING_MAX: u32 = 256;
-/// Bytes of the longest address.
-pub const NAME_MAX: usize = 28;
+/// Bytes of the longest address: of AF_UNIX, with a zero behind its path, in words.
+pub const NAME_MAX: usize = 112;
 /// What precedes a datagram in a ring: its length, that of its sender's address, what it counts for, nothing.
 pub const HEAD: usize = 16;
 
@@ -56,6 +57,8 @@ pub const ONE_FAMILY: u32 = 2;
 pub const SIX: u32 = 4;
 /// It sends and hears by the kernel only, for good.
 pub const LEFT: u32 = 8;
+/// It is one of AF_UNIX.
+pub const LOCAL: u32 = 16;
 
 /// An address and a port. IPv4 is a part of IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -110,7 +113,7 @@ pub struct Inlet {
     pub charged: AtomicU64,
     /// See [`Self::charged`].
     pub freed: AtomicU64,
-    /// What they may count for at a time.
+    /// What they may count for at a time; of AF_UNIX, where nothing is dropped, how much it may send at a time.
     pub limit: AtomicU32,
     /// 1 if the kernel may have an error to tell.
     pub failed: AtomicU32,
@@ -130,6 +133,8 @@ pub struct Inlet {
     pub dropped: AtomicU64,
     /// The position in the ring of the one that goes by the kernel after all, and 1, until it is taken out; or 0.
     void: AtomicU64,
+    /// Of AF_UNIX.
+    pub bound: local::Bound,
 }
 
 /// What [`Inlet`] says of a socket at one moment.
@@ -347,6 +352,8 @@ pub struct Inlets {
     pub asleep_bytes: AtomicU64,
     /// Datagrams that they had no room for.
     pub dropped: AtomicU64,
+    /// How many are of AF_UNIX.
+    pub locals: AtomicU32,
     /// How many have each port.
     pub ports: [AtomicU8; PORTS],
     /// By row.
@@ -444,7 +451,11 @@ impl Sockets {
         inlet.pids.store(pids, Ordering::Relaxed);
         inlet.flags.store(0, Ordering::Relaxed);
         inlet.change(&self.inlets, heard.own, heard.peer, heard.flags, heard.space);
-        self.inlets.ports[usize::from(heard.own.port)].fetch_add(1, Ordering::AcqRel);
+        if heard.flags & LOCAL != 0 {
+            self.inlets.locals.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.inlets.ports[usize::from(heard.own.port)].fetch_add(1, Ordering::AcqRel);
+        }
         self.inlets.begun.fetch_add(1, Ordering::Relaxed);
         connection.state.store(JOINED, Ordering::Release);
         self.inlets.changes.fetch_add(1, Ordering::AcqRel);
@@ -457,18 +468,20 @@ impl Sockets {
         self.inlets.ports[usize::from(port)].load(Ordering::Acquire) != 0
     }
 
+    /// Has it an inlet, of a socket that somebody has?
+    fn is_inlet_row(&self, row: usize) -> bool {
+        let one = &self.connections[row];
+        one.state.load(Ordering::Acquire) == JOINED
+            && one.is_inlet()
+            && one.sides[RECEIVER].gone.load(Ordering::Acquire) == 0
+    }
+
     /// Rows of inlets of this name.
     fn named(&self, name: super::Name) -> impl Iterator<Item = usize> {
         let first = super::first_row(&name);
-        (0..super::PROBES).map(move |probe| (first + probe) % super::CONNECTIONS_MAX).filter(
-            move |&row| {
-                let one = &self.connections[row];
-                one.state.load(Ordering::Acquire) == JOINED
-                    && one.is_inlet()
-                    && one.is_named(&name)
-                    && one.sides[RECEIVER].gone.load(Ordering::Acquire) == 0
-            },
-        )
+        (0..super::PROBES)
+            .map(move |probe| (first + probe) % super::CONNECTIONS_MAX)
+            .filter(move |&row| self.is_inlet_row(row) && self.connections[row].is_named(&name))
     }
 
     /// The row of the inlet that hears what is sent from `source` to `to` in this network namespace, and what it
@@ -527,10 +540,14 @@ impl Sockets {
         if inlet.lingers.swap(0, Ordering::AcqRel) != 0 {
             all.lingering.fetch_sub(1, Ordering::Relaxed);
         }
-        let port = connection.name[0].load(Ordering::Relaxed) as u16;
-        let less = |count: u8| count.checked_sub(1);
-        let of_port = &all.ports[usize::from(port)];
-        let _ = of_port.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
+        let name = connection.name[0].load(Ordering::Relaxed);
+        let (order, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
+        if name & local::LOCALLY != 0 {
+            let _ = all.locals.fetch_update(order, relaxed, |count| count.checked_sub(1));
+        } else {
+            let of_port = &all.ports[usize::from(name as u16)];
+            let _ = of_port.fetch_update(order, relaxed, |count| count.checked_sub(1));
+        }
         let carried = connection.directions[SENDERS].reading.record_bytes.load(Ordering::Relaxed);
         all.carried_bytes.fetch_add(carried, Ordering::Relaxed);
         for (sum, part) in [

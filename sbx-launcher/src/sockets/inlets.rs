@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use libos::sockets::inlets::{Heard, Inlet, LEFT, Place, RECEIVER, SENDERS, SHARED};
+use libos::sockets::inlets::{Heard, Inlet, LEFT, LOCAL, Place, RECEIVER, SENDERS, SHARED};
 use libos::sockets::{Connection, JOINED, Sockets};
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ fn carried(one: &Connection) -> u64 {
 fn socket(one: &Connection, inlet: &Inlet) -> Value {
     let heard = inlet.heard();
     json!({
-        "name": heard.map_or_else(String::new, |heard| name(&heard)),
+        "name": heard.map_or_else(String::new, |heard| name(&heard, inlet)),
         "holders": holders(&one.sides[RECEIVER]),
         "state": state(one, heard.map_or(0, |heard| heard.flags), inlet),
         "carried": carried(one),
@@ -54,7 +54,7 @@ fn state(one: &Connection, flags: u32, inlet: &Inlet) -> &'static str {
         "options"
     } else if one.directions[SENDERS].shut.load(Relaxed) != 0 {
         "shut"
-    } else if flags & SHARED != 0 && !is_connected {
+    } else if flags & SHARED != 0 && flags & LOCAL == 0 && !is_connected {
         "shared"
     } else if inlet.sent.load(Relaxed) == 0 {
         "strangers"
@@ -63,7 +63,16 @@ fn state(one: &Connection, flags: u32, inlet: &Inlet) -> &'static str {
     }
 }
 
-fn name(heard: &Heard) -> String {
+fn name(heard: &Heard, inlet: &Inlet) -> String {
+    if heard.flags & LOCAL != 0 {
+        let bound = inlet.bound.name();
+        let text = String::from_utf8_lossy(bound.bytes().get(2..).unwrap_or_default()).into_owned();
+        return match text.strip_prefix('\0') {
+            Some(name) => format!("unix @{}", name.escape_debug()),
+            None if text.is_empty() => format!("unix {}", heard.own.address[0]),
+            None => format!("unix {}", text.trim_end_matches('\0').escape_debug()),
+        };
+    }
     let place = |place: &Place| address(place.address, u64::from(place.port));
     match heard.peer.port {
         0 => format!("udp {}", place(&heard.own)),

@@ -533,9 +533,9 @@ impl Wait {
         };
         let (incoming, outgoing) = (end.incoming(), end.outgoing());
         let readable = || if incoming.has_bytes() { events & (IN | READ_NORMAL) } else { 0 };
-        // Of a pipe the kernel says.
+        // Of a pipe the kernel says, and of AF_UNIX whether the peer has room for a datagram.
         let is_pipe = end.connection.is_pipe();
-        let is_socket = end.connection.is_socket();
+        let is_socket = end.connection.is_socket() && !inlets::is_local(&end);
         let writable = if is_socket && !outgoing.is_in_kernel() { events & OUT } else { 0 };
         let is_level = events & (EDGE | ONCE) == 0;
         let mut got = readable();

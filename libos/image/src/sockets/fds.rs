@@ -109,6 +109,9 @@ const SPOKEN: u64 = 1 << 58;
 /// Of what has no row yet: once it has, it goes by the kernel, as what is accepted from it.
 const LEFT: u64 = 1 << 57;
 
+/// Of datagrams: it is one of AF_UNIX.
+const LOCAL: u64 = 1 << 56;
+
 const WHAT: u64 = (1 << SET_BIT) - 1;
 const PLACE: u64 = ((1 << 52) - 1) & !WHAT;
 
@@ -184,9 +187,27 @@ pub(super) fn has_spoken(fd: usize) -> bool {
     entry(fd).is_some_and(|entry| entry.load(Relaxed) & SPOKEN != 0)
 }
 
-/// `fd`, which is new, is a socket that may be carried; of datagrams, or of connections.
-pub(super) fn note_alone(fd: usize, is_of_datagrams: bool) {
-    put(fd, if is_of_datagrams { ALONE | DATAGRAMS } else { ALONE });
+/// Which sockets may be carried, and have no row yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Alone {
+    Connects,
+    Datagrams,
+    LocalDatagrams,
+}
+
+/// `fd`, which is new, is such a one.
+pub(super) fn note_alone(fd: usize, what: Alone) {
+    let more = match what {
+        Alone::Connects => 0,
+        Alone::Datagrams => DATAGRAMS,
+        Alone::LocalDatagrams => DATAGRAMS | LOCAL,
+    };
+    put(fd, ALONE | more);
+}
+
+/// Is it one of AF_UNIX, if it is of datagrams and has no row yet?
+pub(super) fn is_local(fd: usize) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Relaxed) & LOCAL != 0)
 }
 
 /// A socket is about to have a row, which somebody else who had it would not know of: nobody has, and of threads that
@@ -221,7 +242,7 @@ pub(super) fn dissolved(end: &End, pid: u32) {
 
 /// Somebody else has it, or may get it, or it has a row. False if that was so.
 pub(super) fn not_alone(fd: usize) -> bool {
-    let clear = |entry: &AtomicU64| entry.fetch_and(!(ALONE | DATAGRAMS | SPOKEN), AcqRel);
+    let clear = |entry: &AtomicU64| entry.fetch_and(!(ALONE | DATAGRAMS | LOCAL | SPOKEN), AcqRel);
     let is_alone = |entry: &&AtomicU64| entry.load(Relaxed) & ALONE != 0;
     entry(fd).filter(is_alone).is_some_and(|entry| clear(entry) & ALONE != 0)
 }

@@ -6,10 +6,11 @@
 //!                     └── copied, sent away, or told to do what rings do not: the kernel's for good
 //! ```
 //!
-//! A row is found by its port. Who hears what is sent to an address the table can tell alone, since nobody else can
-//! have the port of a socket that does not share it.
+//! A row of UDP is found by its port. Who hears what is sent to an address the table can tell alone, since nobody else
+//! can have the port of a socket that does not share it. One of AF_UNIX is found by what leads to it: `local.rs`.
 
 mod known;
+mod local;
 mod receive;
 mod send;
 
@@ -19,12 +20,13 @@ pub(super) use send::{first, is_first, may_have_failed, send, send_message};
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
+use libos::sockets::inlets::local::Address as LocalAddress;
 use libos::sockets::inlets::{
-    Heard, INLET, Inlet, LEFT, ONE_FAMILY, Place, RECEIVER, SHARED, SIX, of_port,
+    Heard, INLET, Inlet, LEFT, LOCAL, ONE_FAMILY, Place, RECEIVER, SHARED, SIX, of_port,
 };
 use libos::sockets::records::{DATAGRAM, SEQPACKET, STREAM};
 
-use super::fds::{self, End};
+use super::fds::{self, Alone, End};
 use super::meet::{self, Address, SO_COOKIE, SO_NETNS_COOKIE, option};
 use super::options::{self, F_SETFL, FIOASYNC, FIONBIO, FIONREAD, O_ASYNC, O_NONBLOCK, SOCKET};
 use super::{ask, epoll, native, own_pid, sockets, stream, user};
@@ -39,8 +41,10 @@ const IP: usize = 0;
 const IPV6: usize = 41;
 const IPV6_V6ONLY: usize = 26;
 const SO_REUSEADDR: usize = 2;
+const SO_SNDBUF: usize = 7;
 const SO_RCVBUF: usize = 8;
 const SO_REUSEPORT: usize = 15;
+const SO_SNDBUFFORCE: usize = 32;
 const SO_RCVBUFFORCE: usize = 33;
 /// Options of sockets that change nothing about what is received, and from where: modes, buffers, times.
 const PLAIN: [usize; 18] = [1, 6, 7, 8, 9, 10, 11, 12, 13, 18, 20, 21, 32, 33, 46, 49, 66, 67];
@@ -66,12 +70,16 @@ pub(super) fn made(args: [usize; 6]) -> isize {
     // Of forks that come after this nothing is missed.
     fds::look_for_forks();
     let result = native(nr::SOCKET, args);
-    let is_one = kind & TYPE == DATAGRAM as usize
-        && [AF_INET, AF_INET6].contains(&family)
-        && [0, UDP].contains(&protocol);
-    let connects = [STREAM as usize, SEQPACKET as usize].contains(&(kind & TYPE));
-    match usize::try_from(result) {
-        Ok(fd) if (is_one || connects) && own_pid().is_some() => fds::note_alone(fd, is_one),
+    let is_local = family == local::AF_UNIX;
+    let is_udp = [AF_INET, AF_INET6].contains(&family) && [0, UDP].contains(&protocol);
+    let what = match (kind & TYPE) as u32 {
+        DATAGRAM if is_local => Some(Alone::LocalDatagrams),
+        DATAGRAM if is_udp => Some(Alone::Datagrams),
+        STREAM | SEQPACKET => Some(Alone::Connects),
+        _ => None,
+    };
+    match (usize::try_from(result), what) {
+        (Ok(fd), Some(what)) if own_pid().is_some() => fds::note_alone(fd, what),
         _ => {}
     }
     result
@@ -83,6 +91,11 @@ pub(super) fn bind(args: [usize; 6]) -> isize {
     let result = native(nr::BIND, args);
     if result == 0 && fds::has_datagrams(args[0]) {
         begin(args[0]);
+    } else if result == 0
+        && let Some(end) = end_of(args[0])
+    {
+        // One of AF_UNIX that has sent already: its row has another name.
+        leave(&end);
     }
     result
 }
@@ -97,6 +110,8 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
     }
     match end_of(fd) {
         Some(end) => changed(&end),
+        // Most send no more than one. `send::first` sees those that do.
+        None if local::is_given(args[1]) => {}
         None => {
             let is_near = read(fd).is_some_and(|heard| {
                 heard.peer.port != 0 && send::is_same_host(&heard.own, &heard.peer)
@@ -112,6 +127,9 @@ pub(super) fn connect(args: [usize; 6]) -> isize {
 /// A socket has another peer, or none.
 fn changed(end: &End) {
     let inlet = inlet_of(end);
+    if is_local(end) {
+        return changed_locally(end);
+    }
     let port = end.connection.name[0].load(Relaxed) as u16;
     // One of IPv6 that had a peer may hear less without it than it says.
     let was_connected = inlet.heard().is_none_or(|former| former.peer.port != 0);
@@ -126,6 +144,22 @@ fn changed(end: &End) {
         // Or it has lost its port.
         None => leave(end),
     }
+}
+
+/// The same, of one of AF_UNIX.
+fn changed_locally(end: &End) {
+    let inlet = inlet_of(end);
+    let former = inlet.heard().map(|former| former.peer).unwrap_or_default();
+    let Some(heard) = local::read(end.fd) else { return leave(end) };
+    inlet.change(&sockets().inlets, heard.own, heard.peer, heard.flags, heard.space);
+    if former.port != 0 && former != heard.peer {
+        local::left_peer(end, former);
+    }
+}
+
+/// Is it one of AF_UNIX?
+pub(super) fn is_local(end: &End) -> bool {
+    end.connection.is_inlet() && inlet_of(end).flags.load(Relaxed) & LOCAL != 0
 }
 
 fn place_of(fd: usize, number: usize) -> Option<Place> {
@@ -164,12 +198,19 @@ fn begin(fd: usize) {
 }
 
 fn take_row(fd: usize) -> Option<()> {
+    let is_local = fds::is_local(fd);
     let forks = fds::take_alone(fd)?;
     let pid = own_pid()?;
-    let heard = read(fd)?;
-    let limit = option(fd, SO_RCVBUF)?;
-    let row = meet::take_row(&of_port(heard.own.port))?;
+    let heard = if is_local { local::read(fd)? } else { read(fd)? };
+    let limit = option(fd, if is_local { SO_SNDBUF } else { SO_RCVBUF })?;
+    let (name, bound, file) = if is_local {
+        local::bound(fd, &heard)?
+    } else {
+        (of_port(heard.own.port), LocalAddress::NONE, [0; 2])
+    };
+    let row = meet::take_row(&name)?;
     let connection = &sockets().connections[row];
+    sockets().inlets.all[row].bound.set(&bound, file);
     connection.kind.store(DATAGRAM | INLET, Relaxed);
     let side = &connection.sides[RECEIVER];
     side.cookie.store(option(fd, SO_COOKIE).unwrap_or(0), Relaxed);
@@ -217,11 +258,8 @@ pub(super) fn set_option(args: [usize; 6]) -> isize {
     let value = if len < 4 { None } else { user::read::<u32>(value) };
     let is_off = value == Some(0);
     match (level, name) {
-        (SOCKET, SO_RCVBUF | SO_RCVBUFFORCE) => {
-            if let (Some(end), Some(limit)) = (end_of(fd), option(fd, SO_RCVBUF)) {
-                inlet_of(&end).limit.store(limit as u32, Relaxed);
-            }
-        }
+        (SOCKET, SO_RCVBUF | SO_RCVBUFFORCE) => note_limit(fd, false),
+        (SOCKET, SO_SNDBUF | SO_SNDBUFFORCE) => note_limit(fd, true),
         (SOCKET, SO_REUSEADDR | SO_REUSEPORT) => {
             if let Some(end) = end_of(fd).filter(|_| !is_off) {
                 inlet_of(&end).add_flags(&sockets().inlets, SHARED);
@@ -234,6 +272,14 @@ pub(super) fn set_option(args: [usize; 6]) -> isize {
         _ => pass(fd),
     }
     result
+}
+
+/// Of one of AF_UNIX it is the buffer for what it sends that says how much it may, of others that for what they receive.
+fn note_limit(fd: usize, is_for_sending: bool) {
+    let Some(end) = end_of(fd).filter(|end| is_local(end) == is_for_sending) else { return };
+    if let Some(limit) = option(fd, if is_for_sending { SO_SNDBUF } else { SO_RCVBUF }) {
+        inlet_of(&end).limit.store(limit as u32, Relaxed);
+    }
 }
 
 /// `fcntl` and `ioctl`.

@@ -317,21 +317,33 @@ pub(super) fn inode_of(fd: usize) -> Option<u32> {
     stat_of(fd).map(|stat| stat[1] as u32)
 }
 
-/// The inode of the socket at the other end of an AF_UNIX socket's connection, from the kernel's tables.
-fn peer_of_unix(inode: u32) -> Option<u32> {
+/// The inode of the socket at the other end of an AF_UNIX socket's connection.
+pub(super) fn peer_of_unix(inode: u32) -> Option<u32> {
+    const SHOW_PEER: u32 = 4;
+    const PEER: u16 = 2;
+    asked_of_unix(inode, SHOW_PEER, PEER)
+}
+
+/// The inode of the file that an AF_UNIX socket is bound to.
+pub(super) fn vfs_of_unix(inode: u32) -> Option<u32> {
+    const SHOW_VFS: u32 = 2;
+    const VFS: u16 = 1;
+    asked_of_unix(inode, SHOW_VFS, VFS)
+}
+
+/// What the kernel's tables have of an AF_UNIX socket: the first word of what is asked for.
+fn asked_of_unix(inode: u32, show: u32, attribute: u16) -> Option<u32> {
     const AF_NETLINK: usize = 16;
     const RAW_CLOEXEC: usize = 3 | 0o2000000;
     const SOCK_DIAG: usize = 4;
     const BY_FAMILY: u32 = 20;
     const REQUEST: u32 = 1;
-    const SHOW_PEER: u32 = 4;
-    const PEER: u16 = 2;
     const ATTRIBUTES_AT: usize = 32;
     let fd = ask(nr::SOCKET, [AF_NETLINK, RAW_CLOEXEC, SOCK_DIAG]);
     let fd = usize::try_from(fd).ok()?;
     // A netlink header, then what is asked: family, all states, the inode, what to show, any cookie.
     let request =
-        [40u32, BY_FAMILY | REQUEST << 16, 1, 0, u32::from(AF_UNIX), !0, inode, SHOW_PEER, !0, !0];
+        [40u32, BY_FAMILY | REQUEST << 16, 1, 0, u32::from(AF_UNIX), !0, inode, show, !0, !0];
     let mut answer = [0u8; 256];
     let sent = ask(nr::SENDTO, [fd, request.as_ptr() as usize, 40]);
     let got = ask(nr::RECVFROM, [fd, answer.as_mut_ptr() as usize, answer.len(), 0]);
@@ -339,7 +351,7 @@ fn peer_of_unix(inode: u32) -> Option<u32> {
     let mut rest = answer.get(ATTRIBUTES_AT..usize::try_from(got).ok()?).filter(|_| sent == 40)?;
     while let [a, b, c, d, ..] = *rest {
         let (len, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
-        if kind == PEER {
+        if kind == attribute {
             let value = rest.get(4..8)?.try_into().ok()?;
             return Some(u32::from_ne_bytes(value));
         }

@@ -178,7 +178,9 @@ impl Receiving {
             self.inlet.found_empty(sent);
             return (!self.direction().has_bytes()).then_some(NOTHING);
         }
-        self.parked(|| native(self.number, self.args)).filter(|result| *result != NOTHING)
+        // Who does not receive any more is said to have something, though there is nothing.
+        let is_new = |result: &isize| *result != NOTHING || !self.direction().has_bytes();
+        self.parked(|| native(self.number, self.args)).filter(is_new)
     }
 
     /// The same, by one that waits.

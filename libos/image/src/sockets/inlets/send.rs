@@ -3,8 +3,9 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use libos::sockets::Direction;
+use libos::sockets::inlets::local::{Address as LocalAddress, Way};
 use libos::sockets::inlets::{
-    DATAGRAM_MAX, HEAD, Head, Heard, Inlet, LEFT, Place, SENDERS, SIX, charge, datagram_len,
+    DATAGRAM_MAX, HEAD, Head, Heard, Inlet, LEFT, LOCAL, Place, SENDERS, SIX, charge, datagram_len,
 };
 
 use super::super::fds::{self, End};
@@ -15,14 +16,17 @@ use super::super::user::{self, Pieces};
 use super::super::wait::{ERR, kernels_events};
 use super::super::{ask, messages, native, sockets, turns};
 use super::known::{self, Destination, Found};
-use super::{AF_INET, AF_INET6, begin, end_of, inlet_of};
+use super::{AF_INET, AF_INET6, begin, changed_locally, end_of, inlet_of, local};
 use crate::arch::stack_pointer;
 use crate::sys::{self, EFAULT, Errno, nr};
 use crate::{context, start};
 
+const ECONNREFUSED: isize = 111;
 const MSG_CONFIRM: usize = 0x800;
 /// Flags that change nothing about a datagram.
 const TO_SEND: usize = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CONFIRM;
+/// What the kernel of AF_UNIX wants of a sender's buffer besides a datagram.
+const SKB_MIN: usize = 32;
 /// Bytes of an address of IPv4, and of one of IPv6.
 const FOUR_LEN: usize = 16;
 const SIX_LEN: usize = 28;
@@ -30,18 +34,41 @@ const SIX_LEN: usize = 28;
 const TURN_LOOKS: u32 = 256;
 const ALIVE_LOOKS: u32 = 64;
 
+/// What addresses are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Four,
+    Six,
+    Local,
+}
+
+impl Family {
+    const fn of(flags: u32) -> Self {
+        if flags & LOCAL != 0 {
+            Self::Local
+        } else if flags & SIX != 0 {
+            Self::Six
+        } else {
+            Self::Four
+        }
+    }
+}
+
 /// What a call sends.
 #[derive(Debug, Clone, Copy)]
 struct Letter {
     pieces: Pieces,
     total: usize,
-    /// Where to; to the socket's peer if that is nowhere.
+    /// May the call wait?
+    waits: bool,
+    /// Where to; to the socket's peer if that is nowhere. Of AF_UNIX: what `name` is kept under.
     to: Place,
+    name: Option<LocalAddress>,
 }
 
 impl Letter {
     /// What `number` with `args` sends, if a ring could take it.
-    fn of(number: usize, args: [usize; 6], is_six: bool) -> Option<Self> {
+    fn of(number: usize, args: [usize; 6], family: Family) -> Option<Self> {
         let [_, second, third, fourth, fifth, sixth] = args;
         let (pieces, flags, name) = match number {
             nr::WRITE => (Pieces::one(second, third), 0, (0, 0)),
@@ -60,8 +87,15 @@ impl Letter {
         let total = pieces.total().filter(|total| *total <= DATAGRAM_MAX)?;
         // Of nothing in pieces the kernel makes no datagram.
         let is_none = number == nr::WRITEV && total == 0;
-        let to = place(name.0, name.1, is_six)?;
-        (flags & !TO_SEND == 0 && !is_none).then_some(Self { pieces, total, to })
+        let (to, name) = match family {
+            Family::Local if name.0 != 0 => {
+                let name = local::given(name.0, name.1)?;
+                (Place { address: name.mixed(), port: 1 }, Some(name))
+            }
+            _ => (place(name.0, name.1, family == Family::Six)?, None),
+        };
+        let waits = flags & MSG_DONTWAIT == 0;
+        (flags & !TO_SEND == 0 && !is_none).then_some(Self { pieces, total, waits, to, name })
     }
 }
 
@@ -102,8 +136,14 @@ pub(in super::super) fn first(fd: usize, number: usize, args: [usize; 6]) -> isi
     if sent >= 0 && !fds::has_spoken(fd) {
         fds::note_spoken(fd);
     } else if sent >= 0 {
-        let letter = [false, true].into_iter().find_map(|six| Letter::of(number, args, six));
-        if letter.is_some_and(|letter| sockets().may_hear(letter.to.port)) {
+        let is_local = fds::is_local(fd);
+        let families: &[Family] =
+            if is_local { &[Family::Local] } else { &[Family::Four, Family::Six] };
+        let letter = families.iter().find_map(|family| Letter::of(number, args, *family));
+        let may_be_heard = |letter: Letter| {
+            if is_local { sockets().any_local() } else { sockets().may_hear(letter.to.port) }
+        };
+        if letter.is_some_and(may_be_heard) {
             begin(fd);
         }
     }
@@ -114,8 +154,12 @@ pub(in super::super) fn first(fd: usize, number: usize, args: [usize; 6]) -> isi
 #[inline(never)]
 pub(in super::super) fn send(end: &End, number: usize, args: [usize; 6]) -> isize {
     let own = inlet_of(end);
-    let is_six = own.flags.load(Relaxed) & SIX != 0;
-    match Letter::of(number, args, is_six) {
+    let family = Family::of(own.flags.load(Relaxed));
+    // The kernel knows what to say of one that is longer than its sender's buffer.
+    let fits = |letter: &Letter| {
+        family != Family::Local || letter.total + SKB_MIN <= own.limit.load(Relaxed) as usize
+    };
+    let sent = match Letter::of(number, args, family).filter(fits) {
         Some(letter) => Sending { end: *end, own, number, args, letter }.run(),
         None => {
             let sent = native(number, args);
@@ -124,7 +168,12 @@ pub(in super::super) fn send(end: &End, number: usize, args: [usize; 6]) -> isiz
             }
             sent
         }
+    };
+    if sent == -ECONNREFUSED && family == Family::Local {
+        // It may have had a peer that has gone, and has none now.
+        changed_locally(end);
     }
+    sent
 }
 
 /// `sendmsg`.
@@ -148,7 +197,9 @@ enum Put {
     Done(isize),
     /// It has to go by the kernel, since the receiver sleeps.
     Asleep,
-    /// The same, for other reasons.
+    /// The ring is full.
+    Full,
+    /// It has to go by the kernel for other reasons.
     Kernel,
 }
 
@@ -159,12 +210,12 @@ impl Sending {
             && !has_failed(&self.end);
         let stamp = self.own.stamp.load(Acquire);
         let to = &self.letter.to;
-        if to.port != 0 && !sockets().may_hear(to.port) {
+        if to.port != 0 && !self.may_be_heard() {
             return self.by_kernel();
         }
         let key = known::key(&self.end, stamp, to);
         let changes = sockets().inlets.changes.load(Acquire);
-        match known::find(&key) {
+        match known::find(&key).filter(|found| self.still_leads_to(found)) {
             Some(Found::Inlet(to)) if is_open => self.to_inlet(stamp, &to),
             Some(Found::Inlet(to)) => self.numbered(stamp, &to, false),
             Some(Found::Stranger) => self.by_kernel(),
@@ -185,6 +236,24 @@ impl Sending {
         }
     }
 
+    fn is_local(&self) -> bool {
+        self.own.flags.load(Relaxed) & LOCAL != 0
+    }
+
+    /// May somebody in the sandbox hear it?
+    fn may_be_heard(&self) -> bool {
+        let port = self.letter.to.port;
+        if self.is_local() { sockets().any_local() } else { sockets().may_hear(port) }
+    }
+
+    /// Is what was found out still so? Of a path it may not be.
+    fn still_leads_to(&self, found: &Found) -> bool {
+        match (found, &self.letter.name) {
+            (Found::Inlet(to), Some(name)) => local::leads_to(name, &sockets().inlets.all[to.row]),
+            _ => true,
+        }
+    }
+
     /// By the kernel, to whomever that finds.
     fn stray(&self) -> isize {
         let sent = self.by_kernel();
@@ -196,7 +265,9 @@ impl Sending {
 
     fn by_kernel(&self) -> isize {
         let sent = native(self.number, self.args);
-        if self.letter.to.port == 0 || self.own.heard().is_some_and(|own| own.peer.port != 0) {
+        let is_connected =
+            || self.letter.to.port == 0 || self.own.heard().is_some_and(|own| own.peer.port != 0);
+        if !self.is_local() && is_connected() {
             // Whoever is connected hears of errors.
             self.own.failed.store(1, Relaxed);
         }
@@ -209,11 +280,24 @@ impl Sending {
         if !after.is_some_and(|after| inlet.is_emptied(after)) {
             return self.numbered(stamp, to, true);
         }
-        match self.put(inlet, to) {
-            Put::Done(result) => result,
-            Put::Asleep => self.numbered(stamp, to, true),
-            Put::Kernel => self.numbered(stamp, to, false),
+        loop {
+            match self.put(inlet, to) {
+                Put::Done(result) => return result,
+                Put::Asleep => return self.numbered(stamp, to, true),
+                Put::Full if self.waits_for_room(to) => {}
+                Put::Full | Put::Kernel => return self.numbered(stamp, to, false),
+            }
         }
+    }
+
+    /// The ring of this inlet, which is full, may soon have room. True if it has. Of AF_UNIX only: others' datagrams are
+    /// dropped.
+    fn waits_for_room(&self, to: &Destination) -> bool {
+        let side = &self.end.connection.sides[self.end.side];
+        let waits = self.letter.waits && side.nonblock.load(Relaxed) == 0;
+        let direction = &sockets().connections[to.row].directions[SENDERS];
+        let needed = datagram_len(self.letter.total, self.own.bound.name().bytes().len());
+        self.is_local() && waits && stream::wait_for_room(direction, needed)
     }
 
     /// By the kernel, to an inlet: with a number, behind which is the next.
@@ -237,6 +321,9 @@ impl Sending {
     #[inline(never)]
     fn find_out(&self) -> Found {
         let Some(own) = self.own.heard() else { return Found::Kernels };
+        if own.flags & LOCAL != 0 {
+            return self.find_locally(&own);
+        }
         let to = if self.letter.to.port == 0 { own.peer } else { self.letter.to };
         if to.port == 0 || !sockets().may_hear(to.port) {
             return Found::Stranger;
@@ -256,6 +343,25 @@ impl Sending {
         }
     }
 
+    /// Who hears it, of AF_UNIX.
+    fn find_locally(&self, own: &Heard) -> Found {
+        let found = match &self.letter.name {
+            None => sockets().find_local(Way::Socket(own.peer.address[0])),
+            Some(name) if name.is_abstract() => {
+                sockets().find_local(Way::Abstract(name, own.space))
+            }
+            Some(name) => {
+                local::file_of(name).and_then(|file| sockets().find_local(Way::File(file)))
+            }
+        };
+        let Some((row, heard)) = found else { return Found::Stranger };
+        let is_near = sockets().inlets.all[row].pids.load(Relaxed) == known::pid_space();
+        if !is_near || !heard.hears_locally(own.own.address[0]) {
+            return Found::Kernels;
+        }
+        Found::Inlet(Destination { row, stamp: heard.stamp, source: own.own })
+    }
+
     fn put(&self, inlet: &Inlet, to: &Destination) -> Put {
         let connection = &sockets().connections[to.row];
         let direction = &connection.directions[SENDERS];
@@ -271,24 +377,27 @@ impl Sending {
         }
         stream::note_core(direction);
         let place = End { fd: self.end.fd, row: to.row, side: SENDERS, connection };
-        self.fill(inlet, &place, &to.source)
+        let flags = inlet.flags.load(Relaxed);
+        if flags & LOCAL != 0 {
+            return self.fill(inlet, &place, self.own.bound.name().bytes(), 0);
+        }
+        let (name, len) = told(&to.source, flags & SIX != 0);
+        let charge = charge(self.letter.total, to.source.is_four());
+        self.fill(inlet, &place, &name[..len], charge)
     }
 
-    /// Put it into the ring of `place`; by who has the turn.
-    fn fill(&self, inlet: &Inlet, place: &End, source: &Place) -> Put {
+    /// Put it into the ring of `place`, from who has this name; by who has the turn.
+    fn fill(&self, inlet: &Inlet, place: &End, name: &[u8], charge: u32) -> Put {
         let (direction, total) = (place.outgoing(), self.letter.total);
-        let is_six = inlet.flags.load(Relaxed) & SIX != 0;
-        let (name, name_len) = told(source, is_six);
-        let charge = charge(total, source.is_four());
         let in_use = inlet.in_use(!direction.has_bytes());
         if in_use != 0 && in_use + u64::from(charge) > u64::from(inlet.limit.load(Relaxed)) {
             inlet.dropped.fetch_add(1, Relaxed);
             return Put::Done(total as isize);
         }
-        let needed = datagram_len(total, name_len);
-        let Some(tail) = room(direction, needed) else { return Put::Kernel };
-        let head = Head { len: total, name: name_len, charge };
-        if let Err(errno) = self.write(place, tail, &head, &name) {
+        let needed = datagram_len(total, name.len());
+        let Some(tail) = room(direction, needed) else { return Put::Full };
+        let head = Head { len: total, name: name.len(), charge };
+        if let Err(errno) = self.write(place, tail, &head, name) {
             return Put::Done(-(errno as isize));
         }
         inlet.charged.fetch_add(u64::from(charge), Relaxed);
@@ -316,7 +425,7 @@ impl Sending {
             put_bytes(place, position, &word.to_ne_bytes())?;
             position += 8;
         }
-        put_bytes(place, position, &name[..head.name])?;
+        put_bytes(place, position, name)?;
         position = tail + (HEAD + head.name.next_multiple_of(8)) as u64;
         let mut source = Source::Memory { pieces: self.letter.pieces, flags: 0 };
         let filled = stream::fill(place, direction, &mut source, position, head.len)?;
