@@ -326,6 +326,17 @@ fn sites_are_patched_while_threads_execute_them() {
 }
 
 #[test]
+fn threads_that_meet_a_site_at_once_patch_it_once() {
+    let program = compile("gcc", "rush", &["-O1", "-pthread"]);
+    let native = run(&mut Command::new(&program.0));
+    assert_eq!((native.status, native.stdout.as_str()), (0, "24000\n"));
+    let sandbox = through("through-rush");
+    for _ in 0..20 {
+        assert_eq!(sandbox.run(&[program.text()]), native);
+    }
+}
+
+#[test]
 fn a_handler_that_interrupts_the_first_call_of_a_site_has_the_programs_stack() {
     let program = compile("gcc", "deep", &[]);
     let native = run(&mut Command::new(&program.0));

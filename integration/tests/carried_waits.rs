@@ -1,7 +1,7 @@
 //! Threads that wait for carried connections, what interrupts or changes that, and sockets that were shared before they
 //! were connected, beside the same without.
 
-use integration::carried::{carried, carrying, outside, program, same_steps};
+use integration::carried::{carried, carrying, mostly_carried, outside, program, same_steps};
 use integration::{compile, full};
 
 #[test]
@@ -41,6 +41,29 @@ fn what_is_in_several_epoll_instances_is_told_by_each() {
     let (seeds, count) = if full() { (100, "5000") } else { (10, "1500") };
     same_steps(&sandbox, steps.text(), seeds, count, 3);
     assert!(carried(&sandbox).1 > 5_000);
+}
+
+#[test]
+fn a_process_may_have_many_epoll_instances() {
+    let sandbox = carrying("many-instances");
+    let script = "
+import select, socket
+each = []
+for _ in range(60):
+    one, other = socket.socketpair()
+    epoll = select.epoll()
+    epoll.register(other, select.EPOLLIN)
+    each.append((one, other, epoll))
+for number in range(200):
+    for one, other, epoll in each:
+        one.send(b'%d' % number)
+        assert epoll.poll(10) == [(other.fileno(), select.EPOLLIN)]
+        assert other.recv(9) == b'%d' % number
+print('all')
+";
+    let ended = sandbox.run(&["/usr/bin/python3", "-c", script]);
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "all\n"), "{ended:?}");
+    mostly_carried(&sandbox, 20_000);
 }
 
 #[test]

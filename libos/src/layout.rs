@@ -65,8 +65,9 @@ pub const LEN_MAX: usize = 64 << 30;
 
 /// Length of the private part: context cache, then stacks.
 pub const PRIVATE_LEN: usize = CACHE_AREA_LEN + CONTEXTS_MAX * STACK_LEN;
-/// What the context cache takes of the private part; a huge page keeps the stacks aligned.
-pub const CACHE_AREA_LEN: usize = HUGE_PAGE_LEN;
+/// What the context cache takes of the private part, and what a process knows of its sockets; whole huge pages keep the
+/// stacks aligned.
+pub const CACHE_AREA_LEN: usize = 4 * HUGE_PAGE_LEN;
 /// Entries of the context cache. Threads of one process that make upcalls rarely exceed it.
 pub const CACHE_ENTRIES: usize = 1024;
 /// Bytes of one entry: the address of a context.

@@ -50,25 +50,36 @@ pub(crate) fn consider(behind: usize, number: u32) -> Option<usize> {
     if boot::place().shared().contains(&call) || is_stub(call) {
         return None;
     }
-    let lock = &patches().lock;
-    let former = find(call);
-    if former.is_some() && !is_other_code(call) {
+    if is_settled(call) {
         // It stays on the trap, or has been patched since this thread met it.
         return known(call).map(|(stub, _)| stub);
     }
+    let lock = &patches().lock;
     if patches().over.load(Relaxed) != 0 || lock.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
         // The program's filter may not let this process do what it takes. Or another thread is at it: the next time, then.
         return None;
     }
-    let site = former.or_else(|| free_site(call));
+    // Whoever had the lock before may have dealt with this very site since it was looked at.
+    let stub = if is_settled(call) { known(call) } else { deal_with(call, number) };
+    lock.store(0, Release);
+    stub.map(|(stub, _)| stub)
+}
+
+/// Is the site whose call this is known, and what it was?
+fn is_settled(call: usize) -> bool {
+    find(call).is_some() && !is_other_code(call)
+}
+
+/// Patch the site, or have it stay on the trap; by who has the lock.
+fn deal_with(call: usize, number: u32) -> Option<(usize, Form)> {
+    let site = find(call).or_else(|| free_site(call));
     let patched = site.and_then(|site| patch(site, call, number));
     if let Some(site) = site {
         site.stub.store(patched.map_or(STAYS, word_of), Release);
     }
     let [sites, trapped] = context::common().sites();
     if patched.is_some() { sites } else { trapped }.fetch_add(1, Relaxed);
-    lock.store(0, Release);
-    patched.map(|(stub, _)| stub)
+    patched
 }
 
 /// After fork: whoever was patching in the parent does not do it here. A site that is half done here leads
@@ -90,7 +101,7 @@ pub(crate) fn leave(behind: usize) {
     let call = behind.wrapping_sub(2);
     let lock = &patches().lock;
     if find(call).is_none() && lock.compare_exchange(0, 1, Acquire, Relaxed).is_ok() {
-        if free_site(call).is_some() {
+        if find(call).is_none() && free_site(call).is_some() {
             context::common().sites()[1].fetch_add(1, Relaxed);
         }
         lock.store(0, Release);

@@ -556,6 +556,16 @@ pub(crate) unsafe fn wipe_on_fork(addr: usize, len: usize) -> Result<usize, Errn
     unsafe { call(nr::MADVISE, [addr, len, MADV_WIPEONFORK]) }
 }
 
+/// Have a range take memory by small pages only.
+///
+/// # Safety
+/// The range is memory of this process.
+pub(crate) unsafe fn by_small_pages(addr: usize, len: usize) -> Result<usize, Errno> {
+    const MADV_NOHUGEPAGE: usize = 15;
+    // SAFETY: passed on to the caller.
+    unsafe { call(nr::MADVISE, [addr, len, MADV_NOHUGEPAGE]) }
+}
+
 /// Make the mappings of a range unchangeable, where the kernel can.
 ///
 /// # Safety

@@ -1,18 +1,17 @@
-//! Round trips of datagrams between two processes: sockets of UDP that are connected to each other.
+//! Datagram sockets that are connected to each other, in pairs: of UDP, and of AF_UNIX with names.
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use super::Measure;
-use super::pairs::rate;
-
-/// The kind of pair, by name.
+/// Kinds of pairs, by name.
 pub(super) const UDP: &str = "udp";
+pub(super) const NAMED: &str = "named";
 
 /// Two sockets, each of which hears the other.
-pub(super) fn pair() -> io::Result<[OwnedFd; 2]> {
+pub(super) fn udp() -> io::Result<[OwnedFd; 2]> {
     let one = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let two = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     one.connect(two.local_addr()?)?;
@@ -20,12 +19,12 @@ pub(super) fn pair() -> io::Result<[OwnedFd; 2]> {
     Ok([one.into(), two.into()])
 }
 
-/// Round trips per second by the kernel's and in `sandbox`.
-pub(super) fn rows<'a>(launcher: &'a Path, sandbox: &'a str, scale: u64) -> Vec<Measure<'a>> {
-    let ways = [(None, "kernel"), (Some(sandbox), "region")];
-    let row = |(within, way)| {
-        let rate = move || rate(launcher, within, UDP, 200_000 / scale);
-        (format!("UDP, 64 bytes, round trips, {way}"), "1/s", Box::new(rate) as Box<_>)
-    };
-    ways.into_iter().map(row).collect()
+/// The same of AF_UNIX, with abstract names.
+pub(super) fn named() -> io::Result<[OwnedFd; 2]> {
+    let name =
+        |which| SocketAddr::from_abstract_name(format!("sbx-bench-{}-{which}", std::process::id()));
+    let (one, two) = (UnixDatagram::bind_addr(&name(1)?)?, UnixDatagram::bind_addr(&name(2)?)?);
+    one.connect_addr(&name(2)?)?;
+    two.connect_addr(&name(1)?)?;
+    Ok([one.into(), two.into()])
 }

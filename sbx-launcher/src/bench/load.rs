@@ -209,3 +209,13 @@ fn ask_each(
     let count = count as f64;
     Ok(Figures { rate: count / began.elapsed().as_secs_f64(), count, took_us: Vec::new() })
 }
+
+/// Read from a stream, which waits by itself or is looked at until there is something.
+pub(super) fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => core::hint::spin_loop(),
+            read => return read,
+        }
+    }
+}

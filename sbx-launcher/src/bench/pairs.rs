@@ -11,15 +11,42 @@ use std::process::{Child, Command, Stdio};
 
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::EventFd;
+use nix::sys::resource::UsageWho;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{pipe2, read, write};
 
-use super::pin::{pin, time};
-use super::{BenchError, Measure, datagrams};
+use super::pin::{cpu_seconds, pin, time};
+use super::{BenchError, datagrams};
 
-/// Kinds of pairs, all of which the region carries.
-pub(super) const KINDS: [&str; 5] = ["stream", "seqpacket", "datagram", "pipe", "eventfd"];
-const SOCKETS: usize = 3;
+/// What is measured of a kind of pair, all of which the region carries.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) unit: &'static str,
+    kind: &'static str,
+    count: u64,
+}
+
+/// Round trips per second by each kind of pair, and what goes through a pipe.
+pub(super) fn all(scale: u64) -> impl Iterator<Item = Row> {
+    const ROWS: [(&str, &str); 8] = [
+        ("socketpair, stream, round trips", "stream"),
+        ("socketpair, seqpacket, round trips", "seqpacket"),
+        ("socketpair, datagram, round trips", "datagram"),
+        ("pipe, round trips", "pipe"),
+        ("eventfd, round trips", "eventfd"),
+        ("UDP, 64 bytes, round trips", datagrams::UDP),
+        ("AF_UNIX datagrams with names, round trips", datagrams::NAMED),
+        ("pipe, writes of 16 KiB", THROUGH),
+    ];
+    ROWS.into_iter().map(move |(name, kind)| {
+        let unit = if kind == THROUGH { "GB/s" } else { "1/s" };
+        Row { name, unit, kind, count: 200_000 / scale }
+    })
+}
+
+/// In place of a kind: many bytes through a pipe.
+const THROUGH: &str = "through";
 const ASKING_CPU: usize = 0;
 const ANSWERING_CPU: usize = 1;
 /// Bytes that are sent at a time, but of a counter, which has eight.
@@ -27,9 +54,9 @@ const LEN: usize = 64;
 /// Bytes of a write, where it is how many go through that counts.
 const PIECE_LEN: usize = 16 << 10;
 
-/// What runs for [`rows`]: the one that asks by a kind of pair, and says round trips per second, or the one
-/// that answers. None if `by` is neither.
-pub(super) fn by(by: &str, count: u64) -> Option<io::Result<f64>> {
+/// What runs for [`Row::rate`]: the one that asks by a kind of pair, and says the rate and the CPU seconds of both, or
+/// the one that answers. None if `by` is neither.
+pub(super) fn by(by: &str, count: u64) -> Option<io::Result<(f64, f64)>> {
     if let Some(answer) = [("echo", answer as fn() -> io::Result<()>), ("sink", take_all)]
         .into_iter()
         .find_map(|(name, answer)| (name == by).then_some(answer))
@@ -38,11 +65,11 @@ pub(super) fn by(by: &str, count: u64) -> Option<io::Result<f64>> {
         let status = answer().map_or(1, |()| 0);
         std::process::exit(status);
     }
-    if by == "pair-through" {
-        return Some(through(count));
-    }
     let kind = by.strip_prefix("pair-")?;
-    (KINDS.contains(&kind) || kind == datagrams::UDP).then(|| ask(kind, count))
+    let asked = if kind == THROUGH { through(count) } else { ask(kind, count) };
+    // The other side has ended.
+    let seconds = || cpu_seconds(UsageWho::RUSAGE_SELF) + cpu_seconds(UsageWho::RUSAGE_CHILDREN);
+    Some(asked.map(|rate| (rate, seconds())))
 }
 
 /// What the asking side reads from and writes to, and the other.
@@ -68,8 +95,9 @@ fn pair(kind: &str) -> io::Result<Pair> {
             let copies = [two.try_clone()?, one.try_clone()?];
             Pair { own: [one, two], other: copies }
         }
-        datagrams::UDP => {
-            let [one, two] = datagrams::pair()?;
+        datagrams::UDP | datagrams::NAMED => {
+            let make = if kind == datagrams::UDP { datagrams::udp } else { datagrams::named };
+            let [one, two] = make()?;
             let (own, other) = (one.try_clone()?, two.try_clone()?);
             Pair { own: [one, own], other: [two, other] }
         }
@@ -107,13 +135,18 @@ fn through(count: u64) -> io::Result<f64> {
     let _taking = start("sink", other)?;
     let piece = [1u8; PIECE_LEN];
     let put = |count: u64| (0..count).try_for_each(|_| write(into.as_fd(), &piece).map(|_| ()));
-    put(count / 10)?;
+    put(before(count))?;
     let mut result = Ok(());
     let ns = time(1, || result = put(count));
     result?;
     drop(into);
     read(from.as_fd(), &mut [0; 1])?;
-    Ok((count * PIECE_LEN as u64) as f64 * 1e9 / ns)
+    Ok((count * PIECE_LEN as u64) as f64 / ns)
+}
+
+/// How often before it is timed: until the other has begun, and both have got used to it.
+const fn before(count: u64) -> u64 {
+    count / 10 + 100
 }
 
 fn take_all() -> io::Result<()> {
@@ -135,8 +168,7 @@ fn ask(kind: &str, count: u64) -> io::Result<f64> {
         let got = read(from.as_fd(), &mut bytes[..len])?;
         if got == len { Ok(()) } else { Err(io::Error::other("less came back than was sent")) }
     };
-    // Until the other has begun, and both have got used to it.
-    (0..count / 10 + 100).try_for_each(|_| trip())?;
+    (0..before(count)).try_for_each(|_| trip())?;
     let mut result = Ok(());
     let ns = time(count, || result = (0..count).try_for_each(|_| trip()));
     result.map(|()| 1e9 / ns)
@@ -156,42 +188,27 @@ fn answer() -> io::Result<()> {
     }
 }
 
-/// Round trips per second by each kind, by the kernel's and, of those that are carried, in `sandbox`.
-pub(super) fn rows<'a>(launcher: &'a Path, sandbox: &'a str, scale: u64) -> Vec<Measure<'a>> {
-    let mut rows: Vec<Measure<'a>> = Vec::new();
-    for (index, kind) in KINDS.into_iter().enumerate() {
-        let what = if index < SOCKETS { "socketpair, " } else { "" };
-        for within in [None, Some(sandbox)] {
-            let way = if within.is_some() { "region" } else { "kernel" };
-            let name = format!("{what}{kind}, round trips, {way}");
-            let rate = move || rate(launcher, within, kind, 200_000 / scale);
-            rows.push((name, "1/s", Box::new(rate)));
+impl Row {
+    /// Its rate by the kernel or in a sandbox, and CPU seconds of both sides per million.
+    pub(super) fn rate(
+        &self,
+        launcher: &Path,
+        within: Option<&str>,
+    ) -> Result<(f64, f64), BenchError> {
+        let doing = |error| BenchError::Io("asking by a pair", error);
+        let mut command = Command::new(launcher);
+        if let Some(sandbox) = within {
+            command.args(["run", "--sandbox", sandbox, "--"]).arg(launcher);
         }
+        let by = format!("pair-{}", self.kind);
+        command.args(["bench-inside", &self.count.to_string(), "--by", &by]);
+        let output = command.stdin(Stdio::null()).output().map_err(doing)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let figure = |at| said.split_whitespace().nth(at)?.parse::<f64>().ok();
+        let (Some(rate), Some(seconds)) = (figure(0), figure(1)) else {
+            let error = String::from_utf8_lossy(&output.stderr);
+            return Err(BenchError::Inside(format!("{}: {said}{error}", self.kind)));
+        };
+        Ok((rate, seconds * 1e6 / (self.count + before(self.count)) as f64))
     }
-    for (within, way) in [(None, "kernel"), (Some(sandbox), "region")] {
-        let name = format!("pipe, writes of 16 KiB, {way}");
-        let rate =
-            move || rate(launcher, within, "through", 200_000 / scale).map(|rate| rate / 1e9);
-        rows.push((name, "GB/s", Box::new(rate)));
-    }
-    rows
-}
-
-pub(super) fn rate(
-    launcher: &Path,
-    within: Option<&str>,
-    kind: &str,
-    count: u64,
-) -> Result<f64, BenchError> {
-    let doing = |error| BenchError::Io("asking by a pair", error);
-    let mut command = Command::new(launcher);
-    if let Some(sandbox) = within {
-        command.args(["run", "--sandbox", sandbox, "--"]).arg(launcher);
-    }
-    command.args(["bench-inside", &count.to_string(), "--by", &format!("pair-{kind}")]);
-    let output = command.stdin(Stdio::null()).output().map_err(doing)?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    said.trim().parse().map_err(|_| {
-        BenchError::Inside(format!("{kind}: {said}{}", String::from_utf8_lossy(&output.stderr)))
-    })
 }

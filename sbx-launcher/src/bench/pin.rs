@@ -1,6 +1,8 @@
-//! Where to run.
+//! Where to run, and what it takes.
 
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
 /// Keep a process (0: the calling thread) on one CPU. A machine with fewer runs where it can.
@@ -25,4 +27,10 @@ pub(super) fn time(count: u64, work: impl FnOnce()) -> f64 {
     let start = std::time::Instant::now();
     work();
     start.elapsed().as_nanos() as f64 / count as f64
+}
+
+/// Of this process, or of its children that have ended.
+pub(super) fn cpu_seconds(of: UsageWho) -> f64 {
+    let time = |at: TimeVal| at.tv_sec() as f64 + at.tv_usec() as f64 / 1e6;
+    getrusage(of).map_or(0.0, |usage| time(usage.user_time()) + time(usage.system_time()))
 }

@@ -15,8 +15,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use loads::{BOTH, LOADS};
+use nix::sys::resource::UsageWho;
 
-use super::{BenchError, Measure, Options, Report, datagrams, measure, pairs, round_trip};
+use super::{BenchError, Measure, Options, Report, measure, pairs, pin, round_trip};
 
 /// By which way a client reaches its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +58,7 @@ struct Servers {
 }
 
 /// A server's name, and its port outside of the sandbox; the one inside has the next.
-const SERVERS: [(&str, u16); 8] = [
+const SERVERS: [(&str, u16); 9] = [
     ("redis", 7481),
     ("nginx", 7483),
     ("iperf3", 7485),
@@ -66,6 +67,7 @@ const SERVERS: [(&str, u16); 8] = [
     ("node", 7491),
     ("tcp-close", 7493),
     ("tcp-threads", 7495),
+    ("tcp-looks", 7497),
 ];
 const BULK: &str = "iperf3, writes of 16 KiB";
 
@@ -100,9 +102,9 @@ impl Servers {
             port("node")
         );
         let (iperf3, memcached) = (port("iperf3"), port("memcached"));
-        let (close, threads) = (port("tcp-close"), port("tcp-threads"));
+        let [close, threads, looks] = ["tcp-close", "tcp-threads", "tcp-looks"].map(port);
         let own = self.launcher();
-        let all: [(&str, &[&str]); 7] = [
+        let all: [(&str, &[&str]); 8] = [
             ("redis", &["redis-server", "--port", &redis, "--save", "", "--unixsocket", &socket]),
             ("nginx", &["nginx", "-c", &conf, "-p", &prefix]),
             ("iperf3", &["iperf3", "-s", "-B", "127.0.0.1", "-p", &iperf3]),
@@ -113,6 +115,7 @@ impl Servers {
             ("node", &["node", "-e", &node]),
             ("tcp-close", &[&own, "bench-serve", "tcp-close", &close]),
             ("tcp-threads", &[&own, "bench-serve", "tcp-threads", &threads]),
+            ("tcp-looks", &[&own, "bench-serve", "tcp-looks", &looks]),
         ];
         for (name, argv) in all.into_iter().filter(|(_, argv)| is_there(argv[0])) {
             self.serve(name, in_sandbox, argv)?;
@@ -217,11 +220,11 @@ impl Servers {
         // What a server's process for a connection has computed is told when that has ended.
         const ENDED: Duration = Duration::from_millis(20);
         let in_sandbox = way.is_region();
-        let before = (self.cpu_of(server, in_sandbox), children_seconds());
+        let before = (self.cpu_of(server, in_sandbox), pin::cpu_seconds(UsageWho::RUSAGE_CHILDREN));
         let output = self.command(in_sandbox, cpu, argv).output()?;
         let text = String::from_utf8_lossy(&output.stdout).replace('\r', "\n");
         std::thread::sleep(ENDED);
-        let after = (self.cpu_of(server, in_sandbox), children_seconds());
+        let after = (self.cpu_of(server, in_sandbox), pin::cpu_seconds(UsageWho::RUSAGE_CHILDREN));
         let Some((rate, count)) = read(&text).filter(|_| output.status.success()) else {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(io::Error::other(format!("{argv:?}: {text} {said}")));
@@ -318,15 +321,6 @@ fn cpu_seconds(pid: u32) -> f64 {
     ticks.sum::<f64>() / PER_SECOND
 }
 
-/// Of children that have ended.
-fn children_seconds() -> f64 {
-    use nix::sys::resource::{UsageWho, getrusage};
-    getrusage(UsageWho::RUSAGE_CHILDREN).map_or(0.0, |usage| {
-        let time = |at: nix::sys::time::TimeVal| at.tv_sec() as f64 + at.tv_usec() as f64 / 1e6;
-        time(usage.user_time()) + time(usage.system_time())
-    })
-}
-
 /// Ask the server at `port` for so many milliseconds, and print requests per second and how many; the exit
 /// status.
 #[must_use]
@@ -342,7 +336,7 @@ pub fn ask(what: &str, port: u16, ms: u64) -> i32 {
 }
 
 /// A load, what it is compared with, the least ratio, and the way of ours.
-const GOALS: [(&str, Way, f64, Way); 24] = [
+const GOALS: [(&str, Way, f64, Way); 27] = [
     ("redis GET c1", Way::Tcp, 15.0, Way::Region),
     ("redis GET c1", Way::Unix, 10.0, Way::Region),
     ("redis GET c50", Way::Tcp, 6.0, Way::Region),
@@ -367,11 +361,15 @@ const GOALS: [(&str, Way, f64, Way); 24] = [
     ("connect, accept, close", Way::Tcp, 1.0 / 1.3, Way::Region),
     ("connect, accept, close, one core", Way::Tcp, 1.0 / 1.3, Way::Region),
     ("1 byte there and back", Way::Tcp, 1.0, Way::Region),
+    ("1 byte there and back, looking", Way::Tcp, 1.0, Way::Region),
+    ("1 byte there and back, asleep", Way::Tcp, 1.0 / 1.05, Way::Region),
+    ("1 byte, asleep, one core", Way::Tcp, 1.0 / 1.05, Way::Region),
 ];
 
 /// A figure, and CPU seconds per million of what it counts, which the row behind it prints.
 type Rate<'a> = Box<dyn Fn() -> Result<(f64, f64), BenchError> + 'a>;
 
+/// A row, and another for what it takes of CPUs.
 fn with_cpu<'a>(
     rows: &mut Vec<Measure<'a>>,
     name: String,
@@ -407,8 +405,12 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         with_cpu(&mut rows, format!("{BULK}, {}", way.name()), "GB/s", cpu, rate);
     }
     bare_rows(&mut rows, scale);
-    rows.extend(pairs::rows(&servers.launcher, &servers.sandbox, scale));
-    rows.extend(datagrams::rows(&servers.launcher, &servers.sandbox, scale));
+    for pair in pairs::all(scale) {
+        for (within, way) in [(None, "kernel"), (Some(servers.sandbox.as_str()), "region")] {
+            let rate: Rate<'_> = Box::new(move || pair.rate(&servers.launcher, within));
+            with_cpu(&mut rows, format!("{}, {way}", pair.name), pair.unit, cpu, rate);
+        }
+    }
     let mut report = Report::new("sockets", options.rounds, measure(&options, rows)?);
     goals(&mut report);
     Ok(report)

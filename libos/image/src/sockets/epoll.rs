@@ -391,7 +391,7 @@ impl Wait {
         let watcher = self.set.watcher();
         let mut looked_ns = 0;
         loop {
-            if self.set.used.load(Relaxed) == 0 {
+            if self.set.used.load(Relaxed) == 0 || Self::sleeps_at_once(watcher, until) {
                 match self.sleep(watcher, until) {
                     Ok(Some(count)) => return count,
                     Ok(None) => continue,
@@ -435,6 +435,12 @@ impl Wait {
                 Err(errno) => return errno,
             }
         }
+    }
+
+    /// Is there nothing, and looking for it no use?
+    fn sleeps_at_once(watcher: &Watcher, until: Until) -> bool {
+        let is_vain = stream::is_vain(stream::patience(&watcher.patience_ns), &watcher.core);
+        is_vain && watcher.summary.0.load(Acquire) == 0 && !until.is_over()
     }
 
     /// Sleep in the kernel, if there is still nothing: what it has, or None if all of it was bells.

@@ -14,7 +14,7 @@ use crate::{boot, context, start, time};
 /// Descriptors from here on are not carried.
 const FDS_MAX: usize = 32 << 10;
 /// Epoll instances with carried sockets that a process can have; others' sockets go by the kernel.
-pub(super) const SETS_MAX: usize = 16;
+pub(super) const SETS_MAX: usize = 64;
 
 /// Private to the process; a forked child gets a copy.
 #[repr(C)]
@@ -32,6 +32,7 @@ struct Table {
 
 pub(crate) const TABLE_LEN: usize = size_of::<Table>();
 const _: () = assert!(TABLE_LEN <= libos::layout::SOCKETS_PRIVATE_LEN);
+const _: () = assert!(SETS_MAX < 0xff);
 
 fn table() -> &'static Table {
     // SAFETY: made writable when the process joined, private to it, and all atomics.
@@ -50,9 +51,14 @@ pub(super) fn known() -> &'static inlets::Known {
 
 /// Make the table usable.
 pub(crate) fn prepare() -> Result<usize, sys::Errno> {
-    let at = boot::place().cache() + SOCKETS_PRIVATE_OFFSET;
+    let (at, len) =
+        (boot::place().cache() + SOCKETS_PRIVATE_OFFSET, TABLE_LEN.next_multiple_of(4096));
     // SAFETY: a part of the process's reservation that is used for nothing else.
-    unsafe { sys::mprotect(at, TABLE_LEN.next_multiple_of(4096), sys::PROT_READ | sys::PROT_WRITE) }
+    unsafe { sys::mprotect(at, len, sys::PROT_READ | sys::PROT_WRITE) }?;
+    // Most processes touch a few pages. A kernel without huge pages needs not be told.
+    // SAFETY: as above.
+    let _ = unsafe { sys::by_small_pages(at, len) };
+    Ok(at)
 }
 
 /// An end of a connection, and the descriptor that it is known by.
@@ -88,7 +94,7 @@ impl End {
 }
 
 // An entry, from the lowest bit: row (14 bits), side, CARRIED, low half of the row's generation, then the
-// number of a set and 1 (5 bits) and of the socket there (12 bits). Of an epoll instance: its set.
+// number of a set and 1 (8 bits) and of the socket there (12 bits). Of an epoll instance: its set.
 const ROW: u64 = CONNECTIONS_MAX as u64 - 1;
 const SIDE_BIT: u32 = 14;
 const CARRIED: u64 = 1 << 15;
@@ -336,7 +342,7 @@ pub(super) fn is_copied(fd: usize) -> bool {
 /// Where among the sockets of which set `fd` is.
 pub(super) fn place_of(fd: usize) -> Option<(usize, usize)> {
     let word = entry(fd)?.load(Relaxed);
-    let set = (word >> SET_BIT & 0x1f) as usize;
+    let set = (word >> SET_BIT & 0xff) as usize;
     (set != 0).then(|| (set - 1, (word >> SOCKET_BIT & 0xfff) as usize))
 }
 

@@ -623,6 +623,9 @@ pub(super) fn look_until(
     core: &core::sync::atomic::AtomicU32,
     is_there: impl Fn() -> bool,
 ) -> bool {
+    if is_vain(patience_ns, core) {
+        return is_there();
+    }
     let began = time::now_ns();
     loop {
         for _ in 0..8 {
@@ -631,14 +634,23 @@ pub(super) fn look_until(
             }
             core::hint::spin_loop();
         }
-        // Nobody knows: it may be this one.
-        if [0, super::core()].contains(&core.load(Relaxed)) {
+        if may_be_here(core) {
             sys::sched_yield();
         }
         if time::now_ns() - began > patience_ns {
             return is_there();
         }
     }
+}
+
+/// Is looking no use? It has not been, and what is to come may come from this core: sleeping lets that run as well.
+pub(super) fn is_vain(patience_ns: u64, core: &core::sync::atomic::AtomicU32) -> bool {
+    patience_ns <= u64::from(PATIENCE_NS_MIN) && may_be_here(core)
+}
+
+/// If nobody knows which core it is, it may be this one.
+fn may_be_here(core: &core::sync::atomic::AtomicU32) -> bool {
+    [0, super::core()].contains(&core.load(Relaxed))
 }
 
 /// How long to look.

@@ -20,6 +20,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
+use super::super::load;
 use super::engine;
 use crate::clock::now_ns;
 
@@ -31,7 +32,8 @@ const BATCH: usize = 64;
 /// Serve on `port` of this machine until killed.
 pub(super) fn serve(what: &str, port: u16) -> io::Result<()> {
     match what {
-        "tcp-threads" => threads(TcpListener::bind(("127.0.0.1", port))?),
+        "tcp-threads" => threads(TcpListener::bind(("127.0.0.1", port))?, false),
+        "tcp-looks" => threads(TcpListener::bind(("127.0.0.1", port))?, true),
         "tcp-close" => close(&TcpListener::bind(("127.0.0.1", port))?),
         "tcp-epoll" => epoll(TcpListener::bind(("127.0.0.1", port))?, echo),
         "tcp-io_uring" => uring(Kind::Tcp, listening(port)?, |_| Options::default()),
@@ -72,14 +74,15 @@ fn close(listener: &TcpListener) -> io::Result<()> {
     }
 }
 
-/// A thread for each connection.
-fn threads(listener: TcpListener) -> io::Result<()> {
+/// A thread for each connection, which sleeps until something comes, or `looks` all the time.
+fn threads(listener: TcpListener, looks: bool) -> io::Result<()> {
     loop {
         let (mut stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
+        stream.set_nonblocking(looks)?;
         std::thread::spawn(move || {
             let mut buffer = [0; LEN];
-            while let Ok(len @ 1..) = stream.read(&mut buffer) {
+            while let Ok(len @ 1..) = load::read(&stream, &mut buffer) {
                 if stream.write_all(&buffer[..len]).is_err() {
                     return;
                 }

@@ -35,7 +35,7 @@ const SERVER_CPU: usize = super::SERVER_CPU;
 
 use Client::{Own, Pgbench, Redis, Wrk};
 
-pub(super) const LOADS: [Load; 20] = [
+pub(super) const LOADS: [Load; 23] = [
     load("redis GET c1", ALL, CLIENT_CPU, "redis", Redis(40_000, "1", &[])),
     load("redis GET c50", ALL, CLIENT_CPU, "redis", Redis(200_000, "50", &[])),
     load("redis GET c50 P16", ALL, CLIENT_CPU, "redis", Redis(1_000_000, "50", &["-P", "16"])),
@@ -55,7 +55,10 @@ pub(super) const LOADS: [Load; 20] = [
     load("connect, accept, close", BOTH, CLIENT_CPU, "tcp-close", Own("connect")),
     load("connect, accept, close, one core", BOTH, SERVER_CPU, "tcp-close", Own("connect")),
     load("1 byte there and back", BOTH, CLIENT_CPU, "tcp-threads", Own("byte")),
+    load("1 byte there and back, looking", BOTH, CLIENT_CPU, "tcp-looks", Own("byte-looks")),
     load("1 byte there and back, one core", BOTH, SERVER_CPU, "tcp-threads", Own("byte")),
+    load("1 byte there and back, asleep", BOTH, CLIENT_CPU, "tcp-threads", Own("byte-asleep")),
+    load("1 byte, asleep, one core", BOTH, SERVER_CPU, "tcp-threads", Own("byte-asleep")),
 ];
 
 const fn load(
