@@ -409,6 +409,29 @@ for child in children:
 }
 
 #[test]
+fn a_timer_for_all_that_comes_again_fills_no_mailbox() {
+    let sandbox = watched("for-all-again");
+    // The child looks at no event until it is told to.
+    let script = "
+(ready, tell), (go, let) = os.pipe(), os.pipe()
+child = os.fork()
+if not child:
+    os.write(tell, b'x')
+    os.read(go, 1)
+    print(box.wait(0), flush=True)
+    os._exit(0)
+os.read(ready, 1)
+often = timer(1000000, 0, 1000000, 0, 3, 0, timed, 0, 0)
+while figure(16) < 400: box.wait(0.01)
+print(box.call('libos.cancel', often), box.post('watcher.forget', pid=child), flush=True)
+os.write(let, b'x')
+os.waitpid(child, 0)
+";
+    // One of the timer's, and that which was posted.
+    assert_eq!(scripted(&sandbox, script), "True 1\n2\n");
+}
+
+#[test]
 fn the_name_of_a_timer_is_no_other_ones_in_another_sandbox() {
     let [one, other] = ["named-here", "named-there"].map(watched);
     let start =
