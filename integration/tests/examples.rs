@@ -160,6 +160,49 @@ fn compressed_files_are_mapped() {
 }
 
 #[test]
+fn a_path_of_a_compressed_file_may_lead_elsewhere_and_what_is_mapped_is_for_reading() {
+    let folder = integration::Scratch::new("pager-paths");
+    let caller = built("pager-caller");
+    for name in ["A", "B"] {
+        std::fs::create_dir_all(folder.0.join(name)).expect("a scratch folder");
+        let [original, packed] = ["x", "packed"].map(|file| folder.0.join(name).join(file));
+        std::fs::write(&original, name.repeat(100_000)).expect("a scratch file");
+        let ended = run(Command::new(&caller).arg("pack").args([original, packed]));
+        assert_eq!(ended.status, 0, "{}", ended.stderr);
+    }
+    let script = "
+import ctypes, os, sbx, sys
+box = sbx.current()
+def view(path):
+    at = box.call('pager.map', path)
+    return (ctypes.c_char * box.call('pager.len', at)).from_address(at)
+os.chdir(sys.argv[1] + '/A')
+first = view('packed')
+os.chdir('../B')
+print(first[0], view('packed')[0])
+os.replace('packed', '../A/packed')
+print(view('../A/packed')[99999], first[99999])
+# To where a block is filled, and to where none is.
+for at in (0, 70000):
+    child = os.fork()
+    if not child:
+        first[at] = b'x'
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+os.mkfifo('fifo')
+try: view('fifo')
+except sbx.Failed as error: print(error)
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.arg("run").arg("--ext").arg(built("libpager.so"));
+    command.args(["--", "/usr/bin/python3", "-c", script, folder.text()]);
+    command.env("PYTHONPATH", root().join("ext-api/python"));
+    let ended = run(&mut command);
+    let said = "b'A' b'B'\nb'B' b'A'\n11\n11\nfifo: it is no file\n";
+    assert_eq!(ended.stdout, said, "{}", ended.stderr);
+}
+
+#[test]
 fn a_benchmark_is_drawn() {
     let picture = integration::Scratch::new("plot.svg");
     let ended = launcher(&["bench", "upcall", "--quick", "--plot", picture.text()]);
