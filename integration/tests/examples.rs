@@ -49,6 +49,31 @@ fn kv_cache() {
 }
 
 #[test]
+fn the_limit_of_a_cache_holds_for_entries_of_any_size() {
+    let script = "
+import json, sbx
+box = sbx.current()
+put, large = box.handler('kv.put'), bytes(7 << 20)
+stats = lambda: json.loads(box.call('kv.stats'))
+for key in range(80000): put(b'%016d' % key, bytes(80), 0)
+try: put(b'large', large, 0)
+except sbx.Failed as error: print(error)
+put(b'large', large, 0)
+print(len(box.call('kv.get', b'large')), stats()['bytes'] <= 8 << 20)
+# A few entries in a table that has room for many.
+put(b'other', large, 0)
+print(stats()['bytes'] <= 8 << 20)
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--config", "limit=8M", "--ext"]).arg(built("libkv_cache.so"));
+    command.args(["--", "/usr/bin/python3", "-c", script]);
+    command.env("PYTHONPATH", root().join("ext-api/python"));
+    let ended = run(&mut command);
+    let said = "65536 entries made no room for 7340048 bytes; put it again\n7340032 True\nTrue\n";
+    assert_eq!(ended.stdout, said, "{}", ended.stderr);
+}
+
+#[test]
 fn rate_limit() {
     follow("rate-limit");
     for (config, named) in
