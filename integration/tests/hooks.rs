@@ -115,6 +115,26 @@ fn a_start_an_exec_and_an_end_with_its_status_are_told() {
 }
 
 #[test]
+fn the_end_of_a_process_that_was_killed_before_it_joined_is_told() {
+    let sandbox = watched("killed-early");
+    let script = "
+before = [figure(which) for which in (12, 5)]
+for turn in range(50):
+    child = os.fork()
+    if not child:
+        while True: time.sleep(1)
+    time.sleep(turn % 5 * 0.0002)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+told = lambda: [figure(which) - was for which, was in zip((12, 5), before)]
+since = time.time()
+while told() != [50, 50] and time.time() - since < 10: time.sleep(0.01)
+print(told())
+";
+    assert_eq!(scripted(&sandbox, script), "[50, 50]\n");
+}
+
+#[test]
 fn signals_are_seen_by_hooks_and_by_programs_as_ever() {
     let sandbox = watched("signals");
     sandbox.load(&built("libledger.so"));

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "writes the tables through the supervisor's aliases")]
 
 use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -144,6 +144,8 @@ pub struct Sandbox {
     pub kept: Option<u64>,
     /// What has happened to processes since the hooks ran last.
     pub happened: Vec<Happened>,
+    /// Processes that hooks were told of, and of whose end they are to be told.
+    told_of: HashSet<u32>,
     /// Handlers that policies ask, and about which calls.
     by_policy: Vec<(String, [u64; SET_WORDS])>,
     /// Local sockets of its programs go through the region.
@@ -273,6 +275,7 @@ impl Sandbox {
             changes: 0,
             kept: None,
             happened: Vec::new(),
+            told_of: HashSet::new(),
             by_policy: Vec::new(),
             carries_sockets: false,
             network_waits: ports::Waits::default(),
@@ -697,11 +700,19 @@ impl Sandbox {
         lost
     }
 
+    /// The process `pid` takes part from now on, or executes another program: hooks are told, and of its end, be that
+    /// before it has joined.
+    pub fn tell_of(&mut self, what: Hook, pid: u32, parent: u64) {
+        self.told_of.insert(pid);
+        self.happened.push(Happened { what, pid, words: [parent, 0] });
+    }
+
     /// Take back what the process `pid` held: it is dead.
     pub fn sweep(&mut self, pid: u32, status: i32) {
         pass(Point::SweepBegun);
         let common = self.common();
         let mut inside = false;
+        let mut unread = self.told_of.remove(&pid).then_some(0);
         let named = self.spaces.named(pid);
         let is_its =
             |claimed: u32, space: u64| claimed == named.pid && (space == 0 || space == named.space);
@@ -722,8 +733,7 @@ impl Sandbox {
             if is_its(seen.pid, process.pid_space.load(Ordering::Relaxed)) {
                 let lost = self.clear_inbox(row);
                 if process.joined.load(Ordering::Relaxed) != Joined::Worker as u32 {
-                    let (what, words) = (Hook::Exit, [status as u32 as u64, lost]);
-                    self.happened.push(Happened { what, pid, words });
+                    unread = Some(unread.unwrap_or(0) + lost);
                 }
                 if lost != 0 {
                     let text = format!("sbx: pid {pid} ended before {lost} events reached it\n");
@@ -739,6 +749,10 @@ impl Sandbox {
                 process.claim.free(seen);
                 self.ended.processes += 1;
             }
+        }
+        if let Some(unread) = unread {
+            let words = [u64::from(status as u32), unread];
+            self.happened.push(Happened { what: Hook::Exit, pid, words });
         }
         // Connections know who holds them by their pids alone.
         if common.rows().all(|row| common.process(row).claim.load().pid != named.pid) {

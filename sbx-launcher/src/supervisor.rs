@@ -15,7 +15,7 @@ use crate::about::about;
 use crate::control::{self, Answer, Server};
 use crate::filter::Armed;
 use crate::follow::{Followed, Follower, Listener, Started, pidfd, take_turns};
-use crate::hooks::{Happened, Hooks};
+use crate::hooks::Hooks;
 use crate::keeper::{Keeper, Side};
 use crate::net::Net;
 use crate::one_cpu::OneCpu;
@@ -442,7 +442,7 @@ impl Supervisor {
                     let is_fork = process.joined.load(Relaxed) == Joined::Fork as u32;
                     let what = if is_fork { Hook::Fork } else { Hook::Start };
                     let parent = u64::from(process.parent.load(Relaxed));
-                    self.sandbox.happened.push(Happened { what, pid, words: [parent, 0] });
+                    self.sandbox.tell_of(what, pid, parent);
                 }
                 None => self.sandbox.sweep(pid, UNKNOWN),
             }
@@ -562,7 +562,7 @@ impl Supervisor {
                     let known = self.watched.insert(pid, fd).is_some();
                     self.sandbox.spaces.learn(pid);
                     let what = if known { Hook::Exec } else { how };
-                    self.sandbox.happened.push(Happened { what, pid, words: [parent, 0] });
+                    self.sandbox.tell_of(what, pid, parent);
                 }
                 // Nobody may send it the signal by which libos is told of things.
                 Followed::Outside(pid) => self.sandbox.sweep(pid, UNKNOWN),
