@@ -228,6 +228,59 @@ except sbx.Failed as error: print(error)
 }
 
 #[test]
+fn processes_of_the_cpu_manager_that_end_are_forgotten() {
+    let script = "
+import os, sbx, time
+box = sbx.current()
+def child(first=lambda: None):
+    pid = os.fork()
+    if not pid:
+        first()
+        while True: time.sleep(1)
+    return pid
+def end(pid):
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+def until(done):
+    since = time.time()
+    while not done() and time.time() - since < 10: time.sleep(0.01)
+    return done()
+def has_nice(value):
+    return until(lambda: os.getpriority(os.PRIO_PROCESS, other) == value)
+def add_late_task():
+    box.call('manager.add_task', 0, 100000000, 50000000)
+    began = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - 50000000
+    return child(lambda: box.call('manager.progress', 0, began, 0))
+def add(pid):
+    try: box.call('manager.add_other', pid)
+    except sbx.Failed: return False
+    return True
+other = child()
+add(other)
+box.call('manager.manage_in_context', True)
+task = add_late_task()
+print(has_nice(19))
+end(task)
+print(has_nice(0))
+task = add_late_task()
+print(has_nice(19))
+box.call('manager.forget')
+print(has_nice(0))
+for pid in (task, other): end(pid)
+for _ in range(100):
+    other = child()
+    if not until(lambda: add(other)): print('no room')
+    end(other)
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.arg("run").arg("--ext").arg(built("libcpu_manager.so"));
+    command.args(["--", "/usr/bin/python3", "-c", script]);
+    command.env("PYTHONPATH", root().join("ext-api/python"));
+    let ended = run(&mut command);
+    assert_eq!(ended.stdout, "True\n".repeat(4), "{}", ended.stderr);
+}
+
+#[test]
 fn a_benchmark_is_drawn() {
     let picture = integration::Scratch::new("plot.svg");
     let ended = launcher(&["bench", "upcall", "--quick", "--plot", picture.text()]);
