@@ -63,6 +63,8 @@ pub enum SandboxError {
     Init(String),
     /// Something that has a limit is full, or a name is taken or unknown.
     Refused(String),
+    /// This process has ended in an upcall that was waited for.
+    Ended(u32),
 }
 
 impl fmt::Display for SandboxError {
@@ -72,6 +74,7 @@ impl fmt::Display for SandboxError {
             Self::Image(file, error) => write!(f, "{file}: {error}"),
             Self::Init(why) => write!(f, "the extension's init failed: {why}"),
             Self::Refused(why) => f.write_str(why),
+            Self::Ended(pid) => write!(f, "pid {pid} has ended inside of an upcall; try again"),
         }
     }
 }

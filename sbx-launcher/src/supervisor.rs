@@ -30,6 +30,9 @@ use crate::worker::Job;
 /// The status of a process of which nobody can tell it.
 const UNKNOWN: i32 = -1;
 
+/// How long processes may go on ending in the upcalls that a snapshot waits for.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How the supervisor's loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -690,6 +693,24 @@ impl Supervisor {
         control::answer(self, request)
     }
 
+    /// Write the state of all extensions to `file`.
+    ///
+    /// # Errors
+    /// As [`Sandbox::snapshot`].
+    pub fn snapshot(&mut self, file: &Path) -> Result<usize, SandboxError> {
+        let start = Instant::now();
+        loop {
+            let has_ended = |pid: u32| self.watched.get(&pid).is_some_and(is_readable);
+            match self.sandbox.snapshot(file, has_ended) {
+                // What it held is taken back first, and its extension restarted if it must be.
+                Err(SandboxError::Ended(pid)) if start.elapsed() < SNAPSHOT_PATIENCE => {
+                    self.ended(pid);
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// Watch a process that attached by itself.
     pub fn watch(&mut self, pid: u32) {
         if let Some(fd) = pidfd(pid) {
@@ -703,6 +724,13 @@ impl Supervisor {
     pub fn is_participant(&self, pid: u32) -> bool {
         self.watched.contains_key(&pid)
     }
+}
+
+/// Does the descriptor have something to tell? That of a process has once it has ended.
+fn is_readable(fd: &OwnedFd) -> bool {
+    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, and no waiting.
+    unsafe { libc::poll(&raw mut polled, 1, 0) == 1 }
 }
 
 /// Status of a process that has ended, as `waitpid` gives it, whether its parent has waited for it or
