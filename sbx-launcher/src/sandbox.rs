@@ -19,7 +19,7 @@ use ext_api::limits::{
 };
 use libos::arena::Arena;
 use libos::bare::is_bare;
-use libos::data::{Common, Joined};
+use libos::data::{Common, Joined, Process};
 use libos::image::{Image, ImageError, Imports};
 use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 use libos::mailbox::{EVENT_WORDS, Taken};
@@ -736,6 +736,11 @@ impl Sandbox {
             if is_its(seen.pid, process.pid_space.load(Ordering::Relaxed)) {
                 let lost = self.clear_inbox(row);
                 if process.joined.load(Ordering::Relaxed) != Joined::Worker as u32 {
+                    if unread.is_none() {
+                        // It has come and gone before anybody took notice.
+                        let (what, parent) = how_it_came(process);
+                        self.happened.push(Happened { what, pid, words: [parent, 0] });
+                    }
                     unread = Some(unread.unwrap_or(0) + lost);
                 }
                 if lost != 0 {
@@ -765,6 +770,13 @@ impl Sandbox {
         self.leave_seat(pid, None);
         pass(Point::SweepDone);
     }
+}
+
+/// What hooks are told of a process that has joined, and its parent.
+pub(crate) fn how_it_came(process: &Process) -> (Hook, u64) {
+    let is_fork = process.joined.load(Ordering::Relaxed) == Joined::Fork as u32;
+    let what = if is_fork { Hook::Fork } else { Hook::Start };
+    (what, u64::from(process.parent.load(Ordering::Relaxed)))
 }
 
 /// A status for people.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use libos::data::{DOORBELL, Joined};
+use libos::data::DOORBELL;
 use libos::manifest::Hook;
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
 use crate::sandbox::ports::Whose;
 use crate::sandbox::terms::Terms;
-use crate::sandbox::{Sandbox, SandboxError};
+use crate::sandbox::{Sandbox, SandboxError, how_it_came};
 use crate::watchdog::{Watchdog, wake_promptly};
 use crate::worker::Job;
 
@@ -442,9 +442,7 @@ impl Supervisor {
             match pidfd(pid) {
                 Some(fd) => {
                     self.watched.insert(pid, fd);
-                    let is_fork = process.joined.load(Relaxed) == Joined::Fork as u32;
-                    let what = if is_fork { Hook::Fork } else { Hook::Start };
-                    let parent = u64::from(process.parent.load(Relaxed));
+                    let (what, parent) = how_it_came(process);
                     self.sandbox.tell_of(what, pid, parent);
                 }
                 None => self.sandbox.sweep(pid, UNKNOWN),
@@ -714,8 +712,11 @@ impl Supervisor {
     /// Watch a process that attached by itself.
     pub fn watch(&mut self, pid: u32) {
         if let Some(fd) = pidfd(pid) {
-            self.watched.insert(pid, fd);
+            let is_known = self.watched.insert(pid, fd).is_some();
             self.sandbox.spaces.learn(pid);
+            if !is_known {
+                self.sandbox.tell_of(Hook::Start, pid, 0);
+            }
         }
     }
 
