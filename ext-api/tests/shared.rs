@@ -123,6 +123,29 @@ fn an_entry_expires_and_the_oldest_is_evicted() {
 }
 
 #[test]
+fn something_is_evicted_for_as_long_as_there_is_something() {
+    // A few entries in many buckets.
+    let map = Map::new(1 << 20).unwrap();
+    for key in 0..3u64 {
+        map.insert(&key.to_le_bytes(), b"value", 0).unwrap();
+    }
+    let evicted = [1u64 << 10, 1 << 30, 1 << 50].map(|random| map.evict(random, 4).unwrap() > 0);
+    assert_eq!((evicted, map.evict(7, 4)), ([true; 3], Ok(0)));
+    // Two that want the same ones.
+    const EACH: u64 = if cfg!(miri) { 20 } else { 5_000 };
+    let map = Map::new(8).unwrap();
+    for key in 0..2 * EACH {
+        map.insert(&key.to_le_bytes(), b"value", 0).unwrap();
+    }
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..EACH).for_each(|_| assert!(map.evict(1, 4).unwrap() > 0)));
+        }
+    });
+    assert_eq!((map.stats().entries, map.evict(1, 4)), (0, Ok(0)));
+}
+
+#[test]
 fn words_are_kept_and_begin_at_zero() {
     let map = Map::new(10).unwrap();
     use std::sync::atomic::Ordering::Relaxed;

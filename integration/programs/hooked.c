@@ -82,6 +82,13 @@ int main(void) {
     kill(getpid(), SIGUSR1);
     check("put back", count[SIGUSR1], 101);
     check("put back, observed", figure(32 + SIGUSR1), 101);
+    pid_t sender = fork();
+    if (!sender) {
+        kill(getppid(), SIGUSR1);
+        _exit(0);
+    }
+    while (wait(NULL) < 0) continue;
+    check("put back, sender", figure(6), sender);
 
     /* A call that waits fails with EINTR, unless the program asked for the other. */
     int ends[2];

@@ -49,6 +49,31 @@ fn kv_cache() {
 }
 
 #[test]
+fn the_limit_of_a_cache_holds_for_entries_of_any_size() {
+    let script = "
+import json, sbx
+box = sbx.current()
+put, large = box.handler('kv.put'), bytes(7 << 20)
+stats = lambda: json.loads(box.call('kv.stats'))
+for key in range(80000): put(b'%016d' % key, bytes(80), 0)
+try: put(b'large', large, 0)
+except sbx.Failed as error: print(error)
+put(b'large', large, 0)
+print(len(box.call('kv.get', b'large')), stats()['bytes'] <= 8 << 20)
+# A few entries in a table that has room for many.
+put(b'other', large, 0)
+print(stats()['bytes'] <= 8 << 20)
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--config", "limit=8M", "--ext"]).arg(built("libkv_cache.so"));
+    command.args(["--", "/usr/bin/python3", "-c", script]);
+    command.env("PYTHONPATH", root().join("ext-api/python"));
+    let ended = run(&mut command);
+    let said = "65536 entries made no room for 7340048 bytes; put it again\n7340032 True\nTrue\n";
+    assert_eq!(ended.stdout, said, "{}", ended.stderr);
+}
+
+#[test]
 fn rate_limit() {
     follow("rate-limit");
     for (config, named) in
@@ -157,6 +182,102 @@ fn compressed_files_are_mapped() {
     assert!(ended.status == 1 && ended.stderr.contains("it is cut off"), "{}", ended.stderr);
     let ended = inside(&[caller, "cat", original]);
     assert!(ended.status == 1 && ended.stderr.contains("no packed file"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_path_of_a_compressed_file_may_lead_elsewhere_and_what_is_mapped_is_for_reading() {
+    let folder = integration::Scratch::new("pager-paths");
+    let caller = built("pager-caller");
+    for name in ["A", "B"] {
+        std::fs::create_dir_all(folder.0.join(name)).expect("a scratch folder");
+        let [original, packed] = ["x", "packed"].map(|file| folder.0.join(name).join(file));
+        std::fs::write(&original, name.repeat(100_000)).expect("a scratch file");
+        let ended = run(Command::new(&caller).arg("pack").args([original, packed]));
+        assert_eq!(ended.status, 0, "{}", ended.stderr);
+    }
+    let script = "
+import ctypes, os, sbx, sys
+box = sbx.current()
+def view(path):
+    at = box.call('pager.map', path)
+    return (ctypes.c_char * box.call('pager.len', at)).from_address(at)
+os.chdir(sys.argv[1] + '/A')
+first = view('packed')
+os.chdir('../B')
+print(first[0], view('packed')[0])
+os.replace('packed', '../A/packed')
+print(view('../A/packed')[99999], first[99999])
+# To where a block is filled, and to where none is.
+for at in (0, 70000):
+    child = os.fork()
+    if not child:
+        first[at] = b'x'
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+os.mkfifo('fifo')
+try: view('fifo')
+except sbx.Failed as error: print(error)
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.arg("run").arg("--ext").arg(built("libpager.so"));
+    command.args(["--", "/usr/bin/python3", "-c", script, folder.text()]);
+    command.env("PYTHONPATH", root().join("ext-api/python"));
+    let ended = run(&mut command);
+    let said = "b'A' b'B'\nb'B' b'A'\n11\n11\nfifo: it is no file\n";
+    assert_eq!(ended.stdout, said, "{}", ended.stderr);
+}
+
+#[test]
+fn processes_of_the_cpu_manager_that_end_are_forgotten() {
+    let script = "
+import os, sbx, time
+box = sbx.current()
+def child(first=lambda: None):
+    pid = os.fork()
+    if not pid:
+        first()
+        while True: time.sleep(1)
+    return pid
+def end(pid):
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+def until(done):
+    since = time.time()
+    while not done() and time.time() - since < 10: time.sleep(0.01)
+    return done()
+def has_nice(value):
+    return until(lambda: os.getpriority(os.PRIO_PROCESS, other) == value)
+def add_late_task():
+    box.call('manager.add_task', 0, 100000000, 50000000)
+    began = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - 50000000
+    return child(lambda: box.call('manager.progress', 0, began, 0))
+def add(pid):
+    try: box.call('manager.add_other', pid)
+    except sbx.Failed: return False
+    return True
+other = child()
+add(other)
+box.call('manager.manage_in_context', True)
+task = add_late_task()
+print(has_nice(19))
+end(task)
+print(has_nice(0))
+task = add_late_task()
+print(has_nice(19))
+box.call('manager.forget')
+print(has_nice(0))
+for pid in (task, other): end(pid)
+for _ in range(100):
+    other = child()
+    if not until(lambda: add(other)): print('no room')
+    end(other)
+";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.arg("run").arg("--ext").arg(built("libcpu_manager.so"));
+    command.args(["--", "/usr/bin/python3", "-c", script]);
+    command.env("PYTHONPATH", root().join("ext-api/python"));
+    let ended = run(&mut command);
+    assert_eq!(ended.stdout, "True\n".repeat(4), "{}", ended.stderr);
 }
 
 #[test]

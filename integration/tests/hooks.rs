@@ -115,6 +115,50 @@ fn a_start_an_exec_and_an_end_with_its_status_are_told() {
 }
 
 #[test]
+fn the_end_of_a_process_that_was_killed_before_it_joined_is_told() {
+    let sandbox = watched("killed-early");
+    let script = "
+before = [figure(which) for which in (12, 5)]
+for turn in range(50):
+    child = os.fork()
+    if not child:
+        while True: time.sleep(1)
+    time.sleep(turn % 5 * 0.0002)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+told = lambda: [figure(which) - was for which, was in zip((12, 5), before)]
+since = time.time()
+while told() != [50, 50] and time.time() - since < 10: time.sleep(0.01)
+print(told())
+";
+    assert_eq!(scripted(&sandbox, script), "[50, 50]\n");
+}
+
+#[test]
+fn who_attaches_is_told_of_with_its_children_as_often_as_their_ends() {
+    let sandbox = watched("attached");
+    let script = "
+import os, sbx, sys
+box = sbx.attach(sys.argv[1])
+for _ in range(5):
+    child = os.fork()
+    if not child:
+        box.call('watcher.own_calls')
+        os._exit(0)
+    os.waitpid(child, 0)
+";
+    for _ in 0..2 {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", script, &sandbox.name]);
+        command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+        let ended = integration::run(&mut command);
+        assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+    }
+    reaches(&sandbox, 5, 12);
+    assert_eq!([3, 12, 5].map(|which| figure(&sandbox, which)), [2, 10, 12]);
+}
+
+#[test]
 fn signals_are_seen_by_hooks_and_by_programs_as_ever() {
     let sandbox = watched("signals");
     sandbox.load(&built("libledger.so"));
@@ -406,6 +450,29 @@ for child in children:
     os.waitpid(child, 0)
 ";
     assert_eq!(scripted(&sandbox, script), "5 False\n");
+}
+
+#[test]
+fn a_timer_for_all_that_comes_again_fills_no_mailbox() {
+    let sandbox = watched("for-all-again");
+    // The child looks at no event until it is told to.
+    let script = "
+(ready, tell), (go, let) = os.pipe(), os.pipe()
+child = os.fork()
+if not child:
+    os.write(tell, b'x')
+    os.read(go, 1)
+    print(box.wait(0), flush=True)
+    os._exit(0)
+os.read(ready, 1)
+often = timer(1000000, 0, 1000000, 0, 3, 0, timed, 0, 0)
+while figure(16) < 400: box.wait(0.01)
+print(box.call('libos.cancel', often), box.post('watcher.forget', pid=child), flush=True)
+os.write(let, b'x')
+os.waitpid(child, 0)
+";
+    // One of the timer's, and that which was posted.
+    assert_eq!(scripted(&sandbox, script), "True 1\n2\n");
 }
 
 #[test]

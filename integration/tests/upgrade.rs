@@ -1,8 +1,11 @@
 //! Another version of an extension takes its place, with its state.
 
+use std::io::BufRead;
 use std::process::{Child, Command, Stdio};
 
-use integration::{Sandbox, Scratch, built, full, launcher};
+use integration::{Sandbox, Scratch, built, full, launcher, talk_with};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn path(name: &str) -> String {
     built(name).to_str().expect("a UTF-8 path").to_owned()
@@ -95,6 +98,32 @@ fn what_cannot_be_upgraded_stays() {
     assert!(holder.wait().expect("it was started").success());
     assert_eq!(upgrade(&ledger, &[]), "");
     assert_eq!(sandbox.call(&["ledger.count"]).stdout, "4\n");
+}
+
+#[test]
+fn a_snapshot_waits_for_no_upcall_of_a_process_that_has_been_killed() {
+    let file = Scratch::new("snapshot-killed");
+    let sandbox = Sandbox::up("snapshot-killed");
+    sandbox.load(&built("libledger.so"));
+    let script = "import os, sbx\nbox = sbx.current()\nprint(os.getpid(), flush=True)\n\
+                  box.call('ledger.linger', 4500000)";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["run", "--sandbox", &sandbox.name, "--", "/usr/bin/python3", "-c", script]);
+    command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+    let (mut inside, mut lines) = talk_with(&mut command);
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("it writes");
+    let pid = Pid::from_raw(line.trim().parse().expect("its pid"));
+    let moment = std::time::Duration::from_millis(200);
+    std::thread::sleep(moment);
+    let ended = std::thread::scope(|scope| {
+        let snapshot = scope.spawn(|| launcher(&["snapshot", &sandbox.name, file.text()]));
+        std::thread::sleep(moment);
+        kill(pid, Signal::SIGKILL).expect("it is there");
+        snapshot.join().expect("no panic")
+    });
+    assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+    let _ = inside.wait();
 }
 
 #[test]

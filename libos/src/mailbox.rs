@@ -16,7 +16,7 @@
 //! killed between claim and publish is not posted; one whose taker is killed behind the take is
 //! gone with it.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Words that an event carries.
 pub const EVENT_WORDS: usize = 4;
@@ -168,6 +168,25 @@ impl<const N: usize> Mailbox<N> {
         seen == turn(lap, FREE) || is_behind(lap_of(seen), lap)
     }
 
+    /// Does an event wait of which `is` holds? One that is being put in or taken out meanwhile may count or not.
+    pub fn holds(&self, is: impl Fn(&Event) -> bool) -> bool {
+        let head = self.head.0.load(Ordering::Acquire);
+        for position in head..head + N as u64 {
+            let (cell, lap) = self.cell(position);
+            let seen = cell.turn.load(Ordering::Acquire);
+            if seen == turn(lap, FREE) || is_behind(lap_of(seen), lap) {
+                return false;
+            }
+            let event = cell.read();
+            fence(Ordering::Acquire);
+            let is_whole = seen as u32 == FULL && cell.turn.load(Ordering::Relaxed) == seen;
+            if is_whole && is(&event) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Events that were ever put in, and taken out, about.
     #[must_use]
     pub fn counts(&self) -> [u64; 2] {
@@ -307,6 +326,10 @@ mod tests {
                         };
                         prop_assert_eq!(mailbox.pop(|claimant| claimant != 9), expected);
                     }
+                }
+                for number in 1..next {
+                    let waits = model.contains(&Some(number));
+                    prop_assert_eq!(mailbox.holds(|it| *it == event(number)), waits);
                 }
             }
         }

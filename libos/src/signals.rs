@@ -78,6 +78,9 @@ pub struct SignalTable {
     /// Of these, the ones that the kernel has the application's own action for at present: it
     /// ignores them, in ways that only the kernel can.
     pub released: u64,
+    /// And the ones of which the application has put back libos's handler, with flags and a mask of its own: libos sets
+    /// these right when the next one comes.
+    pub put_back: u64,
     /// Address of libos's handler.
     pub handler: u64,
     /// Sites of system calls that lead to libos.

@@ -365,7 +365,7 @@ fn carry_out(
             supervisor.sandbox.unload(name).map(|()| Value::Null).map_err(text)
         }
         Request::Snapshot { file } => {
-            let written = supervisor.sandbox.snapshot(file);
+            let written = supervisor.snapshot(file);
             let written = written.map_err(|error| format!("{}: {error}", file.display()))?;
             Ok(json!({ "extensions": written }))
         }

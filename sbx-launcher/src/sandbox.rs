@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "writes the tables through the supervisor's aliases")]
 
 use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use ext_api::limits::{
 };
 use libos::arena::Arena;
 use libos::bare::is_bare;
-use libos::data::{Common, Joined};
+use libos::data::{Common, Joined, Process};
 use libos::image::{Image, ImageError, Imports};
 use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 use libos::mailbox::{EVENT_WORDS, Taken};
@@ -63,6 +63,8 @@ pub enum SandboxError {
     Init(String),
     /// Something that has a limit is full, or a name is taken or unknown.
     Refused(String),
+    /// This process has ended in an upcall that was waited for.
+    Ended(u32),
 }
 
 impl fmt::Display for SandboxError {
@@ -72,6 +74,7 @@ impl fmt::Display for SandboxError {
             Self::Image(file, error) => write!(f, "{file}: {error}"),
             Self::Init(why) => write!(f, "the extension's init failed: {why}"),
             Self::Refused(why) => f.write_str(why),
+            Self::Ended(pid) => write!(f, "pid {pid} has ended inside of an upcall; try again"),
         }
     }
 }
@@ -144,6 +147,8 @@ pub struct Sandbox {
     pub kept: Option<u64>,
     /// What has happened to processes since the hooks ran last.
     pub happened: Vec<Happened>,
+    /// Processes that hooks were told of, and of whose end they are to be told.
+    told_of: HashSet<u32>,
     /// Handlers that policies ask, and about which calls.
     by_policy: Vec<(String, [u64; SET_WORDS])>,
     /// Local sockets of its programs go through the region.
@@ -273,6 +278,7 @@ impl Sandbox {
             changes: 0,
             kept: None,
             happened: Vec::new(),
+            told_of: HashSet::new(),
             by_policy: Vec::new(),
             carries_sockets: false,
             network_waits: ports::Waits::default(),
@@ -697,11 +703,19 @@ impl Sandbox {
         lost
     }
 
+    /// The process `pid` takes part from now on, or executes another program: hooks are told, and of its end, be that
+    /// before it has joined.
+    pub fn tell_of(&mut self, what: Hook, pid: u32, parent: u64) {
+        self.told_of.insert(pid);
+        self.happened.push(Happened { what, pid, words: [parent, 0] });
+    }
+
     /// Take back what the process `pid` held: it is dead.
     pub fn sweep(&mut self, pid: u32, status: i32) {
         pass(Point::SweepBegun);
         let common = self.common();
         let mut inside = false;
+        let mut unread = self.told_of.remove(&pid).then_some(0);
         let named = self.spaces.named(pid);
         let is_its =
             |claimed: u32, space: u64| claimed == named.pid && (space == 0 || space == named.space);
@@ -722,8 +736,12 @@ impl Sandbox {
             if is_its(seen.pid, process.pid_space.load(Ordering::Relaxed)) {
                 let lost = self.clear_inbox(row);
                 if process.joined.load(Ordering::Relaxed) != Joined::Worker as u32 {
-                    let (what, words) = (Hook::Exit, [status as u32 as u64, lost]);
-                    self.happened.push(Happened { what, pid, words });
+                    if unread.is_none() {
+                        // It has come and gone before anybody took notice.
+                        let (what, parent) = how_it_came(process);
+                        self.happened.push(Happened { what, pid, words: [parent, 0] });
+                    }
+                    unread = Some(unread.unwrap_or(0) + lost);
                 }
                 if lost != 0 {
                     let text = format!("sbx: pid {pid} ended before {lost} events reached it\n");
@@ -740,6 +758,10 @@ impl Sandbox {
                 self.ended.processes += 1;
             }
         }
+        if let Some(unread) = unread {
+            let words = [u64::from(status as u32), unread];
+            self.happened.push(Happened { what: Hook::Exit, pid, words });
+        }
         // Connections know who holds them by their pids alone.
         if common.rows().all(|row| common.process(row).claim.load().pid != named.pid) {
             self.take_sockets_back(named.pid);
@@ -748,6 +770,13 @@ impl Sandbox {
         self.leave_seat(pid, None);
         pass(Point::SweepDone);
     }
+}
+
+/// What hooks are told of a process that has joined, and its parent.
+pub(crate) fn how_it_came(process: &Process) -> (Hook, u64) {
+    let is_fork = process.joined.load(Ordering::Relaxed) == Joined::Fork as u32;
+    let what = if is_fork { Hook::Fork } else { Hook::Start };
+    (what, u64::from(process.parent.load(Ordering::Relaxed)))
 }
 
 /// A status for people.

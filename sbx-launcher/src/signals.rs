@@ -74,6 +74,9 @@ fn is_the_kernels(tid: i32, table: u64, signal: u64, new: u64) -> io::Result<boo
     let is_ignored =
         handler == libc::SIG_IGN as u64 || signal == libc::SIGCHLD as u64 && flags & NO_WAIT != 0;
     if handler == ours {
+        let put_back_at = at(std::mem::offset_of!(SignalTable, put_back));
+        let [put_back] = memory::read_words::<1>(tid, put_back_at)?;
+        memory::write_words(tid, put_back_at, &[put_back | bit])?;
         memory::write_words(tid, released_at, &[released & !bit])?;
     } else if is_ignored {
         memory::write_words(tid, released_at, &[released | bit])?;

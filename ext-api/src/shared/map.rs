@@ -417,18 +417,28 @@ impl Map {
     }
 
     /// Take out the entry that was used longest ago among `sample` or a few more, beginning
-    /// wherever `random` says. The bytes it had; 0 if nothing was found there.
+    /// wherever `random` says. The bytes it had; 0 if there is none at all.
     ///
     /// # Errors
     /// A bucket could not be had.
     pub fn evict(&self, random: u64, sample: usize) -> Result<u64, LockError> {
+        while let Some((index, word)) = self.oldest(random, sample) {
+            let len = self.take_out(index, word)?;
+            if len != 0 {
+                return Ok(len);
+            }
+        }
+        Ok(0)
+    }
+
+    /// The entry of [`Map::evict`]: its bucket, and the link to it. Without locks: what it finds may be gone already.
+    fn oldest(&self, random: u64, sample: usize) -> Option<(u64, u64)> {
         let age = self.age();
         let mut oldest: Option<(u8, u64, u64)> = None;
         let mut seen = 0;
         for step in 0..=self.mask {
             let index = random.wrapping_add(step) & self.mask;
-            let bucket = self.lock_at(index)?;
-            bucket.each(|link| {
+            for link in self.bucket(index).chain().flat_map(Bucket::entries) {
                 let word = link.load(Ordering::Relaxed);
                 if word != 0 {
                     let unused = age.wrapping_sub(age_of(word));
@@ -437,17 +447,20 @@ impl Map {
                         oldest = Some((unused, index, word));
                     }
                 }
-            });
-            if seen >= sample || step >= 1 << 16 {
+            }
+            if seen >= sample {
                 break;
             }
         }
-        let Some((_, index, word)) = oldest else { return Ok(0) };
+        oldest.map(|(_, index, word)| (index, word))
+    }
+
+    /// Take out the entry that `word` leads to; its bytes. 0 if another has taken or replaced it meanwhile.
+    fn take_out(&self, index: u64, word: u64) -> Result<u64, LockError> {
         let bucket = self.lock_at(index)?;
         bucket.raise_version();
         let mut taken = 0;
         bucket.each(|link| {
-            // Another may have replaced it meanwhile; then nothing is evicted.
             if taken == 0 && (link.load(Ordering::Relaxed) ^ word) & (TAG | ADDRESS) == 0 {
                 taken = link.swap(0, Ordering::Release);
             }

@@ -165,7 +165,11 @@ fn post_to(how: u64, target: u64, event: Event) -> (Status, u64) {
 
 /// Post as the server, which is in no upcall then.
 pub(crate) fn post_as_server(how: u64, target: u64, event: Event) -> Status {
-    send(sys::getpid() << KIND.count_ones() | SERVER_CLAIMANT, how, target, event).0
+    send(server_claimant(), how, target, event).0
+}
+
+fn server_claimant() -> Claimant {
+    sys::getpid() << KIND.count_ones() | SERVER_CLAIMANT
 }
 
 /// Is the one process that a post would go to there? True if it would go to no certain one.
@@ -187,24 +191,44 @@ fn send(own: Claimant, how: u64, target: u64, event: Event) -> (Status, u64) {
         HOW_SERVER => {
             single(put(own, context::common().timers().server.load(Relaxed), event, urgent))
         }
-        HOW_ALL => {
-            let common = context::common();
-            let (mut status, mut count) = (Status::Ok, 0);
-            for row in common.rows() {
-                let Claimed { generation, pid } = common.process(row).claim.load();
-                if pid == 0 || common.process(row).joined.load(Relaxed) == 0 {
-                    continue;
-                }
-                match put(own, peer_of(row, generation), event, urgent) {
-                    Status::Ok => count += 1,
-                    Status::Full => status = Status::Full,
-                    _ => {}
-                }
-            }
-            (status, count)
-        }
+        HOW_ALL => put_in_each(|peer| put(own, peer, event, urgent)),
         _ => (Status::BadArgs, 0),
     }
+}
+
+/// Do `put` for each process that takes part; [`Status::Full`] if it found no room somewhere, and how many have it.
+fn put_in_each(put: impl Fn(u64) -> Status) -> (Status, u64) {
+    let common = context::common();
+    let (mut status, mut count) = (Status::Ok, 0);
+    for row in common.rows() {
+        let Claimed { generation, pid } = common.process(row).claim.load();
+        if pid == 0 || common.process(row).joined.load(Relaxed) == 0 {
+            continue;
+        }
+        match put(peer_of(row, generation)) {
+            Status::Ok => count += 1,
+            Status::Full => status = Status::Full,
+            _ => {}
+        }
+    }
+    (status, count)
+}
+
+/// Post as the server to each process for which `event` does not wait already: it comes again and again, and is not to
+/// fill the mailbox of one that does not look.
+pub(crate) fn post_once_to_each(how: u64, event: Event) -> Status {
+    let (own, urgent) = (server_claimant(), how & HOW_URGENT != 0);
+    let is_it = |other: &Event| (other.handle, other.words) == (event.handle, event.words);
+    let (status, count) = put_in_each(|peer| {
+        let Some((row, pid)) = live(peer) else { return Status::Gone };
+        let inbox = context::common().inbox(row);
+        if !inbox.mail.holds(|other| other.to == peer && is_it(other)) {
+            return put(own, peer, event, urgent);
+        }
+        tell(row, pid, inbox, urgent);
+        Status::Ok
+    });
+    if count != 0 { Status::Ok } else { status }
 }
 
 pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> Status {
@@ -218,6 +242,12 @@ pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> S
             return Status::Full;
         }
     }
+    tell(row, pid, inbox, urgent);
+    if is_in { Status::Ok } else { Status::Full }
+}
+
+/// Tell the process `pid` that there are events for it.
+fn tell(row: usize, pid: u32, inbox: &Inbox, urgent: bool) {
     let is_told = match inbox.bell.ring() {
         // Who said that it sleeps may have ended since, or have jumped out of its sleep.
         Wake::Sleeper => wake(inbox),
@@ -227,7 +257,6 @@ pub(crate) fn put(own: Claimant, peer: u64, mut event: Event, urgent: bool) -> S
     if urgent && !is_told && start::shares_pids(row) && inbox.bell.may_signal() {
         signal(inbox, pid);
     }
-    if is_in { Status::Ok } else { Status::Full }
 }
 
 /// Is the thread still there that said that it looks? It is said of that of another pid namespace.

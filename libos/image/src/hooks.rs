@@ -55,16 +55,18 @@ pub(crate) fn offer(signal: i32, info: &Info, user: &mut UserContext) -> bool {
     if known.is_some_and(|context| is_in_room(context, user.regs.rsp as usize)) {
         return hold(signal, info, user);
     }
-    match upcalls_here(&own, tid, user, |_| ask(signal, info)) {
+    let fault_code = user.regs.fault_code();
+    match upcalls_here(&own, tid, user, |_| ask(signal, info, fault_code)) {
         Some(taken) => taken,
         None => known.is_some_and(|context| defer(context, signal, info, user)),
     }
 }
 
-fn ask(signal: i32, info: &Info) -> bool {
+fn ask(signal: i32, info: &Info, fault_code: u64) -> bool {
     let sender = info.address & u64::from(u32::MAX);
-    let from = if is_fault(signal) && info.code > 0 { info.address } else { sender };
-    let words = [signal as u64, from, info.code as u64, info.value];
+    let is_own = is_fault(signal) && info.code > 0;
+    let (from, value) = if is_own { (info.address, fault_code) } else { (sender, info.value) };
+    let words = [signal as u64, from, info.code as u64, value];
     hook_table().signals[signal as usize]
         .iter()
         .map(|hook| hook.load(Acquire))

@@ -63,6 +63,7 @@ pub(crate) struct Info {
     pub(crate) address: u64,
     /// Value of a queued signal.
     pub(crate) value: u64,
+    rest: [u64; 12],
 }
 
 /// `stack_t`.
@@ -128,6 +129,8 @@ pub(crate) fn take_over(armed: u64) {
     // SAFETY: as above.
     unsafe { (&raw mut (*table()).released).write(released) };
     // SAFETY: as above.
+    unsafe { (&raw mut (*table()).put_back).write(0) };
+    // SAFETY: as above.
     unsafe { (&raw mut (*table()).armed).write(armed) };
 }
 
@@ -156,6 +159,24 @@ pub(crate) fn install(signal: i32, action: &Action) {
     let kernels = if signal == SIGCHLD { with_childrens } else { kernels };
     // SAFETY: our handler, which is made for it, or none.
     let _ = unsafe { sys::sigaction(signal, &raw const kernels, core::ptr::null_mut()) };
+}
+
+/// Has the program put back libos's handler since as if it were its own? Then that is the kernel's action as libos wants it
+/// from now on.
+fn set_right(signal: i32) -> bool {
+    // SAFETY: our private table.
+    let put_back = unsafe { &raw mut (*table()).put_back };
+    // SAFETY: as above; the supervisor writes it while a thread waits for its sigaction.
+    let seen = unsafe { put_back.read_volatile() };
+    if seen >> signal & 1 == 0 {
+        return false;
+    }
+    // SAFETY: as above; `signal` is one that is hooked, which fit.
+    let action = unsafe { (&raw const (*table()).actions[signal as usize]).read_volatile() };
+    install(signal, &action);
+    // SAFETY: as above.
+    unsafe { put_back.write_volatile(seen & !(1 << signal)) };
+    true
 }
 
 /// Is this the signal of an instruction that failed?
@@ -195,6 +216,12 @@ pub(crate) unsafe extern "C" fn sbx_on_signal(
     user: *mut UserContext,
     jump: *mut Jump,
 ) -> bool {
+    if set_right(signal) {
+        let unknown =
+            Info { signal, errno: 0, code: 0, pad: 0, address: 0, value: 0, rest: [0; 12] };
+        // SAFETY: room in the frame, where without SA_SIGINFO the kernel writes nothing.
+        unsafe { info.cast_mut().write(unknown) };
+    }
     // SAFETY: by contract.
     let (info, user, jump) = unsafe { (&*info, &mut *user, &mut *jump) };
     if arch::mend_gate(&mut user.regs) {
@@ -539,5 +566,5 @@ unsafe fn move_frame(jump: &mut Jump, user: &UserContext) {
     jump.frame = frame;
 }
 
-const _: () = assert!(size_of::<UserContext>() == 304);
+const _: () = assert!(size_of::<UserContext>() == 304 && size_of::<Info>() == 128);
 const _: () = assert!(KEPT_OFFSET + size_of::<SignalTable>() <= NAME_OFFSET);

@@ -304,6 +304,7 @@ fn send(id: TimerId, timer: &Timer) -> Status {
             all().cancel(id);
             Status::Ok
         }
+        HOW_ALL => events::post_once_to_each(how, event),
         _ => events::post_as_server(how, target, event),
     }
 }

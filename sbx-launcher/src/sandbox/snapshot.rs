@@ -110,12 +110,16 @@ impl<T: Read> Summed<T> {
 }
 
 impl Sandbox {
-    /// Write the state of all extensions to `file`. Calls wait meanwhile.
+    /// Write the state of all extensions to `file`. Calls wait meanwhile. `has_ended` says so of the pid of a process.
     ///
     /// # Errors
-    /// An upcall does not end, an extension is not live, or the file cannot be written; no file is
-    /// left then.
-    pub fn snapshot(&self, file: &Path) -> Result<usize, SandboxError> {
+    /// An upcall does not end, or its process has ended in it, an extension is not live, or the file cannot be written; no
+    /// file is left then.
+    pub fn snapshot(
+        &self,
+        file: &Path,
+        has_ended: impl Fn(u32) -> bool,
+    ) -> Result<usize, SandboxError> {
         if let Some(other) = self.loaded.iter().find(|known| known.life != Life::Live) {
             return Err(SandboxError::Refused(format!("{} is not live; try again", other.name)));
         }
@@ -130,7 +134,8 @@ impl Sandbox {
         }
         super::global_barrier();
         let partial = partial(&file);
-        let result = self.drain().and_then(|()| self.write_snapshot(&partial).map_err(kernel));
+        let result =
+            self.drain(has_ended).and_then(|()| self.write_snapshot(&partial).map_err(kernel));
         for known in &all {
             let slot = known.room.map_or(0, |room| room.slot);
             for handler in &known.handlers {
@@ -145,7 +150,7 @@ impl Sandbox {
     }
 
     /// Wait until no upcall is open but those that wait themselves.
-    fn drain(&self) -> Result<(), SandboxError> {
+    fn drain(&self, has_ended: impl Fn(u32) -> bool) -> Result<(), SandboxError> {
         let mut open = self.open_upcalls();
         let start = Instant::now();
         loop {
@@ -154,8 +159,11 @@ impl Sandbox {
                 self.still_open(one) && !waits()
             });
             let Some(&(context, _)) = open.first() else { return Ok(()) };
+            let pid = self.common().claim(context).load().pid;
+            if has_ended(pid) {
+                return Err(SandboxError::Ended(pid));
+            }
             if start.elapsed() > PATIENCE {
-                let pid = self.common().claim(context).load().pid;
                 let why = format!("an upcall of pid {pid} does not end; try again");
                 return Err(SandboxError::Refused(why));
             }

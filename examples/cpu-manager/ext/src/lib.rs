@@ -23,17 +23,21 @@ pub mod manager {
     const PLAN_PERCENT: u64 = 75;
     /// Nice value of the others while a task is behind.
     const NICE: i32 = 19;
+    /// No nice value: what it is is not known.
+    const UNKNOWN: i32 = i32::MAX;
 
     /// A periodic task.
     #[derive(Debug, Default)]
     struct Task {
         period_ns: AtomicU64,
         need_ns: AtomicU64,
-        /// When its period began, and how much of its work is done since.
+        /// When its period began, or 0 before it has reported, and how much of its work is done since.
         released_ns: AtomicU64,
         done_ns: AtomicU64,
         periods: AtomicU64,
         violations: AtomicU64,
+        /// The process that has reported last.
+        pid: AtomicU32,
     }
 
     /// A program that is in the way of tasks.
@@ -77,6 +81,7 @@ pub mod manager {
         for word in [&task.periods, &task.violations, &task.released_ns, &task.done_ns] {
             word.store(0, Relaxed);
         }
+        task.pid.store(0, Relaxed);
         task.need_ns.store(need_ns, Relaxed);
         task.period_ns.store(period_ns, Relaxed);
         Ok(())
@@ -85,28 +90,50 @@ pub mod manager {
     /// The process `pid` is in the way of tasks.
     #[handler]
     fn add_other(state: &State, pid: u64) -> Result<(), String> {
-        let free = state
-            .others
-            .iter()
-            .find(|other| other.pid.compare_exchange(0, pid as u32, Relaxed, Relaxed).is_ok());
-        free.map(|_| ()).ok_or_else(|| format!("{OTHERS_MAX} others are known already"))
+        let is_known = |other: &Other| other.pid.load(Relaxed) == pid as u32;
+        let take =
+            |other: &Other| other.pid.compare_exchange(0, pid as u32, Relaxed, Relaxed).is_ok();
+        let found = state.others.iter().any(is_known) || state.others.iter().any(take);
+        found.then_some(()).ok_or_else(|| format!("{OTHERS_MAX} others are known already"))
     }
 
-    /// Forget tasks and others.
+    /// Forget tasks and others, which are as nice as ever.
     #[handler]
     fn forget(state: &State) {
         state.tasks.iter().for_each(|task| task.need_ns.store(0, Relaxed));
         for other in &state.others {
-            other.pid.store(0, Relaxed);
-            other.nice.store(0, Relaxed);
+            let (pid, nice) = (other.pid.swap(0, Relaxed), other.nice.swap(0, Relaxed));
+            if pid != 0 && nice != 0 {
+                set_nice(pid, 0);
+            }
         }
         state.changes.store(0, Relaxed);
+    }
+
+    /// A process has ended: its tasks are behind no more, and its pid will be another one's.
+    #[on(process = "exit")]
+    fn gone(state: &State, pid: u64) {
+        let is_gone = |word: &AtomicU32| word.load(Relaxed) == pid as u32;
+        for task in state.tasks.iter().filter(|task| is_gone(&task.pid)) {
+            task.need_ns.store(0, Relaxed);
+        }
+        for other in &state.others {
+            if is_gone(&other.pid) {
+                other.nice.store(0, Relaxed);
+                other.pid.store(0, Relaxed);
+            } else if other.pid.load(Relaxed) != 0 {
+                // It may have been killed between a change and the note of it.
+                other.nice.store(UNKNOWN, Relaxed);
+            }
+        }
+        adapt_to(state, Cx::now_ns());
     }
 
     /// A task says how far it is. This is where the manager runs, if it runs in the tasks' context.
     #[handler]
     fn progress(state: &State, index: u64, released_ns: u64, done_ns: u64) -> Result<(), String> {
         let task = task(state, index)?;
+        task.pid.store(Cx::pid(), Relaxed);
         task.released_ns.store(released_ns, Relaxed);
         task.done_ns.store(done_ns, Relaxed);
         if state.in_context.load(Relaxed) {
@@ -150,12 +177,13 @@ pub mod manager {
     fn adapt_to(state: &State, now: u64) {
         let is_behind = |task: &Task| {
             let (need, done) = (task.need_ns.load(Relaxed), task.done_ns.load(Relaxed));
-            let since = now.saturating_sub(task.released_ns.load(Relaxed));
+            let released = task.released_ns.load(Relaxed);
+            let since = now.saturating_sub(released);
             let period = task.period_ns.load(Relaxed).max(1);
             // To be through before the end of the period: what is late cannot be mended.
             let time = period / 100 * PLAN_PERCENT;
             let planned = u128::from(need) * u128::from(since.min(time)) / u128::from(time.max(1));
-            done < need && planned as u64 > done + BEHIND_NS
+            released != 0 && done < need && planned as u64 > done + BEHIND_NS
         };
         let nice = if state.tasks.iter().any(is_behind) { NICE } else { 0 };
         // This may run in one of the others, which may have to wait for long once it is nice, and would
@@ -167,11 +195,15 @@ pub mod manager {
                 continue;
             }
             state.changes.fetch_add(1, Relaxed);
-            // SAFETY: takes numbers only.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, nice) };
+            set_nice(pid, nice);
             // Not before it is so: whoever does this may have to wait for a CPU in between.
             other.nice.store(nice, Relaxed);
         }
+    }
+
+    fn set_nice(pid: u32, nice: i32) {
+        // SAFETY: takes numbers only.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, nice) };
     }
 
     /// Of all tasks: 0 periods, 1 those that ended too late, 2 how often the policy changed something.

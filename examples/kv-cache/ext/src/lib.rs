@@ -13,8 +13,8 @@ pub mod kv {
 
     /// Entries looked at to find one that was not used for long.
     const SAMPLE: usize = 12;
-    /// Attempts to make room for one entry.
-    const EVICTIONS_MAX: usize = 4096;
+    /// Entries that make room for one at most: a tenth of the budget.
+    const EVICTIONS_MAX: usize = 1 << 16;
 
     /// What all processes share.
     #[derive(Debug)]
@@ -78,11 +78,12 @@ pub mod kv {
             ms => Cx::now_ns().saturating_add(ms.saturating_mul(1_000_000)),
         };
         let mut turn = 0;
-        while cache.map.stats().bytes + len > cache.limit
-            && turn < EVICTIONS_MAX
-            && cache.evict()?
-        {
+        // If there is nothing to evict, the count is too high: a kill may leave it so.
+        while cache.map.stats().bytes + len > cache.limit && cache.evict()? {
             turn += 1;
+            if turn == EVICTIONS_MAX {
+                return Err(format!("{turn} entries made no room for {len} bytes; put it again"));
+            }
         }
         loop {
             match cache.map.insert(key, value, expires) {

@@ -10,6 +10,9 @@ pub mod packed;
 /// The extension `pager`.
 #[extension(name = "pager", heap = "256M", budget = "1s", kill_safe)]
 pub mod pager {
+    use std::fs::{Metadata, OpenOptions};
+    use std::io::Read;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
     use std::ptr::null_mut;
 
     use ext_api::prelude::*;
@@ -20,12 +23,22 @@ pub mod pager {
     /// Files that are known, and mappings, at one time.
     const FILES_MAX: usize = 256;
     const MAPPINGS_MAX: usize = 4096;
+    /// What the processor says of a fault that was no attempt to read: to write, to execute.
+    const NO_READ: u64 = 2 | 16;
 
     /// A packed file, for good.
-    #[derive(Debug, Clone, Copy)]
+    #[derive(Debug)]
     struct File {
-        path: &'static str,
+        version: Version,
         packed: &'static Packed,
+    }
+
+    /// Which file, and which bytes of it: a path may lead to another one later, or from elsewhere.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Version {
+        file: [u64; 2],
+        changed: [i64; 2],
+        len: u64,
     }
 
     /// A file in the memory of a process.
@@ -59,7 +72,10 @@ pub mod pager {
     }
 
     /// As `lock.write()`, when its holder may have been killed.
-    fn change<T, R>(lock: &RwLock<Vec<T>>, work: impl Fn(&mut Vec<T>) -> R) -> Result<R, String> {
+    fn change<T, R>(
+        lock: &RwLock<Vec<T>>,
+        mut work: impl FnMut(&mut Vec<T>) -> R,
+    ) -> Result<R, String> {
         match lock.write() {
             Err(LockError::Broken { .. }) => {
                 lock.recover(|_| ()).map_err(text)?;
@@ -80,26 +96,7 @@ pub mod pager {
     /// Map a packed file into the calling process; its address. Nothing is read from it yet.
     #[handler]
     fn map(state: &State, path: &str) -> Result<u64, String> {
-        let known = list(&state.files, |file| file.path == path)?;
-        let packed = match known.first() {
-            Some(file) => file.packed,
-            None => {
-                let bytes = std::fs::read(path).map_err(|error| format!("{path}: {error}"))?;
-                let packed = Packed::parse(bytes).map_err(|why| format!("{path}: {why}"))?;
-                let file = File { path: path.to_owned().leak(), packed: Box::leak(packed.into()) };
-                let kept = change(&state.files, |files| {
-                    let room = files.len() < FILES_MAX;
-                    if room {
-                        files.push(file);
-                    }
-                    room
-                })?;
-                if !kept {
-                    return Err(format!("{FILES_MAX} files are mapped already"));
-                }
-                file.packed
-            }
-        };
+        let packed = packed(state, path).map_err(|why| format!("{path}: {why}"))?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: new memory wherever the kernel likes.
         let at = unsafe { libc::mmap(null_mut(), packed.span(), libc::PROT_NONE, flags, -1, 0) };
@@ -114,6 +111,44 @@ pub mod pager {
             return Err(format!("{MAPPINGS_MAX} mappings are in use"));
         }
         Ok(at as u64)
+    }
+
+    /// What the file holds, which is read if it is not known. Whoever asks for it meanwhile waits.
+    fn packed(state: &State, path: &str) -> Result<&'static Packed, String> {
+        // One that is no file may have nothing to say for long.
+        let at_once = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let mut file = at_once.map_err(text)?;
+        let about = file.metadata().map_err(text)?;
+        if !about.is_file() {
+            return Err("it is no file".into());
+        }
+        let version = Version::of(&about);
+        let mut read = move || {
+            let mut bytes = Vec::with_capacity(about.len() as usize);
+            file.read_to_end(&mut bytes).map_err(text)?;
+            Packed::parse(bytes)
+        };
+        change(&state.files, |files| {
+            if let Some(known) = files.iter().find(|file| file.version == version) {
+                return Ok(known.packed);
+            }
+            if files.len() == FILES_MAX {
+                return Err(format!("{FILES_MAX} files are known already"));
+            }
+            let packed = Box::leak(read()?.into());
+            files.push(File { version, packed });
+            Ok(packed)
+        })?
+    }
+
+    impl Version {
+        fn of(about: &Metadata) -> Self {
+            Self {
+                file: [about.dev(), about.ino()],
+                changed: [about.mtime(), about.mtime_nsec()],
+                len: about.len(),
+            }
+        }
     }
 
     fn this_process() -> Result<(u32, u64), String> {
@@ -191,7 +226,10 @@ pub mod pager {
 
     /// A page that is not there yet, or a program's error.
     #[on(signal = "SIGSEGV")]
-    fn fault(state: &State, _signal: u64, address: u64) -> bool {
+    fn fault(state: &State, _signal: u64, address: u64, _code: u64, access: u64) -> bool {
+        if access & NO_READ != 0 {
+            return false;
+        }
         let Ok(Some(mapping)) = mapping_at(state, address as usize) else { return false };
         let block = (address as usize - mapping.start) / mapping.packed.block_len();
         fill(&mapping, block).is_ok()

@@ -5,7 +5,7 @@
 //!             8                        8                  8 each
 //! ```
 //!
-//! A block whose packed form has the length of a block is stored as it is.
+//! A block whose packed form has the length of a block is stored as it is, the last one with zeros behind it.
 
 /// First bytes of a packed file.
 const MAGIC: [u8; 8] = *b"SBXpack1";
@@ -29,7 +29,7 @@ impl Packed {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(file: Vec<u8>) -> Result<Self, String> {
+    pub fn parse(mut file: Vec<u8>) -> Result<Self, String> {
         let word = |at: usize| {
             let bytes = file.get(at..at + 8).ok_or("it is cut off")?;
             Ok::<_, String>(u64::from_le_bytes(bytes.try_into().map_err(|_| "8 bytes")?) as usize)
@@ -46,12 +46,13 @@ impl Packed {
         let bytes_at = HEAD_LEN + table_len.ok_or("it is cut off")?;
         let ends: Vec<usize> =
             (0..blocks).map(|block| word(HEAD_LEN + block * 8)).collect::<Result<_, _>>()?;
-        let bytes = file.get(bytes_at..).ok_or("it is cut off")?.to_vec();
-        let in_order = ends.is_sorted() && ends.last().is_none_or(|&end| end == bytes.len());
+        let bytes_len = file.len() - bytes_at;
+        let in_order = ends.is_sorted() && ends.last().is_none_or(|&end| end == bytes_len);
         if !in_order || blocks == 0 {
             return Err("its table of blocks is bad".into());
         }
-        Ok(Self { len, block_len, ends, bytes })
+        file.drain(..bytes_at);
+        Ok(Self { len, block_len, ends, bytes: file })
     }
 
     /// Bytes of the original.
@@ -113,6 +114,7 @@ pub fn pack(original: &[u8], block_len: usize) -> Vec<u8> {
             bytes.extend(packed);
         } else {
             bytes.extend(block);
+            bytes.resize(bytes.len() + block_len - block.len(), 0);
         }
         ends.extend((bytes.len() as u64).to_le_bytes());
     }
@@ -127,9 +129,9 @@ mod tests {
     #[test]
     fn what_is_packed_comes_out_as_it_was() {
         let random = |seed: u64| (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8;
-        for len in [1usize, 4095, 4096, 4097, 100_000] {
+        for len in [1usize, 4090, 4095, 4096, 4097, 8190, 100_000] {
             let original: Vec<u8> =
-                (0..len).map(|at| if at % 9000 < 5000 { random(at as u64) } else { 7 }).collect();
+                (0..len).map(|at| if at % 9000 < 8192 { random(at as u64) } else { 7 }).collect();
             let packed = Packed::parse(pack(&original, 4096)).expect("it is whole");
             let mut out = vec![0; packed.span()];
             for (block, to) in out.chunks_mut(4096).enumerate() {

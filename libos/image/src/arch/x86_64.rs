@@ -456,6 +456,11 @@ impl Registers {
         is_user_segment(self.others[0])
     }
 
+    /// What the processor says of the fault that they are from.
+    pub(crate) const fn fault_code(&self) -> u64 {
+        self.others[1]
+    }
+
     /// Arguments of a system call that was about to be made.
     pub(crate) const fn call_args(&self) -> [u64; 6] {
         let [r8, r9, r10, ..] = self.r8_to_r15;
