@@ -152,8 +152,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             let Some(what) = self.next_for_process(known, seat) else { return };
             // What ends it is always told; the rest waits while the port has its share out.
             if what & Piece::END == 0 && self.is_at_its_share(known.port) {
-                self.is_pressed = true;
-                return self.retry_later(index);
+                return self.wait_for_the_share(index);
             }
             let Some(known) = self.connections.get_mut(index as usize) else { return };
             let piece = if what == 0 { known.pieces.pop_front() } else { self.empty_piece() };
