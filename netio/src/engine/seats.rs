@@ -2,7 +2,7 @@
 //! buffers by their names. A datagram goes to one of them in turn; a connection stays with the one that
 //! it was given to when it was accepted, and ends with it.
 
-use ext_api::pool::{Ask, Item, Outcome, Piece};
+use ext_api::pool::{Ask, Item, Outcome, Piece, Seat};
 
 use super::driver::Driver;
 use super::scarce::PIECES_MAX;
@@ -98,8 +98,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         for _ in 0..port.seats.len() {
             port.seats.rotate_left(1);
             let seat = port.seats.back().copied()?;
-            // One that takes nothing gets no more: the others go on.
-            if self.seated[seat as usize].is_some_and(|seated| seated.out < SEAT_SHARE) {
+            // One that takes nothing, or no more, gets no more: the others go on.
+            let is_shut = self.buffers.seat(seat as usize).is_none_or(Seat::is_shut);
+            if !is_shut && self.seated[seat as usize].is_some_and(|it| it.out < SEAT_SHARE) {
                 return Some(seat);
             }
         }
