@@ -535,6 +535,9 @@ fn calls_fail_when_they_are_told_to() {
     };
     let (ended, hits) = shell("rules=write:2:ENOSPC", "echo one; echo two; echo three");
     assert_eq!((ended.stdout.as_str(), hits.as_str()), ("one\nthree\n", "1"), "{}", ended.stderr);
+    // Each rule counts what the one before has failed: the second write is the shell's complaint about the first.
+    let (ended, _) = shell("rules=write:1:EIO+write:2:ENOSPC", "echo one; echo two; echo three");
+    assert_eq!(ended.stdout, "two\nthree\n", "{}", ended.stderr);
     // A program that is right goes on after each short transfer.
     let copy = "head -c 100000 /dev/urandom > a; cp a b; cmp a b && md5sum < a > c; md5sum -c - < \
                 <(sed 's/-/b/' c)";
