@@ -469,6 +469,27 @@ fn trace_prints_what_strace_prints() {
 }
 
 #[test]
+fn trace_and_its_command_write_to_one_file_and_over_nobody() {
+    let both = Scratch::new("trace-both");
+    let file = std::fs::File::create(&both.0).expect("a scratch file");
+    let says = "for n in 1 2 3; do echo says$n >&2; cd /; sleep 0.05; done";
+    let mut command = Command::new(built("sbx-launcher"));
+    command.args(["trace", "-e", "chdir", "--", "/bin/sh", "-c", says]).stderr(file);
+    assert!(command.status().expect("it starts").success());
+    let text = std::fs::read_to_string(&both.0).expect("both wrote it");
+    let is_whole =
+        |line: &str| line.starts_with("says") && line.len() == 5 || line.starts_with('[');
+    assert!(text.lines().all(is_whole), "{text}");
+    let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((count("says"), count("chdir(\"/\") = 0")), (3, 3), "{text}");
+    // A file that cannot be named to the extension is left as it is.
+    let kept = Scratch::new("trace,kept");
+    std::fs::write(&kept.0, "kept").expect("a scratch file");
+    assert_eq!(launcher(&["trace", "-o", kept.text(), "--", "/bin/true"]).status, 125);
+    assert_eq!(std::fs::read_to_string(&kept.0).expect("it is there"), "kept");
+}
+
+#[test]
 fn what_is_traced_is_written_when_trace_says_that_it_is() {
     use std::io::{Read, Write};
     use std::os::unix::fs::OpenOptionsExt;
@@ -525,6 +546,9 @@ fn calls_fail_when_they_are_told_to() {
     };
     let (ended, hits) = shell("rules=write:2:ENOSPC", "echo one; echo two; echo three");
     assert_eq!((ended.stdout.as_str(), hits.as_str()), ("one\nthree\n", "1"), "{}", ended.stderr);
+    // Each rule counts what the one before has failed: the second write is the shell's complaint about the first.
+    let (ended, _) = shell("rules=write:1:EIO+write:2:ENOSPC", "echo one; echo two; echo three");
+    assert_eq!(ended.stdout, "two\nthree\n", "{}", ended.stderr);
     // A program that is right goes on after each short transfer.
     let copy = "head -c 100000 /dev/urandom > a; cp a b; cmp a b && md5sum < a > c; md5sum -c - < \
                 <(sed 's/-/b/' c)";

@@ -1,6 +1,6 @@
 //! Ports that linked programs serve themselves.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -147,7 +147,8 @@ fn connections_are_read_in_place_and_end_as_they_should() {
     stream.get_mut().shutdown(Shutdown::Write).expect("shutdown");
     let mut line = String::new();
     serves.from.read_line(&mut line).expect("it says so");
-    assert_eq!(line, "rest 70000\n");
+    // What is written behind the end is an error, and does the rest no harm.
+    assert_eq!(line, "rest 70000, Err(BrokenPipe)\n");
     drop(stream);
     // Many at once; those that wait keep no buffer.
     let mut streams: Vec<_> = (0..200).map(|_| connect(serves.at)).collect();
@@ -213,6 +214,43 @@ fn tasks_are_served_at_the_same_time() {
         assert_eq!(stream.read_line(&mut String::new()).expect("an end"), 0);
     }
     until(&sandbox, "without a buffer out", no_buffer_is_out);
+}
+
+#[test]
+fn a_task_is_given_room_to_write_while_another_waits_to_read() {
+    let sandbox = Sandbox::up("end-split");
+    let serves = Serves::start(&sandbox, "split", "127.0.0.1:0");
+    for _ in 0..5 {
+        connect(serves.at).read_exact(&mut vec![0; 1_000_000]).expect("all of it");
+    }
+    until(&sandbox, "without a buffer out", no_buffer_is_out);
+}
+
+#[test]
+fn a_listener_that_is_dropped_leaves_the_next_connections_to_others() {
+    let sandbox = Sandbox::up("end-shut");
+    let mut once = Serves::start(&sandbox, "once", "127.0.0.1:0");
+    let mut kept = connect(once.at);
+    let own = ask(&mut kept, "mine");
+    let mut line = String::new();
+    once.from.read_line(&mut line).expect("it says so");
+    assert_eq!(line, "no more\n");
+    // Nobody serves the next one: it ends.
+    let end = connect(once.at).read_line(&mut line);
+    assert!(matches!(end, Ok(0)) || end.is_err_and(|it| it.kind() == ErrorKind::ConnectionReset));
+    let others = Serves::start(&sandbox, "tcp", &once.at.to_string());
+    // The worker hears of it soon.
+    until(&sandbox, "served by another", |_| {
+        let mut stream = connect(others.at);
+        let mut line = String::new();
+        let sent = stream.get_mut().write_all(b"first\n");
+        sent.and_then(|()| stream.read_line(&mut line)).is_ok_and(|len| len > 0)
+    });
+    for _ in 0..10 {
+        let said = ask(&mut connect(others.at), "mine");
+        assert!(said.ends_with(" mine") && said != own, "{said}");
+    }
+    assert_eq!(ask(&mut kept, "mine"), own);
 }
 
 #[test]

@@ -44,6 +44,13 @@ fn follow_in(place: &[&str], example: &str) {
 }
 
 #[test]
+fn those_that_print_the_same_always() {
+    for example in ["hello-upcall", "faults", "redirect", "pager"] {
+        follow(example);
+    }
+}
+
+#[test]
 fn kv_cache() {
     follow("kv-cache");
 }

@@ -1,8 +1,10 @@
 //! The launcher as its users meet it.
 
-use std::process::Command;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 
 use integration::{Sandbox, Scratch, built, launcher, run};
+use serde_json::Value;
 
 #[test]
 fn output_and_exit_status_are_the_commands_own() {
@@ -60,6 +62,32 @@ fn a_program_joins_whatever_bytes_its_name_is_of() {
         (0, "hello, rust (1)\ntotal 1\n"),
         "{ended:?}"
     );
+}
+
+#[test]
+fn ps_tells_a_name_whole_and_prints_it_on_one_line() {
+    let folder = Scratch::new("lines");
+    std::fs::create_dir(&folder.0).expect("a scratch folder");
+    let named = folder.0.join("two\n\x1blines");
+    std::fs::copy("/bin/cat", &named).expect("a copy");
+    let sandbox = Sandbox::up("name-lines");
+    let argv = ["run", "--sandbox", &sandbox.name, "--", named.to_str().expect("a UTF-8 path")];
+    let mut command = Command::new(built("sbx-launcher"));
+    let command = command.args(argv).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = command.spawn().expect("it starts");
+    // What it gives back it has joined before.
+    let (mut to, mut from) =
+        (running.stdin.take().expect("in"), running.stdout.take().expect("out"));
+    to.write_all(b"x").expect("write");
+    from.read_exact(&mut [0]).expect("read");
+    let [json, table] =
+        [&["ps", &sandbox.name, "--json"][..], &["ps", &sandbox.name]].map(launcher);
+    drop(to);
+    assert!(running.wait().expect("an end").success());
+    let json: Value = serde_json::from_str(&json.stdout).expect("JSON");
+    let names = json["participants"].as_array().expect("a list").iter().map(|it| &it["name"]);
+    assert!(names.into_iter().any(|name| name == "two\n\x1blines"), "{json}");
+    assert!(table.stdout.contains(" two??lines "), "{}", table.stdout);
 }
 
 #[test]

@@ -24,7 +24,7 @@
 //! With the feature `tokio`, connections are tokio's `AsyncRead` and `AsyncWrite`, and there are
 //! `UdpEndpoint::recv_async` and `TcpListener::accept_async`; a thread of netio's own then waits for all.
 //! The sandbox must have a name (`sbx-launcher up`). A buffer that is kept is not there for others: a
-//! stream that waits for bytes keeps none.
+//! stream that waits for bytes keeps none, but for one to write into that was asked for and not used.
 
 mod desk;
 #[cfg(feature = "tokio")]

@@ -736,7 +736,8 @@ fn participants(name: &str, json: bool) -> Result<i32> {
         "PID", "NAME", "PARENT", "STATE", "HOW", "CONTEXTS", "UPCALLS", "EVENTS"
     );
     for row in answer["participants"].as_array().into_iter().flatten() {
-        let text = |key: &str| row[key].as_str().unwrap_or("").to_owned();
+        // A name may have anything in it: an end of a line, or what a terminal obeys.
+        let text = |key: &str| row[key].as_str().unwrap_or("").replace(char::is_control, "?");
         let number = |key: &str| row[key].as_u64().unwrap_or(0);
         println!(
             "{:>8} {:<16} {:>8} {:<7} {:<6} {:>8} {:>12} {:>8}",

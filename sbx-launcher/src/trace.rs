@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::fstat;
 
 use crate::policy::Policy;
 use crate::run;
@@ -67,20 +70,40 @@ pub fn run(trace: Trace) -> Result<i32, Box<dyn std::error::Error>> {
 
 /// Where to write, by a name that every process of ours can open, and opened.
 fn output(out: Option<&Path>) -> Result<(String, File), String> {
-    let path = match out {
-        None => PathBuf::from("/proc/self/fd/2"),
-        Some(path) => {
-            let failed = |error| format!("{}: {error}", path.display());
-            File::create(path).map_err(failed)?;
-            std::path::absolute(path).map_err(failed)?
-        }
+    let Some(path) = out else {
+        share_the_end(std::io::stderr().as_fd());
+        return opened("/proc/self/fd/2".to_owned());
     };
-    let file = std::fs::OpenOptions::new().append(true).open(&path);
-    let file = file.map_err(|error| format!("{}: {error} (try --out FILE)", path.display()))?;
-    match path.to_str() {
-        Some(text) if !text.contains([',', '=']) => Ok((text.to_owned(), file)),
-        _ => Err(format!("{}: a name with , or = cannot be written to", path.display())),
+    let failed = |error| format!("{}: {error}", path.display());
+    let whole = std::path::absolute(path).map_err(failed)?;
+    match whole.into_os_string().into_string() {
+        Ok(name) if !name.contains([',', '=']) => {
+            File::create(path).map_err(failed)?;
+            opened(name)
+        }
+        // It goes to the extension in its configuration.
+        _ => Err(format!(
+            "{}: a name with , or =, or not of UTF-8, cannot be written to",
+            path.display()
+        )),
     }
+}
+
+fn opened(name: String) -> Result<(String, File), String> {
+    match File::options().append(true).open(&name) {
+        Ok(file) => Ok((name, file)),
+        Err(error) => Err(format!("{name}: {error} (try --out FILE)")),
+    }
+}
+
+/// Have what the command writes to a file go to its end, as what we write to it does: else each is written over
+/// the other.
+fn share_the_end(fd: BorrowedFd<'_>) {
+    let is_file = fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG);
+    let Some(flags) = fcntl(fd, FcntlArg::F_GETFL).ok().filter(|_| is_file) else { return };
+    let flags = OFlag::from_bits_retain(flags) | OFlag::O_APPEND;
+    // Without that it is as it was.
+    let _ = fcntl(fd, FcntlArg::F_SETFL(flags));
 }
 
 /// The command has ended: what is still to be written.

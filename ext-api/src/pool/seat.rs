@@ -64,6 +64,8 @@ pub struct Seat {
     /// Number of the first item that is for anybody: what came before was of a process that has left, or of a
     /// worker that is gone.
     first: AtomicU32,
+    /// The process takes no more connections, and goes on with those that it has.
+    is_shut: AtomicU32,
     items: [[AtomicU64; 2]; SEAT_ITEMS],
     /// Of each [`Ask`], a bit per connection.
     wanted: [[AtomicU64; NET_CONNECTIONS_MAX / 64]; 3],
@@ -191,10 +193,22 @@ impl Seat {
         }
     }
 
+    /// Take no more connections.
+    pub fn shut(&self) {
+        self.is_shut.store(1, Ordering::Relaxed);
+    }
+
+    /// Does the process take no more connections?
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::Relaxed) != 0
+    }
+
     /// As new: the process that has been given it begins so.
     pub fn reset(&self) {
         self.asleep.store(0, Ordering::Relaxed);
         self.asks.store(0, Ordering::Relaxed);
+        self.is_shut.store(0, Ordering::Relaxed);
         self.wanted.iter().flatten().for_each(|bits| bits.store(0, Ordering::Relaxed));
     }
 }

@@ -1,11 +1,14 @@
-//! `endpoints udp|tcp|async ADDRESS`: serves a port of its sandbox itself, until it is killed. Says where, then
-//! answers: each datagram, and each line of a connection, by its own pid and the same text. `bye` ends the
+//! `endpoints udp|tcp|once|async|split ADDRESS`: serves a port of its sandbox itself, until it is killed. Says where, then
+//! answers: each datagram, and each line of a connection, by its own pid and the same text (`split`: all at once by 1,000,000 bytes). `bye` ends the
 //! connection, `half` only this side's end of it, `big N` is answered by N bytes.
 
 use std::io::{BufRead, Read, Write};
 use std::net::Shutdown;
 
 use netio::endpoint::{TcpListener, TcpStream, UdpEndpoint};
+
+/// How much `split` gives.
+const GIVEN: usize = 1_000_000;
 
 fn main() -> std::process::ExitCode {
     if let Err(error) = run() {
@@ -18,7 +21,7 @@ fn main() -> std::process::ExitCode {
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, kind, at] = &args[..] else {
-        return Err("usage: endpoints udp|tcp|async ADDRESS".into());
+        return Err("usage: endpoints udp|tcp|once|async|split ADDRESS".into());
     };
     if kind == "udp" {
         let endpoint = UdpEndpoint::bind(at)?;
@@ -30,7 +33,15 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let listener = TcpListener::bind(at)?;
-    if kind == "async" {
+    if kind == "once" {
+        println!("{}", listener.local_addr());
+        let (stream, _) = listener.accept()?;
+        drop(listener);
+        println!("no more");
+        return Ok(serve(stream)?);
+    }
+    if kind == "async" || kind == "split" {
+        let is_split = kind == "split";
         println!("{}", listener.local_addr());
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let tasks = tokio::task::LocalSet::new();
@@ -38,7 +49,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             loop {
                 let (stream, _) = listener.accept_async().await?;
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = serve_async(stream).await {
+                    let served =
+                        if is_split { give(stream).await } else { serve_async(stream).await };
+                    if let Err(error) = served {
                         eprintln!("{error}");
                     }
                 });
@@ -54,6 +67,23 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             }
         });
     }
+}
+
+/// Give much while another task waits for something to come, and looks all the time.
+async fn give(stream: TcpStream) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut from, mut to) = tokio::io::split(stream);
+    let reading = tokio::task::spawn_local(async move {
+        let mut room = [0];
+        let mut reading = std::pin::pin!(from.read(&mut room));
+        std::future::poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            reading.as_mut().poll(cx)
+        })
+        .await
+    });
+    to.write_all(&vec![b'g'; GIVEN]).await?;
+    reading.await?.map(drop)
 }
 
 async fn serve_async(stream: TcpStream) -> std::io::Result<()> {
@@ -86,7 +116,8 @@ fn serve(mut stream: TcpStream) -> std::io::Result<()> {
                 stream.shutdown(Shutdown::Write)?;
                 let mut rest = Vec::new();
                 stream.read_to_end(&mut rest)?;
-                println!("rest {}", rest.len());
+                let late = stream.write(b"late").map_err(|error| error.kind());
+                println!("rest {}, {late:?}", rest.len());
             }
             ("big", count) => {
                 let count = count.parse().unwrap_or(0);

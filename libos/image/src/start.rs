@@ -339,8 +339,8 @@ fn end_former_contexts(pid: u32, space: u64) {
 fn note_name(process: &Process, how: Joined) {
     let mut name = [0; 16];
     let len = sys::read_file(c"/proc/self/comm", &mut name).unwrap_or(0);
-    let len = name[..len].iter().position(|byte| *byte == b'\n').unwrap_or(len);
-    name[len..].fill(0);
+    // Behind the name there is a newline; there may be some in it.
+    name[len.saturating_sub(1)..].fill(0);
     process.comm.iter().zip(name).for_each(|(to, byte)| to.store(byte, Relaxed));
     if how != Joined::Fork {
         // SAFETY: mapped, private, and no other thread of this process runs region code yet.

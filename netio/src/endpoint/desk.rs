@@ -100,6 +100,7 @@ pub(super) struct Incoming {
     pub(super) pieces: VecDeque<Lent>,
     /// Buffers to write into.
     pub(super) room: Option<Lent>,
+    /// Somebody has asked for it and not taken it yet.
     pub(super) room_asked: bool,
     pub(super) has_ended: bool,
     pub(super) is_cut: bool,
@@ -134,6 +135,11 @@ impl Shared {
     fn wake_owner(&self) {
         self.sandbox.wake_on(&self.pool.done.word, 1);
     }
+}
+
+/// When so much time has gone by; None is never.
+pub(super) fn after(timeout: Option<Duration>) -> Option<Instant> {
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
 /// A seat of this process.
@@ -201,6 +207,10 @@ impl Desk {
             return state.datagrams.push_back(lent);
         }
         let index = (state.worker, piece.connection());
+        if piece.is(Piece::BEGIN) && self.seat.is_shut() {
+            drop(lent);
+            return self.ask(Ask::Close, index);
+        }
         if piece.is(Piece::BEGIN) {
             let from = lent.from;
             state.streams.insert(index, Incoming { from, room: Some(lent), ..Incoming::default() });
@@ -211,7 +221,7 @@ impl Desk {
             known.has_ended = true;
             known.is_cut |= piece.is(Piece::CUT);
         } else if piece.is(Piece::ROOM) {
-            (known.room, known.room_asked) = (Some(lent), false);
+            known.room = Some(lent);
         } else {
             known.pieces.push_back(lent);
         }
@@ -297,6 +307,14 @@ impl Desk {
         }
     }
 
+    /// The program accepts no more connections: those that it has not accepted are closed, and others serve the
+    /// next ones.
+    pub(super) fn shut(&self) {
+        self.seat.shut();
+        let accepted = std::mem::take(&mut self.look().accepted);
+        accepted.into_iter().for_each(|connection| self.leave(connection));
+    }
+
     /// The program reads no more of a connection.
     pub(super) fn end_reading(&self, connection: Key) {
         if let Some(known) = self.look().streams.get_mut(&connection) {
@@ -334,5 +352,17 @@ fn ask(
             Ok(fds.pop().map(|fd| (number, fd)))
         }
         None => Err(Error::other(format!("the supervisor refuses to serve {at}: {answer}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, Instant, after};
+
+    #[test]
+    fn a_time_that_never_comes_is_never() {
+        assert_eq!(after(None), None);
+        assert_eq!(after(Some(Duration::MAX)), None);
+        assert!(after(Some(Duration::ZERO)).is_some_and(|at| at <= Instant::now()));
     }
 }

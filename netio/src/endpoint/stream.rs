@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ext_api::pool::Ask;
 
-use super::desk::{Desk, Key, Lent, State};
+use super::desk::{Desk, Key, Lent, State, after};
 use super::udp::first;
 use crate::address::Address;
 use crate::listen;
@@ -59,7 +59,7 @@ impl TcpListener {
     /// # Errors
     /// `WouldBlock`: none came.
     pub fn accept_timeout(&self, timeout: Duration) -> io::Result<(TcpStream, SocketAddr)> {
-        self.accept_for(Some(Instant::now() + timeout))
+        self.accept_for(after(Some(timeout)))
     }
 
     fn accept_for(&self, until: Option<Instant>) -> io::Result<(TcpStream, SocketAddr)> {
@@ -84,9 +84,16 @@ impl TcpListener {
             return Err(Error::from(ErrorKind::ConnectionAborted));
         };
         let desk = self.desk.clone();
-        let stream =
-            TcpStream { desk, index, from, timeouts: [None; 2], reading: None, writing: None };
-        Ok((stream, from))
+        let timeouts = [None; 2];
+        let (reading, writing, is_write_shut) = (None, None, false);
+        Ok((TcpStream { desk, index, from, timeouts, reading, writing, is_write_shut }, from))
+    }
+}
+
+impl Drop for TcpListener {
+    /// Connections that it has accepted go on.
+    fn drop(&mut self) {
+        self.desk.shut();
     }
 }
 
@@ -106,6 +113,7 @@ pub struct TcpStream {
     reading: Option<Lent>,
     /// A buffer that has been read: there is room behind what was in it.
     writing: Option<Lent>,
+    is_write_shut: bool,
 }
 
 impl TcpStream {
@@ -135,18 +143,21 @@ impl TcpStream {
             self.desk.end_reading(self.index);
         }
         if how != Shutdown::Read {
-            self.writing = None;
+            (self.writing, self.is_write_shut) = (None, true);
             self.desk.ask(Ask::End, self.index);
         }
         Ok(())
     }
 
     fn until(&self, which: usize) -> Option<Instant> {
-        self.timeouts[which].map(|timeout| Instant::now() + timeout)
+        after(self.timeouts[which])
     }
 
     /// A buffer to write into.
     fn room(&mut self) -> io::Result<Lent> {
+        if self.is_write_shut {
+            return Err(Error::from(ErrorKind::BrokenPipe));
+        }
         if let Some(lent) = self.writing.take() {
             return Ok(lent);
         }
@@ -160,6 +171,9 @@ impl TcpStream {
         &mut self,
         cx: &std::task::Context<'_>,
     ) -> std::task::Poll<io::Result<Lent>> {
+        if self.is_write_shut {
+            return std::task::Poll::Ready(Err(Error::from(ErrorKind::BrokenPipe)));
+        }
         if let Some(lent) = self.writing.take() {
             return std::task::Poll::Ready(Ok(lent));
         }
@@ -204,6 +218,7 @@ fn room_in(desk: &Desk, state: &mut State, index: Key) -> Option<io::Result<Lent
     let known = state.streams.get_mut(&index).filter(|known| !known.is_cut);
     let Some(known) = known else { return Some(Err(Error::from(ErrorKind::BrokenPipe))) };
     if let Some(room) = known.room.take() {
+        known.room_asked = false;
         return Some(Ok(room));
     }
     if !std::mem::replace(&mut known.room_asked, true) {
@@ -230,7 +245,11 @@ fn next_piece(
     if known.has_ended {
         return Some(Ok(None));
     }
-    (*spare, known.room) = (None, None);
+    *spare = None;
+    // Another task may wait for room to write.
+    if !known.room_asked {
+        known.room = None;
+    }
     None
 }
 

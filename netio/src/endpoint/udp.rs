@@ -4,9 +4,9 @@ use std::io::{self, Error};
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::desk::{Desk, Lent};
+use super::desk::{Desk, Lent, after};
 use crate::listen;
 
 /// A UDP port that this process serves, alone or with others of its sandbox.
@@ -89,8 +89,7 @@ impl UdpEndpoint {
     /// `WouldBlock`: none came in time.
     pub fn recv(&self) -> io::Result<Datagram> {
         let timeout = *self.timeout.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let until = timeout.map(|timeout| Instant::now() + timeout);
-        self.desk.wait(until, |state| state.datagrams.pop_front()).map(Datagram)
+        self.desk.wait(after(timeout), |state| state.datagrams.pop_front()).map(Datagram)
     }
 
     /// As [`UdpEndpoint::recv`], for a task.

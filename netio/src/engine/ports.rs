@@ -273,6 +273,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             if self.has_a_buffer_for(source) {
                 self.receive_again(source);
             } else {
+                // All the buffers may be with readers that read nothing: no piece comes then that would say so.
+                self.is_pressed |= self.is_kept_waiting(source);
                 self.starved.push(source);
             }
         }
@@ -295,15 +297,20 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     fn has_a_buffer_for(&self, source: Source) -> bool {
+        if self.needs_wide(source) {
+            return self.buffers.wide_free() + self.driver.lent_wide() > 0;
+        }
+        self.buffers.free() + self.driver.lent() > 0
+    }
+
+    /// Is it received into wide buffers?
+    pub(super) fn needs_wide(&self, source: Source) -> bool {
         let socket = match source {
             Source::Datagrams(socket) => self.sockets.get(socket as usize),
             Source::Listener(_) | Source::Stream(_) => None,
         };
         let port = socket.and_then(|socket| self.ports[socket.port as usize].as_ref());
-        if port.is_some_and(|port| port.kind == Kind::Udp) {
-            return self.buffers.wide_free() + self.driver.lent_wide() > 0;
-        }
-        self.buffers.free() + self.driver.lent() > 0
+        port.is_some_and(|port| port.kind == Kind::Udp)
     }
 
     fn receive_again(&mut self, source: Source) {

@@ -95,6 +95,13 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
+    /// Do others have the buffers that it would be heard with?
+    pub(super) fn is_kept_waiting(&self, source: Source) -> bool {
+        let Source::Stream(index) = source else { return !self.needs_wide(source) };
+        let known = self.connections.get(index as usize);
+        known.is_some_and(|known| known.life == Life::Open && !self.waits_for_a_reader(known))
+    }
+
     /// Does what has come of it wait for the reader of what came before?
     pub(super) fn waits_for_a_reader(&self, known: &Connection) -> bool {
         let partner = known.partner.and_then(|it| self.connections.get(it as usize));
@@ -105,8 +112,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     /// longest time. What has come just now, or waits for its port's share, could not be shown: it is not kept.
     fn cut_the_fullest(&mut self) {
         let keeps = |one: &Connection| {
-            let waits = one.is_retried && self.is_at_its_share(one.port);
-            !waits && (one.pieces.len() > 1 || one.last_piece != self.pieces_seen)
+            // It does until it is tried again, though there may be room meanwhile.
+            !one.waits_for_share && (one.pieces.len() > 1 || one.last_piece != self.pieces_seen)
         };
         let all = self.connections.iter();
         let all = all.filter(|(_, one)| keeps(one) && !self.waits_for_a_reader(one));

@@ -2,7 +2,7 @@
 //! buffers by their names. A datagram goes to one of them in turn; a connection stays with the one that
 //! it was given to when it was accepted, and ends with it.
 
-use ext_api::pool::{Ask, Item, Outcome, Piece};
+use ext_api::pool::{Ask, Item, Outcome, Piece, Seat};
 
 use super::driver::Driver;
 use super::scarce::PIECES_MAX;
@@ -98,8 +98,9 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         for _ in 0..port.seats.len() {
             port.seats.rotate_left(1);
             let seat = port.seats.back().copied()?;
-            // One that takes nothing gets no more: the others go on.
-            if self.seated[seat as usize].is_some_and(|seated| seated.out < SEAT_SHARE) {
+            // One that takes nothing, or no more, gets no more: the others go on.
+            let is_shut = self.buffers.seat(seat as usize).is_none_or(Seat::is_shut);
+            if !is_shut && self.seated[seat as usize].is_some_and(|it| it.out < SEAT_SHARE) {
                 return Some(seat);
             }
         }
@@ -152,8 +153,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             let Some(what) = self.next_for_process(known, seat) else { return };
             // What ends it is always told; the rest waits while the port has its share out.
             if what & Piece::END == 0 && self.is_at_its_share(known.port) {
-                self.is_pressed = true;
-                return self.retry_later(index);
+                return self.wait_for_the_share(index);
             }
             let Some(known) = self.connections.get_mut(index as usize) else { return };
             let piece = if what == 0 { known.pieces.pop_front() } else { self.empty_piece() };

@@ -96,8 +96,9 @@ pub(super) struct Connection {
     pub(super) room_asked: bool,
     /// It waits for a buffer to receive into.
     pub(super) is_starved: bool,
-    /// It is among those that are tried again.
+    /// It is among those that are tried again; and is it since its port had its share out?
     pub(super) is_retried: bool,
+    pub(super) waits_for_share: bool,
     /// Number of the piece that came last, of all pieces.
     pub(super) last_piece: u64,
     /// When something of it was sent last, or begun to be.
@@ -141,6 +142,7 @@ impl Connection {
             room_asked: false,
             is_starved: false,
             is_retried: false,
+            waits_for_share: false,
             last_piece: 0,
             progress_ns: 0,
             acknowledged: 0,
@@ -239,6 +241,15 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
     }
 
+    /// Try it again when something of its port's has come back.
+    pub(super) fn wait_for_the_share(&mut self, index: u32) {
+        self.is_pressed = true;
+        if let Some(known) = self.connections.get_mut(index as usize) {
+            known.waits_for_share = true;
+        }
+        self.retry_later(index);
+    }
+
     pub(super) fn piece(&mut self, index: u32, lease: Lease, start: usize, len: usize) {
         let Some(known) = self.connections.get_mut(index as usize) else {
             return self.buffers.put(lease);
@@ -331,8 +342,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
                 return;
             }
             if self.is_at_its_share(number) {
-                self.is_pressed = true;
-                return self.retry_later(index);
+                return self.wait_for_the_share(index);
             }
             let Some(known) = self.connections.get_mut(index as usize) else { return };
             let piece = known.pieces.pop_front();
@@ -709,7 +719,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     pub(super) fn retry(&mut self) {
         for index in std::mem::take(&mut self.retries) {
             if let Some(known) = self.connections.get_mut(index as usize) {
-                known.is_retried = false;
+                (known.is_retried, known.waits_for_share) = (false, false);
                 self.go_on(index);
             }
         }

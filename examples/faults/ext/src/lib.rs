@@ -108,6 +108,7 @@ pub mod faults {
     #[on(syscall = "all")]
     fn made(state: &State, call: &mut Call) -> Verdict {
         let number = call.number() as usize;
+        let mut said = Verdict::Pass;
         for rule in &state.rules {
             if rule.calls[number / 64] >> (number % 64) & 1 == 0 || !is_meant(state, call) {
                 continue;
@@ -118,12 +119,13 @@ pub mod faults {
                 Which::Every(every) => seen.is_multiple_of(every),
                 Which::Of(of) => random(state) % 1_000_000 < of,
             };
-            if !hit {
+            // What one has failed the others count as well.
+            if !hit || said != Verdict::Pass {
                 continue;
             }
             rule.hit.fetch_add(1, Relaxed);
             match rule.what {
-                What::Fail(errno) => return Verdict::Refuse(errno),
+                What::Fail(errno) => said = Verdict::Refuse(errno),
                 What::Delay(time) => std::thread::sleep(time),
                 What::Short(bytes) if is_transfer(call.name()) => {
                     call.set_arg(2, call.arg(2).min(bytes));
@@ -131,7 +133,7 @@ pub mod faults {
                 What::Short(_) => {}
             }
         }
-        Verdict::Pass
+        said
     }
 
     /// Calls whose third argument is how many bytes.
