@@ -135,6 +135,30 @@ print(told())
 }
 
 #[test]
+fn who_attaches_is_told_of_with_its_children_as_often_as_their_ends() {
+    let sandbox = watched("attached");
+    let script = "
+import os, sbx, sys
+box = sbx.attach(sys.argv[1])
+for _ in range(5):
+    child = os.fork()
+    if not child:
+        box.call('watcher.own_calls')
+        os._exit(0)
+    os.waitpid(child, 0)
+";
+    for _ in 0..2 {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", script, &sandbox.name]);
+        command.env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../ext-api/python"));
+        let ended = integration::run(&mut command);
+        assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+    }
+    reaches(&sandbox, 5, 12);
+    assert_eq!([3, 12, 5].map(|which| figure(&sandbox, which)), [2, 10, 12]);
+}
+
+#[test]
 fn signals_are_seen_by_hooks_and_by_programs_as_ever() {
     let sandbox = watched("signals");
     sandbox.load(&built("libledger.so"));

@@ -23,7 +23,6 @@ use libos::data::{Common, Joined};
 use libos::image::{Image, ImageError, Imports};
 use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 use libos::mailbox::{EVENT_WORDS, Taken};
-use libos::manifest::Hook;
 
 use crate::failpoint::{Point, pass};
 use crate::hooks::Happened;
@@ -703,11 +702,10 @@ impl Sandbox {
         lost
     }
 
-    /// The process `pid` takes part from now on, or executes another program: hooks are told, and of its end, be that
-    /// before it has joined.
-    pub fn tell_of(&mut self, what: Hook, pid: u32, parent: u64) {
-        self.told_of.insert(pid);
-        self.happened.push(Happened { what, pid, words: [parent, 0] });
+    /// Tell hooks that a process takes part from now on, and of its end, be that before it has joined.
+    pub fn tell_of(&mut self, one: Happened) {
+        self.told_of.insert(one.pid);
+        self.happened.push(one);
     }
 
     /// Take back what the process `pid` held: it is dead.
@@ -736,6 +734,10 @@ impl Sandbox {
             if is_its(seen.pid, process.pid_space.load(Ordering::Relaxed)) {
                 let lost = self.clear_inbox(row);
                 if process.joined.load(Ordering::Relaxed) != Joined::Worker as u32 {
+                    if unread.is_none() {
+                        // Nobody has taken notice of it until now.
+                        self.happened.push(Happened::came(pid, process));
+                    }
                     unread = Some(unread.unwrap_or(0) + lost);
                 }
                 if lost != 0 {
@@ -754,8 +756,7 @@ impl Sandbox {
             }
         }
         if let Some(unread) = unread {
-            let words = [u64::from(status as u32), unread];
-            self.happened.push(Happened { what: Hook::Exit, pid, words });
+            self.happened.push(Happened::went(pid, status, unread));
         }
         // Connections know who holds them by their pids alone.
         if common.rows().all(|row| common.process(row).claim.load().pid != named.pid) {

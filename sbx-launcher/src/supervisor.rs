@@ -7,15 +7,15 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use libos::data::{DOORBELL, Joined};
+use libos::data::DOORBELL;
 use libos::manifest::Hook;
 use serde_json::Value;
 
 use crate::about::about;
 use crate::control::{self, Answer, Server};
 use crate::filter::Armed;
-use crate::follow::{Followed, Follower, Listener, Started, pidfd, take_turns};
-use crate::hooks::Hooks;
+use crate::follow::{Followed, Follower, Listener, Started, has_ended, pidfd, take_turns};
+use crate::hooks::{Happened, Hooks};
 use crate::keeper::{Keeper, Side};
 use crate::net::Net;
 use crate::one_cpu::OneCpu;
@@ -442,10 +442,7 @@ impl Supervisor {
             match pidfd(pid) {
                 Some(fd) => {
                     self.watched.insert(pid, fd);
-                    let is_fork = process.joined.load(Relaxed) == Joined::Fork as u32;
-                    let what = if is_fork { Hook::Fork } else { Hook::Start };
-                    let parent = u64::from(process.parent.load(Relaxed));
-                    self.sandbox.tell_of(what, pid, parent);
+                    self.sandbox.tell_of(Happened::came(pid, process));
                 }
                 None => self.sandbox.sweep(pid, UNKNOWN),
             }
@@ -565,7 +562,7 @@ impl Supervisor {
                     let known = self.watched.insert(pid, fd).is_some();
                     self.sandbox.spaces.learn(pid);
                     let what = if known { Hook::Exec } else { how };
-                    self.sandbox.tell_of(what, pid, parent);
+                    self.sandbox.tell_of(Happened::started(what, pid, parent));
                 }
                 // Nobody may send it the signal by which libos is told of things.
                 Followed::Outside(pid) => self.sandbox.sweep(pid, UNKNOWN),
@@ -700,8 +697,8 @@ impl Supervisor {
     pub fn snapshot(&mut self, file: &Path) -> Result<usize, SandboxError> {
         let start = Instant::now();
         loop {
-            let has_ended = |pid: u32| self.watched.get(&pid).is_some_and(is_readable);
-            match self.sandbox.snapshot(file, has_ended) {
+            let is_over = |pid: u32| self.watched.get(&pid).is_some_and(has_ended);
+            match self.sandbox.snapshot(file, is_over) {
                 // What it held is taken back first, and its extension restarted if it must be.
                 Err(SandboxError::Ended(pid)) if start.elapsed() < SNAPSHOT_PATIENCE => {
                     self.ended(pid);
@@ -714,8 +711,11 @@ impl Supervisor {
     /// Watch a process that attached by itself.
     pub fn watch(&mut self, pid: u32) {
         if let Some(fd) = pidfd(pid) {
-            self.watched.insert(pid, fd);
+            let is_known = self.watched.insert(pid, fd).is_some();
             self.sandbox.spaces.learn(pid);
+            if !is_known {
+                self.sandbox.tell_of(Happened::started(Hook::Start, pid, 0));
+            }
         }
     }
 
@@ -724,13 +724,6 @@ impl Supervisor {
     pub fn is_participant(&self, pid: u32) -> bool {
         self.watched.contains_key(&pid)
     }
-}
-
-/// Does the descriptor have something to tell? That of a process has once it has ended.
-fn is_readable(fd: &OwnedFd) -> bool {
-    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one entry, and no waiting.
-    unsafe { libc::poll(&raw mut polled, 1, 0) == 1 }
 }
 
 /// Status of a process that has ended, as `waitpid` gives it, whether its parent has waited for it or
