@@ -654,6 +654,14 @@ pub fn pidfd(pid: u32) -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Has the process of a [`pidfd`] ended?
+#[must_use]
+pub fn has_ended(fd: &OwnedFd) -> bool {
+    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, and no waiting.
+    unsafe { libc::poll(&raw mut polled, 1, 0) == 1 }
+}
+
 const fn ioctl_number(direction: u64, number: u64, len: usize) -> u64 {
     direction << 30 | (len as u64) << 16 | (b'!' as u64) << 8 | number
 }

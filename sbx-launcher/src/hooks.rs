@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ext_api::abi::{HELLO_HANDLE, HOW_SERVER};
 use libos::bell::Wake;
-use libos::data::{Inbox, SUPERVISOR_CLAIMANT};
+use libos::data::{Inbox, Joined, Process, SUPERVISOR_CLAIMANT};
 use libos::mailbox::{Claimant, Event, KIND};
 use libos::manifest::Hook;
 use libos::timers::{Plan, TimerId, Timers};
@@ -32,6 +32,28 @@ pub struct Happened {
     pub pid: u32,
     /// Of an exit: the status as `waitpid` gives it, and how many events did not reach it.
     pub words: [u64; 2],
+}
+
+impl Happened {
+    /// A process has come: a start, an exec or a fork, by `parent`.
+    #[must_use]
+    pub const fn started(what: Hook, pid: u32, parent: u64) -> Self {
+        Self { what, pid, words: [parent, 0] }
+    }
+
+    /// This one, which has joined.
+    #[must_use]
+    pub fn came(pid: u32, process: &Process) -> Self {
+        let is_fork = process.joined.load(Relaxed) == Joined::Fork as u32;
+        let what = if is_fork { Hook::Fork } else { Hook::Start };
+        Self::started(what, pid, u64::from(process.parent.load(Relaxed)))
+    }
+
+    /// A process has ended with this status, and so many events did not reach it.
+    #[must_use]
+    pub const fn went(pid: u32, status: i32, unread: u64) -> Self {
+        Self { what: Hook::Exit, pid, words: [status as u32 as u64, unread] }
+    }
 }
 
 /// A timer of a hook.

@@ -19,11 +19,10 @@ use ext_api::limits::{
 };
 use libos::arena::Arena;
 use libos::bare::is_bare;
-use libos::data::{Common, Joined, Process};
+use libos::data::{Common, Joined};
 use libos::image::{Image, ImageError, Imports};
 use libos::layout::{self, ARENAS_OFFSET, EXTENSIONS_OFFSET, HANDLERS_OFFSET};
 use libos::mailbox::{EVENT_WORDS, Taken};
-use libos::manifest::Hook;
 
 use crate::failpoint::{Point, pass};
 use crate::hooks::Happened;
@@ -703,11 +702,10 @@ impl Sandbox {
         lost
     }
 
-    /// The process `pid` takes part from now on, or executes another program: hooks are told, and of its end, be that
-    /// before it has joined.
-    pub fn tell_of(&mut self, what: Hook, pid: u32, parent: u64) {
-        self.told_of.insert(pid);
-        self.happened.push(Happened { what, pid, words: [parent, 0] });
+    /// Tell hooks that a process takes part from now on, and of its end, be that before it has joined.
+    pub fn tell_of(&mut self, one: Happened) {
+        self.told_of.insert(one.pid);
+        self.happened.push(one);
     }
 
     /// Take back what the process `pid` held: it is dead.
@@ -737,9 +735,8 @@ impl Sandbox {
                 let lost = self.clear_inbox(row);
                 if process.joined.load(Ordering::Relaxed) != Joined::Worker as u32 {
                     if unread.is_none() {
-                        // It has come and gone before anybody took notice.
-                        let (what, parent) = how_it_came(process);
-                        self.happened.push(Happened { what, pid, words: [parent, 0] });
+                        // Nobody has taken notice of it until now.
+                        self.happened.push(Happened::came(pid, process));
                     }
                     unread = Some(unread.unwrap_or(0) + lost);
                 }
@@ -759,8 +756,7 @@ impl Sandbox {
             }
         }
         if let Some(unread) = unread {
-            let words = [u64::from(status as u32), unread];
-            self.happened.push(Happened { what: Hook::Exit, pid, words });
+            self.happened.push(Happened::went(pid, status, unread));
         }
         // Connections know who holds them by their pids alone.
         if common.rows().all(|row| common.process(row).claim.load().pid != named.pid) {
@@ -770,13 +766,6 @@ impl Sandbox {
         self.leave_seat(pid, None);
         pass(Point::SweepDone);
     }
-}
-
-/// What hooks are told of a process that has joined, and its parent.
-pub(crate) fn how_it_came(process: &Process) -> (Hook, u64) {
-    let is_fork = process.joined.load(Ordering::Relaxed) == Joined::Fork as u32;
-    let what = if is_fork { Hook::Fork } else { Hook::Start };
-    (what, u64::from(process.parent.load(Ordering::Relaxed)))
 }
 
 /// A status for people.

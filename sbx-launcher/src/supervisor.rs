@@ -14,8 +14,8 @@ use serde_json::Value;
 use crate::about::about;
 use crate::control::{self, Answer, Server};
 use crate::filter::Armed;
-use crate::follow::{Followed, Follower, Listener, Started, pidfd, take_turns};
-use crate::hooks::Hooks;
+use crate::follow::{Followed, Follower, Listener, Started, has_ended, pidfd, take_turns};
+use crate::hooks::{Happened, Hooks};
 use crate::keeper::{Keeper, Side};
 use crate::net::Net;
 use crate::one_cpu::OneCpu;
@@ -23,7 +23,7 @@ use crate::run::is_job_control;
 use crate::sandbox::extensions::Loading;
 use crate::sandbox::ports::Whose;
 use crate::sandbox::terms::Terms;
-use crate::sandbox::{Sandbox, SandboxError, how_it_came};
+use crate::sandbox::{Sandbox, SandboxError};
 use crate::watchdog::{Watchdog, wake_promptly};
 use crate::worker::Job;
 
@@ -442,8 +442,7 @@ impl Supervisor {
             match pidfd(pid) {
                 Some(fd) => {
                     self.watched.insert(pid, fd);
-                    let (what, parent) = how_it_came(process);
-                    self.sandbox.tell_of(what, pid, parent);
+                    self.sandbox.tell_of(Happened::came(pid, process));
                 }
                 None => self.sandbox.sweep(pid, UNKNOWN),
             }
@@ -563,7 +562,7 @@ impl Supervisor {
                     let known = self.watched.insert(pid, fd).is_some();
                     self.sandbox.spaces.learn(pid);
                     let what = if known { Hook::Exec } else { how };
-                    self.sandbox.tell_of(what, pid, parent);
+                    self.sandbox.tell_of(Happened::started(what, pid, parent));
                 }
                 // Nobody may send it the signal by which libos is told of things.
                 Followed::Outside(pid) => self.sandbox.sweep(pid, UNKNOWN),
@@ -698,8 +697,8 @@ impl Supervisor {
     pub fn snapshot(&mut self, file: &Path) -> Result<usize, SandboxError> {
         let start = Instant::now();
         loop {
-            let has_ended = |pid: u32| self.watched.get(&pid).is_some_and(is_readable);
-            match self.sandbox.snapshot(file, has_ended) {
+            let is_over = |pid: u32| self.watched.get(&pid).is_some_and(has_ended);
+            match self.sandbox.snapshot(file, is_over) {
                 // What it held is taken back first, and its extension restarted if it must be.
                 Err(SandboxError::Ended(pid)) if start.elapsed() < SNAPSHOT_PATIENCE => {
                     self.ended(pid);
@@ -715,7 +714,7 @@ impl Supervisor {
             let is_known = self.watched.insert(pid, fd).is_some();
             self.sandbox.spaces.learn(pid);
             if !is_known {
-                self.sandbox.tell_of(Hook::Start, pid, 0);
+                self.sandbox.tell_of(Happened::started(Hook::Start, pid, 0));
             }
         }
     }
@@ -725,13 +724,6 @@ impl Supervisor {
     pub fn is_participant(&self, pid: u32) -> bool {
         self.watched.contains_key(&pid)
     }
-}
-
-/// Does the descriptor have something to tell? That of a process has once it has ended.
-fn is_readable(fd: &OwnedFd) -> bool {
-    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one entry, and no waiting.
-    unsafe { libc::poll(&raw mut polled, 1, 0) == 1 }
 }
 
 /// Status of a process that has ended, as `waitpid` gives it, whether its parent has waited for it or

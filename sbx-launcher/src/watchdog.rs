@@ -20,7 +20,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -30,7 +29,7 @@ use libos::data::{CONTEXT_LEN, CONTEXTS_OFFSET, Context};
 use libos::signals::{Queued, STOP, WHY_BUDGET, WHY_CLOCK, WHY_RESTART, WHY_STUCK};
 
 use crate::about::about;
-use crate::follow::pidfd;
+use crate::follow::{self, pidfd};
 use crate::sandbox::Sandbox;
 use crate::tracee;
 
@@ -371,11 +370,7 @@ fn has_ended(pid: i32, tid: i32, state: Option<char>) -> bool {
 
 /// Is any thread of the process left?
 fn lives(pid: i32) -> bool {
-    pidfd(pid as u32).is_some_and(|fd| {
-        let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one entry, and no waiting.
-        unsafe { libc::poll(&raw mut polled, 1, 0) == 0 }
-    })
+    pidfd(pid as u32).is_some_and(|fd| !follow::has_ended(&fd))
 }
 
 /// Queue the stop signal, which names the upcall that it is for.
