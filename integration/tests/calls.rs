@@ -482,11 +482,19 @@ fn trace_and_its_command_write_to_one_file_and_over_nobody() {
     assert!(text.lines().all(is_whole), "{text}");
     let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
     assert_eq!((count("says"), count("chdir(\"/\") = 0")), (3, 3), "{text}");
-    // A file that cannot be named to the extension is left as it is.
-    let kept = Scratch::new("trace,kept");
-    std::fs::write(&kept.0, "kept").expect("a scratch file");
-    assert_eq!(launcher(&["trace", "-o", kept.text(), "--", "/bin/true"]).status, 125);
-    assert_eq!(std::fs::read_to_string(&kept.0).expect("it is there"), "kept");
+    // Files that a configuration, or another process, has no name for.
+    let named = Scratch::new("trace,named");
+    assert_eq!(launcher(&["trace", "-e", "openat", "-o", named.text(), "--", "true"]).status, 0);
+    let script = format!(
+        "'{}' trace -e openat -o /dev/fd/9 -- true 9>'{}'",
+        built("sbx-launcher").display(),
+        both.text()
+    );
+    assert_eq!(run(Command::new("sh").args(["-c", &script])).status, 0);
+    for file in [&named, &both] {
+        let text = std::fs::read_to_string(&file.0).expect("trace wrote it");
+        assert!(text.contains("openat(") && text.contains("+++ ended"), "{text}");
+    }
 }
 
 #[test]

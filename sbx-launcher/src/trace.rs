@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{FileStat, fstat};
 
 use crate::policy::Policy;
 use crate::run;
@@ -70,40 +70,37 @@ pub fn run(trace: Trace) -> Result<i32, Box<dyn std::error::Error>> {
 
 /// Where to write, by a name that every process of ours can open, and opened.
 fn output(out: Option<&Path>) -> Result<(String, File), String> {
-    let Some(path) = out else {
-        share_the_end(std::io::stderr().as_fd());
-        return opened("/proc/self/fd/2".to_owned());
-    };
+    let path = out.unwrap_or(Path::new("/proc/self/fd/2"));
     let failed = |error| format!("{}: {error}", path.display());
+    if out.is_some() {
+        File::create(path).map_err(failed)?;
+    }
+    let file = File::options().append(true).open(path);
+    let file = file.map_err(|error| format!("{} (try --out FILE)", failed(error)))?;
+    let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+    [stdout.as_fd(), stderr.as_fd()].iter().for_each(|stream| share_the_end(*stream, &file));
     let whole = std::path::absolute(path).map_err(failed)?;
-    match whole.into_os_string().into_string() {
-        Ok(name) if !name.contains([',', '=']) => {
-            File::create(path).map_err(failed)?;
-            opened(name)
-        }
-        // It goes to the extension in its configuration.
-        _ => Err(format!(
-            "{}: a name with , or =, or not of UTF-8, cannot be written to",
-            path.display()
-        )),
-    }
+    let is_ours = ["/proc/self", "/dev/fd"].iter().any(|ours| whole.starts_with(ours));
+    let name = match whole.to_str() {
+        // What the extension's configuration can say, and is the same file in the worker.
+        Some(name) if out.is_none() || !is_ours && !name.contains([',', '=']) => name.to_owned(),
+        _ => format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()),
+    };
+    Ok((name, file))
 }
 
-fn opened(name: String) -> Result<(String, File), String> {
-    match File::options().append(true).open(&name) {
-        Ok(file) => Ok((name, file)),
-        Err(error) => Err(format!("{name}: {error} (try --out FILE)")),
+/// Have what the command writes to this same file go to its end, as what we write to it does: else each is
+/// written over the other.
+fn share_the_end(stream: BorrowedFd<'_>, file: &File) {
+    let which = |stat: FileStat| (stat.st_dev, stat.st_ino, stat.st_mode & libc::S_IFMT);
+    let Ok(ours) = fstat(file).map(which) else { return };
+    if ours.2 != libc::S_IFREG || fstat(stream).map(which) != Ok(ours) {
+        return;
     }
-}
-
-/// Have what the command writes to a file go to its end, as what we write to it does: else each is written over
-/// the other.
-fn share_the_end(fd: BorrowedFd<'_>) {
-    let is_file = fstat(fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG);
-    let Some(flags) = fcntl(fd, FcntlArg::F_GETFL).ok().filter(|_| is_file) else { return };
+    let Ok(flags) = fcntl(stream, FcntlArg::F_GETFL) else { return };
     let flags = OFlag::from_bits_retain(flags) | OFlag::O_APPEND;
     // Without that it is as it was.
-    let _ = fcntl(fd, FcntlArg::F_SETFL(flags));
+    let _ = fcntl(stream, FcntlArg::F_SETFL(flags));
 }
 
 /// The command has ended: what is still to be written.

@@ -220,10 +220,10 @@ mod models {
 
     fn seat() -> Seat {
         use crate::sync::{AtomicU32, AtomicU64};
-        let [tail, asleep, word, asks, first] = [0; 5].map(AtomicU32::new);
+        let [tail, asleep, word, asks, first, is_shut] = [0; 6].map(AtomicU32::new);
         let items = core::array::from_fn(|_| [0; 2].map(AtomicU64::new));
         let wanted = core::array::from_fn(|_| core::array::from_fn(|_| AtomicU64::new(0)));
-        Seat { tail, asleep, word, asks, first, items, wanted }
+        Seat { tail, asleep, word, asks, first, is_shut, items, wanted }
     }
 
     #[test]
