@@ -21,6 +21,7 @@
 //! its socket as one that may be carried from then on; the side that accepts *takes the offer*, and both
 //! are *joined*. What they have sent until then has been counted. An offer that is not taken costs a row.
 
+pub mod copying;
 pub mod counters;
 mod direction;
 pub mod inlets;

@@ -165,11 +165,10 @@ fn measure(options: &Options, mut rows: Vec<Measure<'_>>) -> Result<Vec<Row>, Be
         eprint!("\r\x1b[K");
     }
     let rows = rows.into_iter().zip(samples);
-    // What another row measures is not there without that.
-    let is_there =
-        |samples: &[f64]| options.only.is_empty() || samples.iter().any(|it| !it.is_nan());
+    // What another row measures is not there without that, and some rows are of what does not occur each time.
     let rows: Vec<Row> = rows
-        .filter(|(_, samples)| is_there(samples))
+        .map(|(row, samples)| (row, samples.into_iter().filter(|it| !it.is_nan()).collect()))
+        .filter(|(_, samples): &(_, Vec<f64>)| !samples.is_empty())
         .map(|((name, unit, _), samples)| Row::of(name, unit, samples))
         .collect();
     if rows.is_empty() {

@@ -16,7 +16,8 @@ mod x86_64;
 pub(crate) use clock::{ask_clock, is_clock_asked};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use copy::{
-    copy_backwards, copy_forwards, copy_or_fail, core, fill, mend_copy, mend_touch,
+    copy_backwards, copy_forwards, copy_or_fail, copy_past_or_fail, core, fill, mend_copy,
+    mend_touch,
 };
 #[cfg(target_arch = "x86_64")]
 pub(crate) use patched::{COPY_LEN_MAX, is_under_way, leave_copy};

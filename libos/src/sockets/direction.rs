@@ -11,6 +11,7 @@
 //!  Waiting    by readers, when they sleep        with each piece
 //! ```
 
+use super::copying::Copying;
 use super::{LARGE_RING, SMALL_RING, zero, zero64};
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -57,6 +58,8 @@ pub struct Writing {
     pub asleep: AtomicU64,
     /// Bells ever sent, and bytes that have gone by the kernel after they had been in the ring (of a pipe, how often).
     pub bells: AtomicU32,
+    /// How large pieces are copied.
+    pub copying: Copying,
 }
 
 /// The part of a direction that readers write with each piece: a cache line of its own, which writers do not

@@ -8,9 +8,11 @@ use super::x86_64::Registers;
 use crate::{boot, calls};
 
 unsafe extern "C" {
-    /// Labels within [`sbx_copy`].
+    /// Labels within [`sbx_copy`] and [`sbx_copy_past`].
     static sbx_copy_failed: u8;
     static sbx_copy_end: u8;
+    static sbx_copy_past_failed: u8;
+    static sbx_copy_past_end: u8;
 }
 
 /// Copy `len` bytes; how many were not.
@@ -77,14 +79,81 @@ unsafe extern "C" fn sbx_copy(to: usize, from: usize, len: usize) -> usize {
     )
 }
 
+/// As [`copy_or_fail`], with stores past the caches; whether all were copied.
+///
+/// # Safety
+/// As of that, and `len` is a cache line at least.
+pub(crate) unsafe fn copy_past_or_fail(to: usize, from: usize, len: usize) -> bool {
+    // SAFETY: by contract.
+    unsafe { sbx_copy_past(to, from, len) == 0 }
+}
+
+/// See [`copy_past_or_fail`]. What is before and behind whole lines of the cache goes by ordinary stores.
+#[unsafe(naked)]
+unsafe extern "C" fn sbx_copy_past(to: usize, from: usize, len: usize) -> usize {
+    naked_asm!(
+        ".cfi_startproc",
+        "mov rcx, rdi",
+        "neg rcx",
+        "and ecx, 63",
+        "sub rdx, rcx",
+        "rep movsb",
+        "mov rcx, rdx",
+        "shr rcx, 6",
+        "jz 20f",
+        "10:",
+        "mov rax, [rsi]",
+        "mov r8, [rsi + 8]",
+        "mov r9, [rsi + 16]",
+        "mov r10, [rsi + 24]",
+        "movnti [rdi], rax",
+        "movnti [rdi + 8], r8",
+        "movnti [rdi + 16], r9",
+        "movnti [rdi + 24], r10",
+        "mov rax, [rsi + 32]",
+        "mov r8, [rsi + 40]",
+        "mov r9, [rsi + 48]",
+        "mov r10, [rsi + 56]",
+        "movnti [rdi + 32], rax",
+        "movnti [rdi + 40], r8",
+        "movnti [rdi + 48], r9",
+        "movnti [rdi + 56], r10",
+        "add rsi, 64",
+        "add rdi, 64",
+        "dec rcx",
+        "jnz 10b",
+        "20:",
+        // They are seen by others before what is stored next.
+        "sfence",
+        "mov ecx, edx",
+        "and ecx, 63",
+        "rep movsb",
+        "xor eax, eax",
+        "ret",
+        ".hidden sbx_copy_past_failed",
+        ".globl sbx_copy_past_failed",
+        "sbx_copy_past_failed:",
+        "sfence",
+        "mov eax, 1",
+        "ret",
+        ".hidden sbx_copy_past_end",
+        ".globl sbx_copy_past_end",
+        "sbx_copy_past_end:",
+        ".cfi_endproc",
+    )
+}
+
 /// Have a copy end that has met an address where nothing is. True if it was that.
 pub(crate) fn mend_copy(rip: &mut u64) -> bool {
-    let (first, end) = (sbx_copy as *const () as u64, &raw const sbx_copy_end as u64);
-    let is_that = (first..end).contains(rip);
-    if is_that {
-        *rip = &raw const sbx_copy_failed as u64;
+    let copies = [
+        (sbx_copy as *const (), &raw const sbx_copy_failed, &raw const sbx_copy_end),
+        (sbx_copy_past as *const (), &raw const sbx_copy_past_failed, &raw const sbx_copy_past_end),
+    ];
+    let met = copies.iter().find(|(first, _, end)| (*first as u64..*end as u64).contains(rip));
+    if let Some((_, failed, _)) = met {
+        *rip = *failed as u64;
     }
-    is_that
+    met.is_some()
 }
 
 /// Have code of an extension go on that has met an address of the program's where nothing is, at a pair of

@@ -4,6 +4,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::fence;
 
+use libos::sockets::copying::LARGE_COPY;
 use libos::sockets::pipes::{CAPACITY, unbroken};
 use libos::sockets::{
     Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SHUT, SMALL_RING, SOON_SHUT, watched,
@@ -188,7 +189,7 @@ pub(super) fn fill(
         match source {
             Source::Memory { pieces, .. } => {
                 let Some((from, len)) = pieces.next_up_to(len).ok_or(EFAULT)? else { break };
-                if !user::copy(at, from, len) {
+                if !copy_in(direction, at, from, len) {
                     return Err(EFAULT);
                 }
                 done += len;
@@ -215,6 +216,18 @@ pub(super) fn fill(
         }
     }
     Ok(done)
+}
+
+/// Copy bytes of the program's into a ring. False if not all could be.
+fn copy_in(direction: &Direction, to: usize, from: usize, len: usize) -> bool {
+    if len < LARGE_COPY {
+        return user::copy(to, from, len);
+    }
+    let copying = &direction.writing.copying;
+    let (is_past, began) = (copying.is_past_caches(), time::now_ns());
+    let is_done = if is_past { user::copy_past(to, from, len) } else { user::copy(to, from, len) };
+    copying.note(is_past, len, time::now_ns().saturating_sub(began));
+    is_done
 }
 
 /// The rest of what is to be sent, through the kernel.

@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use crate::arch::copy_or_fail;
+use crate::arch::{copy_or_fail, copy_past_or_fail};
 
 /// A value of the program's, if it can be read.
 pub(super) fn read<T: Copy>(at: usize) -> Option<T> {
@@ -23,6 +23,12 @@ pub(super) fn copy(to: usize, from: usize, len: usize) -> bool {
     // SAFETY: one side is memory of ours of this length; the other is the program's, which if it is not
     // there or is anything else of the region's fails or is what the program could do itself.
     unsafe { copy_or_fail(to, from, len) == 0 }
+}
+
+/// The same with stores past the caches, of a cache line at least.
+pub(super) fn copy_past(to: usize, from: usize, len: usize) -> bool {
+    // SAFETY: as above.
+    unsafe { copy_past_or_fail(to, from, len) }
 }
 
 /// What a call reads from or writes to, piece by piece.

@@ -1,14 +1,17 @@
 //! The rings by themselves: what connections are made of, without calls, descriptors or anybody who sleeps.
 #![expect(unsafe_code, reason = "copies bytes in and out of rings that a child shares")]
 
+use std::arch::x86_64::{_mm_sfence, _mm_stream_si64};
 use std::hint::spin_loop;
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
+use libos::sockets::copying::LARGE_COPY;
 use libos::sockets::{Direction, LARGE_RING};
 
 use super::super::pin::{pin, time};
-use super::super::round_trip::Peer;
+use super::super::round_trip::{Peer, spin_from};
+use crate::clock::now_ns;
 
 /// Both directions of a connection, and their rings.
 #[repr(C)]
@@ -72,12 +75,33 @@ impl Ring {
             // SAFETY: within the ring, as `piece` says of any position.
             let to = unsafe { self.bytes.get().cast::<u8>().add(piece.offset) };
             // SAFETY: room that the reader has left; the source has as much.
-            unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), piece.len) };
+            unsafe { self.copy_in(to, bytes.as_ptr(), piece.len) };
             self.direction.publish(tail + piece.len as u64, || {
                 self.direction.waiting.parked.load(Acquire) != 0
             });
             bytes = &bytes[piece.len..];
         }
+    }
+
+    /// As connections do.
+    ///
+    /// # Safety
+    /// `len` bytes are readable at `from` and writable at `to`.
+    unsafe fn copy_in(&self, to: *mut u8, from: *const u8, len: usize) {
+        if len < LARGE_COPY {
+            // SAFETY: by contract.
+            return unsafe { to.copy_from_nonoverlapping(from, len) };
+        }
+        let copying = &self.direction.writing.copying;
+        let (is_past, began) = (copying.is_past_caches(), now_ns());
+        if is_past {
+            // SAFETY: by contract.
+            unsafe { copy_past(to, from, len) };
+        } else {
+            // SAFETY: by contract.
+            unsafe { to.copy_from_nonoverlapping(from, len) };
+        }
+        copying.note(is_past, len, now_ns().saturating_sub(began));
     }
 
     /// Take out as many as there are room for.
@@ -98,6 +122,31 @@ impl Ring {
             }
         }
     }
+}
+
+/// Copy with stores past the caches, of whole lines.
+///
+/// # Safety
+/// `len` bytes are readable at `from` and writable at `to`.
+unsafe fn copy_past(to: *mut u8, from: *const u8, len: usize) {
+    const LINE: usize = 64;
+    const WORD: usize = 8;
+    let before = to.align_offset(LINE).min(len);
+    let behind = before + (len - before) / LINE * LINE;
+    // SAFETY: by contract, as all below.
+    unsafe { to.copy_from_nonoverlapping(from, before) };
+    for at in (before..behind).step_by(WORD) {
+        let (to, from) = (to.wrapping_add(at), from.wrapping_add(at));
+        // SAFETY: within both, of any alignment.
+        let word = unsafe { from.cast::<i64>().read_unaligned() };
+        // SAFETY: within, and aligned.
+        unsafe { _mm_stream_si64(to.cast(), word) };
+    }
+    // SAFETY: of no memory of ours; those stores are seen before what follows.
+    unsafe { _mm_sfence() };
+    let (to, from) = (to.wrapping_add(behind), from.wrapping_add(behind));
+    // SAFETY: the rest of both.
+    unsafe { to.copy_from_nonoverlapping(from, len - behind) };
 }
 
 /// Nanoseconds that `len` bytes take there and back, between the caller's core `own` and `cpu`.
@@ -157,16 +206,28 @@ pub(super) fn bandwidth([own, cpu]: [usize; 2], len: usize, count: u64) -> io::R
     Ok(len as f64 / run(count))
 }
 
-/// Two cores that share a cache, and two that do not, as far as there are any.
-pub(super) fn placements() -> [Option<[usize; 2]>; 2] {
+/// Are two cores near each other? What the machine says of its caches is no help: below a hypervisor it may be wrong, and
+/// change by the minute.
+pub(super) fn are_near([own, cpu]: [usize; 2]) -> io::Result<bool> {
+    const NEAR_NS: f64 = 200.0;
+    const TURNS: u64 = 5_000;
+    // Whoever was interrupted was not far away.
+    let trips = (0..5).map(|_| spin_from(own, cpu, TURNS));
+    let fastest =
+        trips.collect::<io::Result<Vec<f64>>>()?.into_iter().fold(f64::INFINITY, f64::min);
+    Ok(fastest < NEAR_NS)
+}
+
+/// The first core with one that is said to share its last cache, and with one that is not, as far as there are any.
+pub(super) fn pairs() -> Vec<[usize; 2]> {
     let cores: Vec<usize> = (0..1024).filter(|cpu| shared_with(*cpu).is_some()).collect();
-    let first = |near: bool| {
+    let first = |shares: bool| {
         cores.iter().skip(1).find_map(|&cpu| {
             let with = shared_with(cpu)?;
-            (with.contains(&cores[0]) == near).then_some([cores[0], cpu])
+            (with.contains(&cores[0]) == shares).then_some([cores[0], cpu])
         })
     };
-    [first(true), first(false)]
+    [first(true), first(false)].into_iter().flatten().collect()
 }
 
 /// The cores that share this one's last cache.
@@ -184,7 +245,19 @@ fn shared_with(cpu: usize) -> Option<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Wait, round_trip};
+    use super::{Wait, copy_past, round_trip};
+
+    #[test]
+    fn what_is_copied_past_the_caches_is_the_same() {
+        let from: Vec<u8> = (0..5000).map(|at| at as u8).collect();
+        for (offset, len) in [(0, 4096), (1, 4096), (7, 64), (63, 1), (5, 0), (9, 4999), (64, 63)] {
+            let mut to = vec![0u8; 6000];
+            // SAFETY: `len` bytes of both.
+            unsafe { copy_past(to.as_mut_ptr().wrapping_add(offset), from.as_ptr(), len) };
+            assert_eq!(to[offset..offset + len], from[..len]);
+            assert!(to[..offset].iter().chain(&to[offset + len..]).all(|byte| *byte == 0));
+        }
+    }
 
     #[test]
     fn bytes_come_back_from_the_same_core() {
