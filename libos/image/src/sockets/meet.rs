@@ -404,7 +404,9 @@ pub(super) fn adopt_passed(at: usize) {
 /// Descriptors are about to go by the socket `by` with the message at `at`: until they are received, those of carried
 /// connections are nobody's, and yet not closed. Whoever hears that may be a stranger, unless `by` is carried.
 pub(super) fn about_to_pass(by: usize, at: usize) {
-    let is_known = fds::end_of(by).is_some_and(|by| stream::is_joined(&by));
+    // Who receives what goes to a name may be anybody.
+    let is_known = |by: End| stream::is_joined(&by) && !by.connection.is_inlet();
+    let is_known = fds::end_of(by).is_some_and(is_known);
     each_passed(at, |fd| {
         // Pipes go to strangers more often than sockets do.
         pipes::pass(fd);

@@ -131,7 +131,11 @@ const fn is_loopback(place: &Place) -> bool {
 /// A call that sends on `fd`, a datagram socket that may be carried, and has no row.
 #[inline(never)]
 pub(in super::super) fn first(fd: usize, number: usize, args: [usize; 6]) -> isize {
-    let sent = native(number, args);
+    let sent = if number == nr::SENDMSG {
+        messages::send_passing(args, || native(number, args))
+    } else {
+        native(number, args)
+    };
     // The first one has the kernel give it a port. Most are asked for one answer.
     if sent >= 0 && !fds::has_spoken(fd) {
         fds::note_spoken(fd);
