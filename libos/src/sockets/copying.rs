@@ -17,7 +17,7 @@ const UNIT: u64 = 16 << 10;
 const BITS: u32 = 24;
 const COST: u64 = (1 << BITS) - 1;
 
-/// What both ways have taken of late, in ns per [`UNIT`], and how many copies there were. Zeroed, it is of a new ring.
+/// What both ways have taken of late, in ns per 16 KiB, and how many copies there were. Zeroed, it is of a new ring.
 #[derive(Debug, Default)]
 #[repr(transparent)]
 pub struct Copying(AtomicU64);
