@@ -135,7 +135,7 @@ fn benchmarks_measure_every_goal() {
         ("service", 2, 1),
         ("interpose", 15, 11),
         // Without memcached, PostgreSQL, node and iperf3, where these are missing.
-        ("sockets", 60, 31),
+        ("sockets", 70, 34),
         // Without forwarders, a veth pair and memcached itself, where these are missing.
         ("net", 83, 22),
         // Beside each other only.
