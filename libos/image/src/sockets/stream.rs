@@ -4,7 +4,6 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::fence;
 
-use libos::sockets::copying::LARGE_COPY;
 use libos::sockets::pipes::{CAPACITY, unbroken};
 use libos::sockets::{
     Direction, JOINED, LARGE_RING, LARGE_RINGS, MANY, OFFERED, SHUT, SMALL_RING, SOON_SHUT, watched,
@@ -189,7 +188,7 @@ pub(super) fn fill(
         match source {
             Source::Memory { pieces, .. } => {
                 let Some((from, len)) = pieces.next_up_to(len).ok_or(EFAULT)? else { break };
-                if !copy_in(direction, at, from, len) {
+                if !user::copy_in(direction, at, from, len) {
                     return Err(EFAULT);
                 }
                 done += len;
@@ -216,18 +215,6 @@ pub(super) fn fill(
         }
     }
     Ok(done)
-}
-
-/// Copy bytes of the program's into a ring. False if not all could be.
-fn copy_in(direction: &Direction, to: usize, from: usize, len: usize) -> bool {
-    if len < LARGE_COPY {
-        return user::copy(to, from, len);
-    }
-    let copying = &direction.writing.copying;
-    let (is_past, began) = (copying.is_past_caches(), time::now_ns());
-    let is_done = if is_past { user::copy_past(to, from, len) } else { user::copy(to, from, len) };
-    copying.note(is_past, len, time::now_ns().saturating_sub(began));
-    is_done
 }
 
 /// The rest of what is to be sent, through the kernel.
@@ -647,7 +634,7 @@ pub(super) fn look_until(
             }
             core::hint::spin_loop();
         }
-        if may_be_here(core) {
+        if super::may_be_here(core) {
             sys::sched_yield();
         }
         if time::now_ns() - began > patience_ns {
@@ -658,12 +645,7 @@ pub(super) fn look_until(
 
 /// Is looking no use? It has not been, and what is to come may come from this core: sleeping lets that run as well.
 pub(super) fn is_vain(patience_ns: u64, core: &core::sync::atomic::AtomicU32) -> bool {
-    patience_ns <= u64::from(PATIENCE_NS_MIN) && may_be_here(core)
-}
-
-/// If nobody knows which core it is, it may be this one.
-fn may_be_here(core: &core::sync::atomic::AtomicU32) -> bool {
-    [0, super::core()].contains(&core.load(Relaxed))
+    patience_ns <= u64::from(PATIENCE_NS_MIN) && super::may_be_here(core)
 }
 
 /// How long to look.

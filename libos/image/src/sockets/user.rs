@@ -2,7 +2,11 @@
 
 use core::mem::MaybeUninit;
 
+use libos::sockets::Direction;
+use libos::sockets::copying::LARGE_COPY;
+
 use crate::arch::{copy_or_fail, copy_past_or_fail};
+use crate::time;
 
 /// A value of the program's, if it can be read.
 pub(super) fn read<T: Copy>(at: usize) -> Option<T> {
@@ -26,9 +30,21 @@ pub(super) fn copy(to: usize, from: usize, len: usize) -> bool {
 }
 
 /// The same with stores past the caches, of a cache line at least.
-pub(super) fn copy_past(to: usize, from: usize, len: usize) -> bool {
+fn copy_past(to: usize, from: usize, len: usize) -> bool {
     // SAFETY: as above.
     unsafe { copy_past_or_fail(to, from, len) }
+}
+
+/// Copy bytes of the program's into a ring. False if not all could be.
+pub(super) fn copy_in(direction: &Direction, to: usize, from: usize, len: usize) -> bool {
+    if len < LARGE_COPY {
+        return copy(to, from, len);
+    }
+    let copying = &direction.writing.copying;
+    let (is_past, began) = (copying.is_past_caches(), time::now_ns());
+    let is_done = if is_past { copy_past(to, from, len) } else { copy(to, from, len) };
+    copying.note(is_past, len, time::now_ns().saturating_sub(began));
+    is_done
 }
 
 /// What a call reads from or writes to, piece by piece.
