@@ -522,7 +522,8 @@ pub const HOOK_EXEC: u64 = 3;
 /// it (2^32 - 1 if nobody can tell), and how many events did not reach it.
 pub const HOOK_EXIT: u64 = 4;
 /// [`HandlerDecl::hook`]: the signal `hook_value`, in a process that was launched since. Arguments:
-/// its number, the address of a fault or the sender's pid, `si_code`, the value of a queued signal or what the processor says of a fault.
+/// its number, the address of a fault or the sender's pid, `si_code`, the value of a queued signal or what the
+/// processor says of a fault.
 /// Result: true if the program is not to see it.
 pub const HOOK_SIGNAL: u64 = 5;
 /// [`HandlerDecl::hook`]: a participant has forked. Arguments: the child's pid and its parent's.

@@ -13,7 +13,7 @@ enum Step {
     Insert(Vec<u8>, Vec<u8>),
     Remove(Vec<u8>),
     Get(Vec<u8>),
-    Evict(u64),
+    Evict,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -22,7 +22,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (key(), vec(any::<u8>(), 0..300)).prop_map(|(key, value)| Step::Insert(key, value)),
         1 => key().prop_map(Step::Remove),
         4 => key().prop_map(Step::Get),
-        1 => any::<u64>().prop_map(Step::Evict),
+        1 => Just(Step::Evict),
     ];
     vec(step, 0..200)
 }
@@ -47,8 +47,8 @@ proptest! {
                     let got = map.get(&key, || 0, <[u8]>::to_vec).unwrap();
                     prop_assert_eq!(got.as_ref(), model.get(&key));
                 }
-                Step::Evict(random) => {
-                    let bytes = map.evict(random, 4).unwrap();
+                Step::Evict => {
+                    let bytes = map.evict(4).unwrap();
                     prop_assert_eq!(bytes > 0, !model.is_empty());
                     model.retain(|key, _| map.get(key, || 0, |_| ()).unwrap().is_some());
                 }
@@ -116,7 +116,7 @@ fn an_entry_expires_and_the_oldest_is_evicted() {
     // Used again, so that it is no longer the oldest.
     map.insert(b"first", b"value", 0).unwrap();
     map.get(&0u64.to_le_bytes(), || 0, |_| ()).unwrap();
-    assert!(map.evict(0, usize::MAX).unwrap() > 0);
+    assert!(map.evict(usize::MAX).unwrap() > 0);
     assert_eq!(map.get(b"old", || 0, |_| ()), Ok(None));
     assert!(map.get(&0u64.to_le_bytes(), || 0, |_| ()).unwrap().is_some());
     assert_eq!(map.stats().entries, 21);
@@ -129,8 +129,8 @@ fn something_is_evicted_for_as_long_as_there_is_something() {
     for key in 0..3u64 {
         map.insert(&key.to_le_bytes(), b"value", 0).unwrap();
     }
-    let evicted = [1u64 << 10, 1 << 30, 1 << 50].map(|random| map.evict(random, 4).unwrap() > 0);
-    assert_eq!((evicted, map.evict(7, 4)), ([true; 3], Ok(0)));
+    let evicted = [(); 3].map(|()| map.evict(4).unwrap() > 0);
+    assert_eq!((evicted, map.evict(4)), ([true; 3], Ok(0)));
     // Two that want the same ones.
     const EACH: u64 = if cfg!(miri) { 20 } else { 5_000 };
     let map = Map::new(8).unwrap();
@@ -139,10 +139,10 @@ fn something_is_evicted_for_as_long_as_there_is_something() {
     }
     thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| (0..EACH).for_each(|_| assert!(map.evict(1, 4).unwrap() > 0)));
+            scope.spawn(|| (0..EACH).for_each(|_| assert!(map.evict(4).unwrap() > 0)));
         }
     });
-    assert_eq!((map.stats().entries, map.evict(1, 4)), (0, Ok(0)));
+    assert_eq!((map.stats().entries, map.evict(4)), (0, Ok(0)));
 }
 
 #[test]

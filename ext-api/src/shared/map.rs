@@ -59,6 +59,9 @@ const ENTRIES_PER_BUCKET: usize = 3;
 const AGE_STEPS: usize = 64;
 /// An entry's age is brought up to date when it is as many steps behind.
 const AGE_SLACK: u8 = 2;
+/// Buckets looked at for one more entry than the first, at most: all of a table would be, again and
+/// again, while the last of many entries are taken out of it.
+const EVICT_BUCKETS: u64 = 64;
 
 /// Why an entry was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +187,9 @@ struct Clock {
     shift: u32,
     /// How many steps there were. Behind by one at times.
     age: AtomicU64,
+    /// Where the next search for an entry to evict begins: a walk through a nearly empty table takes what it meets, where
+    /// one from anywhere would cross the same empty buckets again and again.
+    hand: AtomicU64,
 }
 
 impl Clock {
@@ -233,6 +239,7 @@ impl Map {
                 count: AtomicU64::new(0),
                 shift: (expected / AGE_STEPS).max(1).ilog2(),
                 age: AtomicU64::new(0),
+                hand: AtomicU64::new(0),
             },
             entries: Counter::new(),
             bytes: Counter::new(),
@@ -416,13 +423,14 @@ impl Map {
         Ok(change(unsafe { &*words }))
     }
 
-    /// Take out the entry that was used longest ago among `sample` or a few more, beginning
-    /// wherever `random` says. The bytes it had; 0 if there is none at all.
+    /// Take out the entry that was used longest ago among `sample` or a few more, beginning behind
+    /// those of the last time; among fewer where the map is nearly empty. The bytes it had; 0 if
+    /// there is none at all.
     ///
     /// # Errors
     /// A bucket could not be had.
-    pub fn evict(&self, random: u64, sample: usize) -> Result<u64, LockError> {
-        while let Some((index, word)) = self.oldest(random, sample) {
+    pub fn evict(&self, sample: usize) -> Result<u64, LockError> {
+        while let Some((index, word)) = self.oldest(sample) {
             let len = self.take_out(index, word)?;
             if len != 0 {
                 return Ok(len);
@@ -432,12 +440,13 @@ impl Map {
     }
 
     /// The entry of [`Map::evict`]: its bucket, and the link to it. Without locks: what it finds may be gone already.
-    fn oldest(&self, random: u64, sample: usize) -> Option<(u64, u64)> {
+    fn oldest(&self, sample: usize) -> Option<(u64, u64)> {
         let age = self.age();
         let mut oldest: Option<(u8, u64, u64)> = None;
         let mut seen = 0;
+        let hand = self.clock.hand.load(Ordering::Relaxed);
         for step in 0..=self.mask {
-            let index = random.wrapping_add(step) & self.mask;
+            let index = hand.wrapping_add(step) & self.mask;
             for link in self.bucket(index).chain().flat_map(Bucket::entries) {
                 let word = link.load(Ordering::Relaxed);
                 if word != 0 {
@@ -448,7 +457,8 @@ impl Map {
                     }
                 }
             }
-            if seen >= sample {
+            if seen >= sample || (seen > 0 && step >= EVICT_BUCKETS) {
+                self.clock.hand.store(index + 1, Ordering::Relaxed);
                 break;
             }
         }

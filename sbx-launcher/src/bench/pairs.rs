@@ -18,18 +18,18 @@ use nix::unistd::{pipe2, read, write};
 use super::pin::{cpu_seconds, pin, time};
 use super::{BenchError, datagrams};
 
-/// What is measured of a kind of pair, all of which the region carries.
+/// A kind of pair, which the region carries, and what is measured of it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Row {
+pub(super) struct Kind {
     pub(super) name: &'static str,
     pub(super) unit: &'static str,
-    kind: &'static str,
+    by: &'static str,
     count: u64,
 }
 
 /// Round trips per second by each kind of pair, and what goes through a pipe.
-pub(super) fn all(scale: u64) -> impl Iterator<Item = Row> {
-    const ROWS: [(&str, &str); 8] = [
+pub(super) fn all(scale: u64) -> impl Iterator<Item = Kind> {
+    const KINDS: [(&str, &str); 8] = [
         ("socketpair, stream, round trips", "stream"),
         ("socketpair, seqpacket, round trips", "seqpacket"),
         ("socketpair, datagram, round trips", "datagram"),
@@ -39,9 +39,9 @@ pub(super) fn all(scale: u64) -> impl Iterator<Item = Row> {
         ("AF_UNIX datagrams with names, round trips", datagrams::NAMED),
         ("pipe, writes of 16 KiB", THROUGH),
     ];
-    ROWS.into_iter().map(move |(name, kind)| {
-        let unit = if kind == THROUGH { "GB/s" } else { "1/s" };
-        Row { name, unit, kind, count: 200_000 / scale }
+    KINDS.into_iter().map(move |(name, by)| {
+        let unit = if by == THROUGH { "GB/s" } else { "1/s" };
+        Kind { name, unit, by, count: 200_000 / scale }
     })
 }
 
@@ -54,7 +54,7 @@ const LEN: usize = 64;
 /// Bytes of a write, where it is how many go through that counts.
 const PIECE_LEN: usize = 16 << 10;
 
-/// What runs for [`Row::rate`]: the one that asks by a kind of pair, and says the rate and the CPU seconds of both, or
+/// What runs for [`Kind::rate`]: the one that asks by a kind of pair, and says the rate and the CPU seconds of both, or
 /// the one that answers. None if `by` is neither.
 pub(super) fn by(by: &str, count: u64) -> Option<io::Result<(f64, f64)>> {
     if let Some(answer) = [("echo", answer as fn() -> io::Result<()>), ("sink", take_all)]
@@ -188,7 +188,7 @@ fn answer() -> io::Result<()> {
     }
 }
 
-impl Row {
+impl Kind {
     /// Its rate by the kernel or in a sandbox, and CPU seconds of both sides per million.
     pub(super) fn rate(
         &self,
@@ -200,14 +200,14 @@ impl Row {
         if let Some(sandbox) = within {
             command.args(["run", "--sandbox", sandbox, "--"]).arg(launcher);
         }
-        let by = format!("pair-{}", self.kind);
+        let by = format!("pair-{}", self.by);
         command.args(["bench-inside", &self.count.to_string(), "--by", &by]);
         let output = command.stdin(Stdio::null()).output().map_err(doing)?;
         let said = String::from_utf8_lossy(&output.stdout);
         let figure = |at| said.split_whitespace().nth(at)?.parse::<f64>().ok();
         let (Some(rate), Some(seconds)) = (figure(0), figure(1)) else {
             let error = String::from_utf8_lossy(&output.stderr);
-            return Err(BenchError::Inside(format!("{}: {said}{error}", self.kind)));
+            return Err(BenchError::Inside(format!("{}: {said}{error}", self.by)));
         };
         Ok((rate, seconds * 1e6 / (self.count + before(self.count)) as f64))
     }

@@ -363,7 +363,7 @@ const GOALS: [(&str, Way, f64, Way); 27] = [
     ("1 byte there and back", Way::Tcp, 1.0, Way::Region),
     ("1 byte there and back, looking", Way::Tcp, 1.0, Way::Region),
     ("1 byte there and back, asleep", Way::Tcp, 1.0 / 1.05, Way::Region),
-    ("1 byte, asleep, one core", Way::Tcp, 1.0 / 1.05, Way::Region),
+    ("1 byte there and back, asleep, one core", Way::Tcp, 1.0 / 1.05, Way::Region),
 ];
 
 /// A figure, and CPU seconds per million of what it counts, which the row behind it prints.
@@ -405,10 +405,10 @@ pub(super) fn run(options: Options) -> Result<Report, BenchError> {
         with_cpu(&mut rows, format!("{BULK}, {}", way.name()), "GB/s", cpu, rate);
     }
     bare_rows(&mut rows, scale);
-    for pair in pairs::all(scale) {
+    for kind in pairs::all(scale) {
         for (within, way) in [(None, "kernel"), (Some(servers.sandbox.as_str()), "region")] {
-            let rate: Rate<'_> = Box::new(move || pair.rate(&servers.launcher, within));
-            with_cpu(&mut rows, format!("{}, {way}", pair.name), pair.unit, cpu, rate);
+            let rate: Rate<'_> = Box::new(move || kind.rate(&servers.launcher, within));
+            with_cpu(&mut rows, format!("{}, {way}", kind.name), kind.unit, cpu, rate);
         }
     }
     let mut report = Report::new("sockets", options.rounds, measure(&options, rows)?);

@@ -6,8 +6,6 @@ use ext_api::prelude::*;
 /// The extension `kv`.
 #[extension(name = "kv", heap = "384M", budget = "1s", kill_safe)]
 pub mod kv {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use ext_api::prelude::*;
     use ext_api::shared::{Counter, Map, MapError};
 
@@ -21,8 +19,6 @@ pub mod kv {
     pub struct Cache {
         map: Map,
         limit: u64,
-        /// Where the next search for an entry to evict begins.
-        hand: AtomicU64,
         hits: Counter,
         misses: Counter,
         evictions: Counter,
@@ -31,9 +27,7 @@ pub mod kv {
     impl Cache {
         /// Take out what was used longest ago; false if there is nothing.
         fn evict(&self) -> Result<bool, String> {
-            let turn = self.hand.fetch_add(1, Ordering::Relaxed);
-            let random = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-            let bytes = self.map.evict(random, SAMPLE).map_err(|error| error.to_string())?;
+            let bytes = self.map.evict(SAMPLE).map_err(|error| error.to_string())?;
             self.evictions.add(u64::from(bytes > 0));
             Ok(bytes > 0)
         }
@@ -49,7 +43,6 @@ pub mod kv {
         Ok(Cache {
             map,
             limit,
-            hand: AtomicU64::new(1),
             hits: Counter::new(),
             misses: Counter::new(),
             evictions: Counter::new(),

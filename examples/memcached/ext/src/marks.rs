@@ -2,8 +2,6 @@
 //! have neither. When there is no room for all, the marks that were used longest ago go: their entries
 //! then have no flags.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use ext_api::shared::{Map, MapError};
 
 /// Marks that are expected.
@@ -28,7 +26,6 @@ pub struct Mark {
 #[derive(Debug)]
 pub struct Marks {
     map: Map,
-    hand: AtomicU64,
 }
 
 impl Marks {
@@ -38,7 +35,7 @@ impl Marks {
     /// The heap is too small.
     pub fn new() -> Result<Self, String> {
         let map = Map::new(MARKS).map_err(|_| format!("no room for {MARKS} marks"))?;
-        Ok(Self { map, hand: AtomicU64::new(1) })
+        Ok(Self { map })
     }
 
     /// What was said of `key`. One that cannot be had was not.
@@ -66,8 +63,7 @@ impl Marks {
                     _ => return,
                 }
             }
-            let turn = self.hand.fetch_add(1, Ordering::Relaxed);
-            let _ = self.map.evict(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20, SAMPLE);
+            let _ = self.map.evict(SAMPLE);
         }
     }
 

@@ -65,14 +65,14 @@ pub mod limit {
             // 1 at least: a word of 0 would be a new bucket.
             let now_ms = Cx::now_ns() / 1_000_000 + 1;
             let change = |words: &[AtomicWord; 1]| change(&words[0], now_ms);
-            for turn in 0..64 {
+            let evict = || self.buckets.evict(SAMPLE).map_err(|error| error.to_string());
+            for _turn in 0..64 {
                 if self.buckets.stats().entries > self.keys {
-                    let random = now_ms.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(turn);
-                    self.buckets.evict(random >> 20, SAMPLE).map_err(|error| error.to_string())?;
+                    evict()?;
                 }
                 match self.buckets.words(key, change) {
                     Err(MapError::Full) => {
-                        self.buckets.evict(now_ms + turn, SAMPLE).map_err(|e| e.to_string())?;
+                        evict()?;
                     }
                     result => return result.map_err(|error| error.to_string()),
                 }

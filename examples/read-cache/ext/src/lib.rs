@@ -165,7 +165,7 @@ pub mod read_cache {
             key[1..9].copy_from_slice(&generation.load(Relaxed).to_le_bytes());
             let expires = Cx::now_ns().saturating_add(state.ttl_ns);
             if state.table.stats().entries >= ENTRIES as u64 {
-                let _ = state.table.evict(Cx::now_ns(), 8);
+                let _ = state.table.evict(8);
             }
             let _ = state.table.insert(&key[..key_len], &value[..len], expires);
         }

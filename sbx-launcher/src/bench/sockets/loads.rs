@@ -58,7 +58,13 @@ pub(super) const LOADS: [Load; 23] = [
     load("1 byte there and back, looking", BOTH, CLIENT_CPU, "tcp-looks", Own("byte-looks")),
     load("1 byte there and back, one core", BOTH, SERVER_CPU, "tcp-threads", Own("byte")),
     load("1 byte there and back, asleep", BOTH, CLIENT_CPU, "tcp-threads", Own("byte-asleep")),
-    load("1 byte, asleep, one core", BOTH, SERVER_CPU, "tcp-threads", Own("byte-asleep")),
+    load(
+        "1 byte there and back, asleep, one core",
+        BOTH,
+        SERVER_CPU,
+        "tcp-threads",
+        Own("byte-asleep"),
+    ),
 ];
 
 const fn load(
