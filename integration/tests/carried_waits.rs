@@ -15,6 +15,19 @@ fn who_sleeps_is_woken_by_what_another_thread_asks_for() {
 }
 
 #[test]
+fn who_goes_to_sleep_while_something_is_written_gets_every_byte_once() {
+    let sandbox = carrying("sleepers");
+    let program = compile("cc", "sleepers", &["-pthread"]);
+    for seed in 0..if full() { 100 } else { 6 } {
+        let argv = [program.text(), &seed.to_string()];
+        let native = outside(&argv);
+        assert_eq!((native.status, native.stdout.matches(": all\n").count()), (0, 8), "{native:?}");
+        assert_eq!(sandbox.run(&argv), native);
+    }
+    assert!(carried(&sandbox).1 > 10_000);
+}
+
+#[test]
 fn a_signal_that_a_call_lets_through_interrupts_it_unless_something_is_there() {
     let sandbox = carrying("unblocked");
     let program = compile("cc", "unblocked", &[]);

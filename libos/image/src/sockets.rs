@@ -18,6 +18,7 @@
 
 mod batches;
 mod behind;
+mod bells;
 mod counters;
 mod epoll;
 mod fds;

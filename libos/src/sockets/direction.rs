@@ -95,6 +95,11 @@ pub struct Waiting {
 
 /// In [`Direction::bell`]: none is sent any more.
 const NO_BELLS: u32 = 1 << 31;
+/// There: a reader sleeps in its program's own call, which would give it a bell's byte; as many as there are.
+const REFUSAL: u32 = 1 << 16;
+const REFUSALS: u32 = NO_BELLS - REFUSAL;
+/// There: the number of bells.
+const BELLS: u32 = REFUSAL - 1;
 
 /// Where the bytes at a position of a ring lie, and how many follow in one piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,24 +226,37 @@ impl Direction {
     #[must_use]
     #[inline]
     pub fn bells(&self) -> u32 {
-        self.bell.load(Ordering::Acquire) & !NO_BELLS
+        self.bell.load(Ordering::Acquire) & BELLS
     }
 
-    /// One is about to be sent. False if none is any more.
+    /// One is about to be sent. False if none may be.
     #[must_use]
     pub fn add_bell(&self) -> bool {
-        self.change_bells(|bells| (bells & NO_BELLS == 0).then_some(bells + 1))
+        self.change_bells(|word| (word < BELLS).then_some(word + 1))
     }
 
     /// So many have been heard, or have not been sent.
     pub fn less_bells(&self, count: u32) {
-        self.change_bells(|bells| (bells & !NO_BELLS >= count).then(|| bells - count));
+        self.change_bells(|word| (word & BELLS >= count).then(|| word - count));
     }
 
     /// None is sent from now on. False if that cannot be, since some are on their way.
     #[must_use]
     pub fn forgo_bells(&self) -> bool {
-        self.change_bells(|bells| (bells & !NO_BELLS == 0).then_some(NO_BELLS))
+        self.change_bells(|word| (word & BELLS == 0).then_some(word | NO_BELLS))
+    }
+
+    /// None is sent until [`Self::allow_bells`], by the same caller. False if some are on their way.
+    #[must_use]
+    pub fn refuse_bells(&self) -> bool {
+        self.change_bells(|word| {
+            (word & BELLS == 0 && word & REFUSALS != REFUSALS).then_some(word + REFUSAL)
+        })
+    }
+
+    /// The end of a refusal.
+    pub fn allow_bells(&self) {
+        self.change_bells(|word| (word & REFUSALS != 0).then(|| word - REFUSAL));
     }
 
     fn change_bells(&self, next: impl Fn(u32) -> Option<u32>) -> bool {
@@ -276,6 +294,22 @@ mod tests {
         assert_eq!((one.bells(), one.add_bell()), (0, false));
         one.reset();
         assert!(one.add_bell());
+    }
+
+    #[test]
+    fn while_bells_are_refused_none_is_added_and_some_on_their_way_cannot_be() {
+        let one = Direction::default();
+        assert!(one.refuse_bells() && one.refuse_bells());
+        one.allow_bells();
+        assert!(!one.add_bell() && one.bells() == 0);
+        one.allow_bells();
+        // One time too many, as if the row had been given to others meanwhile.
+        one.allow_bells();
+        assert!(one.add_bell() && !one.refuse_bells());
+        one.less_bells(1);
+        assert!(one.forgo_bells() && one.refuse_bells());
+        one.allow_bells();
+        assert!(!one.add_bell());
     }
 }
 
@@ -327,6 +361,34 @@ mod models {
             assert!(!sleeps || is_handed_over);
             assert!(!(taken && is_handed_over));
             assert_eq!(direction.has_bytes(), !taken && !is_handed_over);
+        });
+    }
+
+    #[test]
+    fn loom_who_sleeps_in_its_own_call_gets_no_bell_and_is_given_what_is_put_in() {
+        loom::model(|| {
+            let direction = Arc::new(Direction::default());
+            let other = direction.clone();
+            // What the kernel has at the end: a bell, or bytes.
+            let writer = loom::thread::spawn(move || {
+                let asleep = other.publish(1, || other.waiting.parked.load(Relaxed) != 0);
+                if !asleep {
+                    return (false, false);
+                }
+                if other.add_bell() {
+                    return (true, false);
+                }
+                let (head, len) = other.filled();
+                (false, len == 1 && other.take(head, len))
+            });
+            let sleeps = direction.park();
+            let in_own_call = sleeps && direction.refuse_bells();
+            let (has_bell, has_bytes) = writer.join().expect("no panic");
+            if in_own_call {
+                assert!(!has_bell && has_bytes);
+            } else if sleeps {
+                assert!(has_bell);
+            }
         });
     }
 

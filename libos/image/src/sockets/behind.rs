@@ -13,12 +13,10 @@ use super::messages::Message;
 use super::stream::{self, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITALL};
 use super::turns::Turn;
 use super::user::{self, Pieces};
-use super::{ask, meet};
+use super::{ask, bells, meet};
 use crate::sys::{Errno, nr};
 
 const MSG_CTRUNC: usize = 8;
-/// Bells that may precede what is looked at.
-const BELLS_MAX: usize = 1024;
 /// Pieces of the program's that are looked into.
 const PIECES_MAX: usize = 8;
 
@@ -87,8 +85,8 @@ pub(super) fn look(
     if first == total || !is_whole && !direction.is_in_kernel() {
         return Ok(first as isize);
     }
-    let (mut bells, mut rest) = ([0u8; BELLS_MAX], pieces);
-    let bell = (direction.bells() as usize).min(BELLS_MAX);
+    let (mut bells, mut rest) = ([0u8; bells::MOST], pieces);
+    let bell = (direction.bells() as usize).min(bells::MOST);
     let mut vectors = [[0usize; 2]; PIECES_MAX];
     vectors[0] = [bells.as_mut_ptr() as usize, bell];
     let mut skipped = first;

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use libos::sockets::{Direction, LARGE_RING};
 
 use super::fds::{self, End};
-use super::{counters, inlets, meet, native, pipes, records, stream, user};
+use super::{bells, counters, inlets, meet, native, pipes, records, stream, user};
 use crate::sys::{EFAULT, ENOENT, nr};
 
 pub(super) const F_DUPFD: usize = 0;
@@ -62,7 +62,7 @@ pub(super) fn control(number: usize, args: [usize; 6]) -> isize {
         return inlets::control(&end, number, args);
     }
     if (number, request as u32 as usize) == (nr::IOCTL, FIONREAD) {
-        stream::hear_bell(&end, end.incoming());
+        bells::hear(&end, end.incoming());
     }
     let result = native(number, args);
     if result < 0 {

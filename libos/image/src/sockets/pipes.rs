@@ -466,7 +466,7 @@ fn take(fd: usize, at: usize, len: usize) -> isize {
 }
 
 /// The kernel has given so many bytes. Some may have come from who does not know of the ring.
-fn note_read(direction: &Direction, received: isize) {
+pub(super) fn note_read(direction: &Direction, received: isize) {
     let (Ok(received), sent) = (u64::try_from(received), &direction.kernel_sent) else { return };
     let next = |read: u64| Some((read + received).min(sent.load(Acquire)));
     let _ = direction.waiting.kernel_read.fetch_update(AcqRel, Relaxed, next);

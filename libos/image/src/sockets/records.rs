@@ -20,7 +20,7 @@ use super::stream::{
 };
 use super::turns::{self, Turn};
 use super::user::{self, Pieces};
-use super::{ask, meet, native, options, pipes, sockets, wait};
+use super::{ask, bells, meet, native, options, pipes, sockets, wait};
 use crate::sys::{EAGAIN, EFAULT, Errno, nr};
 use crate::time;
 
@@ -137,7 +137,7 @@ fn put(end: &End, number: usize, args: [usize; 6], pieces: Pieces, flags: usize)
                     stream::is_parked(direction)
                 });
                 if asleep {
-                    stream::ring_bell(end, direction);
+                    bells::ring(end, direction);
                 }
                 return filled as isize;
             }
@@ -269,7 +269,7 @@ impl Receive {
             match self.out_of_ring() {
                 Some(Ok(len)) => return Taken::Ring(len),
                 Some(Err(errno)) => return Taken::Kernel(-(errno as isize)),
-                None => stream::hear_bell(end, direction),
+                None => bells::hear(end, direction),
             }
             if direction.is_in_kernel()
                 && let Some(result) = self.out_of_kernel(waits)
@@ -342,7 +342,7 @@ impl Receive {
                     continue;
                 }
                 direction.reading.record_bytes.fetch_add(len as u64, Relaxed);
-                stream::hear_bell(&self.end, direction);
+                bells::hear(&self.end, direction);
             }
             // The kernel takes it away as well where it cannot be written.
             return Some(if is_copied { Ok(len) } else { Err(EFAULT) });
@@ -546,7 +546,7 @@ pub(super) fn splice(end: &End, args: [usize; 6]) -> isize {
         return native(nr::SPLICE, args);
     }
     stream::shut(end.incoming());
-    stream::hear_bell(end, end.incoming());
+    bells::hear(end, end.incoming());
     if !end.incoming().has_bytes() {
         return native(nr::SPLICE, args);
     }

@@ -13,8 +13,7 @@ use super::behind::{self, Behind};
 use super::fds::{self, End};
 use super::turns::{self, Turn};
 use super::user::{self, Pieces};
-use super::wait::{ERR, IN, kernels_events};
-use super::{ask, base, native, pipes, sockets};
+use super::{ask, base, bells, native, pipes, sockets};
 use crate::sys::{self, EAGAIN, EFAULT, EINTR, EINVAL, nr};
 use crate::time;
 
@@ -168,7 +167,7 @@ pub(super) fn send(
             is_parked(direction)
         });
         if asleep {
-            ring_bell(&end, direction);
+            bells::ring(&end, direction);
         }
     }
     done as isize
@@ -316,66 +315,6 @@ pub(super) fn note_core(direction: &Direction) {
     }
 }
 
-/// How often whoever closes looks for a bell that is on its way.
-const BELL_LOOKS: usize = 64;
-
-/// Bells that may be on their way at a time: one for each write that comes while nobody reads.
-const BELLS_MAX: usize = 1024;
-
-/// One byte through the kernel wakes whoever sleeps there, and is an edge for who waits for that.
-pub(super) fn ring_bell(end: &End, direction: &Direction) {
-    if direction.bells() as usize >= BELLS_MAX {
-        return;
-    }
-    if !direction.add_bell() {
-        // While this thread was stopped others have had theirs go by the kernel, behind which nobody knows a bell.
-        return if end.connection.has_records() {
-            super::records::hand_over(end);
-        } else {
-            let _ = pipes::hand_over(end);
-        };
-    }
-    let bell = sockets().bell();
-    let len = if end.connection.has_records() { size_of_val(&bell) } else { 1 };
-    let args = [end.fd, bell.as_ptr() as usize, len, MSG_DONTWAIT | MSG_NOSIGNAL];
-    if ask(nr::SENDTO, args) == len as isize {
-        direction.writing.bells.fetch_add(1, Relaxed);
-    } else {
-        direction.less_bells(1);
-    }
-}
-
-/// Take the bells out of the kernel that have come. While there are bytes in the ring they stay there:
-/// others may see by them that the socket is readable.
-pub(super) fn hear_bell(end: &End, direction: &Direction) {
-    if direction.bells() == 0 || direction.has_bytes() {
-        return;
-    }
-    let _turn = Turn::take(&direction.reading.reader);
-    // What has gone wrong is for the program to hear.
-    if kernels_events(end.fd, IN) & ERR != 0 {
-        return;
-    }
-    let mut bytes = [0u8; 64];
-    loop {
-        let bells = (direction.bells() as usize).min(bytes.len());
-        if bells == 0 || direction.has_bytes() {
-            return;
-        }
-        if end.connection.has_records() {
-            if super::records::take_bell(end, direction) {
-                continue;
-            }
-            return;
-        }
-        let heard = ask(nr::RECVFROM, [end.fd, bytes.as_mut_ptr() as usize, bells, MSG_DONTWAIT]);
-        if heard <= 0 {
-            return;
-        }
-        direction.less_bells(heard as u32);
-    }
-}
-
 /// Receive up to `total` bytes; `number` and `args` are the program's own call, `flags` its flags.
 pub(super) fn receive(
     end: End,
@@ -419,7 +358,7 @@ pub(super) fn receive(
                 continue;
             }
         }
-        hear_bell(&end, direction);
+        bells::hear(&end, direction);
         let asks = direction.is_in_kernel() && !has_asked;
         let is_whole = flags & MSG_WAITALL != 0 && !is_peek;
         if asks && done == 0 && !is_whole {
@@ -481,12 +420,21 @@ pub(super) fn receive(
             continue;
         }
         let began = time::now_ns();
-        let mut byte = 0u8;
-        let how = if waits { MSG_PEEK } else { MSG_PEEK | MSG_DONTWAIT };
-        let seen = ask(nr::RECVFROM, [end.fd, &raw mut byte as usize, 1, how]);
+        let is_plain = done == 0 && flags & !MSG_CMSG_CLOEXEC == 0;
+        let own = waits && is_plain && is_joined(&end) && direction.refuse_bells();
+        let seen = if own {
+            bells::sleep_without(direction, number, args)
+        } else {
+            let mut byte = 0u8;
+            let how = if waits { MSG_PEEK } else { MSG_PEEK | MSG_DONTWAIT };
+            ask(nr::RECVFROM, [end.fd, &raw mut byte as usize, 1, how])
+        };
         if waits {
             direction.unpark();
             note_wait(&direction.reading.patience_ns, time::now_ns() - began);
+        }
+        if own && seen > 0 {
+            return seen;
         }
         if direction.has_bytes() {
             continue;
@@ -547,7 +495,7 @@ pub(super) fn from_ring(
         if direction.take(head, done) {
             *pieces = to;
             if direction.bells() != 0 {
-                hear_bell(end, direction);
+                bells::hear(end, direction);
             }
             return Ok(done);
         }
@@ -727,7 +675,7 @@ pub(super) fn pass(end: &End) {
     if let Some(_turn) = turns::to_send(&other).filter(|_| can_go()) {
         let _ = pipes::hand_over(&other);
     }
-    hear_bell(end, direction);
+    bells::hear(end, direction);
 }
 
 /// The last descriptor of this process for an end is about to be closed. If nobody else has it, and there
@@ -750,8 +698,8 @@ pub(super) fn about_to_close(end: &End) {
         return super::counters::leave_end(end);
     }
     // A bell that nobody has taken out is unread to the kernel, too, which would say so by a reset.
-    for _ in 0..BELL_LOOKS {
-        hear_bell(end, end.incoming());
+    for _ in 0..bells::LOOKS {
+        bells::hear(end, end.incoming());
         if end.incoming().bells() == 0 || end.incoming().has_bytes() {
             break;
         }
@@ -782,7 +730,7 @@ pub(super) fn splice(args: [usize; 6]) -> isize {
     }
     let Some(end) = fds::socket_of(from) else { return native(nr::SPLICE, args) };
     let direction = end.incoming();
-    hear_bell(&end, direction);
+    bells::hear(&end, direction);
     let (head, filled) = direction.filled();
     if filled == 0 {
         let moved = native(nr::SPLICE, args);

@@ -10,7 +10,7 @@ use core::sync::atomic::AtomicU32;
 
 use super::fds::{self, End};
 use super::stream::{self, MSG_DONTWAIT, MSG_PEEK};
-use super::{ask, native, open, user};
+use super::{ask, bells, native, open, user};
 use crate::sys::{EFAULT, EINVAL, nr};
 use crate::time;
 
@@ -41,7 +41,7 @@ pub(super) fn is_readable(end: &End, returned: u32) -> bool {
     if stream::is_left(direction) || end.connection.has_no_bells() {
         return true;
     }
-    stream::hear_bell(end, direction);
+    bells::hear(end, direction);
     // Looked at in the order in which bytes move.
     if direction.has_bytes() || direction.is_in_kernel() || returned & (HUP | READ_HUP | ERR) != 0 {
         return true;
