@@ -134,6 +134,8 @@ struct Sending {
     bytes: Bytes,
     start: usize,
     len: usize,
+    /// Of several datagrams, one behind the other, how long each is but for the last.
+    each: usize,
     port: u32,
     /// The connection that it is of; none: a datagram's.
     connection: Option<u32>,

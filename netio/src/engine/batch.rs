@@ -12,8 +12,10 @@ pub(super) const BATCH: usize = 64;
 pub(super) const BATCH_MIN: usize = 2;
 /// Longest datagram that is sent as a part of a larger one, and most bytes of such a one: less than any
 /// usual path carries, and than the kernel takes.
-const SEGMENT_MAX: usize = 1200;
-const SEGMENTS_LEN_MAX: usize = 60_000;
+pub(super) const SEGMENT_MAX: usize = 1200;
+pub(super) const SEGMENTS_LEN_MAX: usize = 60_000;
+/// Most parts of one.
+pub(super) const SEGMENTS_MAX: usize = 64;
 /// After a refusal so many calls are without.
 const WITHOUT: u32 = 10_000;
 
@@ -25,10 +27,12 @@ struct Segment {
     len: u16,
 }
 
-/// A datagram that is to go.
+/// A datagram that is to go, or several that lie one behind the other.
 #[derive(Clone, Copy)]
 pub(super) struct Datagram {
     pub(super) bytes: *const [u8],
+    /// How long each is, but for the last; 1 at least.
+    pub(super) each: usize,
     pub(super) to: Option<Address>,
     /// It is one of UDP.
     pub(super) is_udp: bool,
@@ -70,6 +74,11 @@ impl Batch {
         }
     }
 
+    /// May datagrams that lie one behind the other go together?
+    pub(super) const fn takes_segments(&self) -> bool {
+        self.without == 0
+    }
+
     /// In the place of one that is in use.
     pub(super) const fn none() -> Self {
         Self {
@@ -82,7 +91,8 @@ impl Batch {
     }
 
     /// Send as many as the kernel takes now, in order; how many that is. An error counts as one that was
-    /// taken: it will not be better later.
+    /// taken: it will not be better later. Several that lie one behind the other are not taken then, since some of them
+    /// may go by themselves.
     ///
     /// # Safety
     /// The bytes of each can be read.
@@ -101,39 +111,52 @@ impl Batch {
             return (self.messages[..sent].iter().map(|it| it.msg_hdr.msg_iovlen).sum(), true);
         }
         let error = std::io::Error::last_os_error().raw_os_error();
-        let has_parts = self.messages[0].msg_hdr.msg_iovlen > 1;
+        let has_parts = self.messages[0].msg_hdr.msg_controllen != 0;
         if has_parts && matches!(error, Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE)) {
             // Not this way: its path is too narrow, or its device cannot.
             self.without = WITHOUT;
+            if datagrams.clone().any(|one| one.bytes.len() > one.each) {
+                return (0, false);
+            }
             // SAFETY: the same contract.
             let (count, is_sent) = unsafe { self.send(fd, datagrams) };
             // Or nothing can be sent where the first is to go.
             self.without = if is_sent { WITHOUT } else { 0 };
             return (count, is_sent);
         }
-        let full = matches!(error, Some(libc::EAGAIN | libc::ENOBUFS));
-        (usize::from(!full), false)
+        let is_full = matches!(error, Some(libc::EAGAIN | libc::ENOBUFS));
+        let is_one = datagrams.take(1).all(|one| one.bytes.len() <= one.each);
+        (usize::from(is_one && !is_full), false)
     }
 
     /// Make messages of them; how many.
     fn fill(&mut self, datagrams: impl Iterator<Item = Datagram>) -> usize {
-        let (mut count, mut whole, mut is_open) = (0, 0, false);
-        for (index, Datagram { bytes, to, is_udp }) in datagrams.take(BATCH).enumerate() {
-            let len = bytes.len();
+        let (mut count, mut whole, mut segments, mut is_open) = (0, 0, 0, false);
+        for (index, Datagram { bytes, each, to, is_udp }) in datagrams.take(BATCH).enumerate() {
+            let (len, pieces) = (bytes.len(), bytes.len().div_ceil(each).max(1));
             self.parts[index].iov_base = bytes.cast::<libc::c_void>().cast_mut();
             self.parts[index].iov_len = len;
             let name = to.unwrap_or(Address::new(&[]));
-            let fits = is_open && self.names[count - 1] == name && whole + len <= SEGMENTS_LEN_MAX;
+            let fits = whole + len <= SEGMENTS_LEN_MAX && segments + pieces <= SEGMENTS_MAX;
+            let fits = fits && is_open && self.names[count - 1] == name;
             let first = usize::from(if fits { self.segments[count - 1].len } else { 0 });
-            if fits && (1..=first).contains(&len) {
+            // One that is shorter is the last.
+            let is_alike = if pieces > 1 { each == first } else { (1..=first).contains(&len) };
+            if fits && is_alike {
                 self.append(count - 1);
-                (whole, is_open) = (whole + len, len == first);
+                (whole, segments) = (whole + len, segments + pieces);
+                is_open = len.is_multiple_of(first);
                 continue;
             }
             self.begin(count, index, name);
-            self.segments[count].len = len.min(SEGMENT_MAX) as u16;
-            is_open = is_udp && self.without == 0 && (1..=SEGMENT_MAX).contains(&len);
-            (count, whole) = (count + 1, len);
+            let own = if pieces > 1 { each } else { len };
+            self.segments[count].len = own.min(SEGMENT_MAX) as u16;
+            if pieces > 1 {
+                self.cut_up(count);
+            }
+            is_open = is_udp && self.without == 0 && (1..=SEGMENT_MAX).contains(&own);
+            is_open &= len.is_multiple_of(own);
+            (count, whole, segments) = (count + 1, len, pieces);
         }
         count
     }
@@ -155,6 +178,12 @@ impl Batch {
     fn append(&mut self, message: usize) {
         let header = &mut self.messages[message].msg_hdr;
         header.msg_iovlen += 1;
+        self.cut_up(message);
+    }
+
+    /// The kernel is to cut it up.
+    fn cut_up(&mut self, message: usize) {
+        let header = &mut self.messages[message].msg_hdr;
         header.msg_control = (&raw mut self.segments[message]).cast();
         header.msg_controllen = size_of::<Segment>();
     }
@@ -182,6 +211,7 @@ mod tests {
             to.iter().map(|it| Address::of(it.local_addr().expect("bound"))).collect();
         let all = datagrams.iter().map(|(to, bytes)| Datagram {
             bytes: std::ptr::from_ref(&bytes[..]),
+            each: bytes.len().max(1),
             to: Some(addresses[*to]),
             is_udp: true,
         });
@@ -208,9 +238,32 @@ mod tests {
             gets(&mut batch, &to, datagrams);
             assert_eq!(batch.without, 0, "the kernel refuses segments");
         }
+        // Several that lie one behind the other, beside others.
+        let bytes: Vec<u8> = (0..7_000).map(|at| (at % 251) as u8).collect();
+        let cuts = [
+            (0..640, 64),
+            (640..700, 60),
+            (700..1_340, 64),
+            (1_340..1_400, 64),
+            (1_400..7_000, 1_000),
+        ];
+        let name = Some(Address::of(to[0].local_addr().expect("bound")));
+        let runs = cuts.iter().map(|(cut, each)| {
+            let bytes = std::ptr::from_ref(&bytes[cut.clone()]);
+            Datagram { bytes, each: *each, to: name, is_udp: true }
+        });
+        assert_eq!(batch.fill(runs.clone()), 3);
+        // SAFETY: they stay.
+        assert_eq!(unsafe { batch.send(socket().as_raw_fd(), runs) }, (cuts.len(), true));
+        for piece in cuts.iter().flat_map(|(cut, each)| bytes[cut.clone()].chunks(*each)) {
+            let mut got = [0; 4096];
+            let len = to[0].recv(&mut got).expect("a datagram");
+            assert_eq!(&got[..len], piece);
+        }
         let segments = |datagrams: &[(usize, Vec<u8>)], batch: &mut Batch| {
             let all = datagrams.iter().map(|(_, bytes)| Datagram {
                 bytes: std::ptr::from_ref(&bytes[..]),
+                each: bytes.len().max(1),
                 to: None,
                 is_udp: true,
             });

@@ -11,7 +11,9 @@ use ext_api::abi::{NET_FORWARD, NET_HAND, NET_REPLY, NET_REPLY_IN_PLACE, NetAddr
 use ext_api::limits::PACKET_LEN_MAX;
 use ext_api::pool::Outcome;
 
-use super::batch::{BATCH, BATCH_MIN, Batch, Datagram};
+use super::batch::{
+    BATCH, BATCH_MIN, Batch, Datagram, SEGMENT_MAX, SEGMENTS_LEN_MAX, SEGMENTS_MAX,
+};
 use super::driver::{Driver, Source};
 use super::{Answer, Asked, Bytes, Engine, Handed, Kind, Sandbox, Sending, add};
 use crate::address::Address;
@@ -63,6 +65,30 @@ impl Socket {
 
     pub(super) fn flow_fd(&self) -> Option<&OwnedFd> {
         self.flow.as_ref().filter(|flow| !flow.is_closing).map(|flow| &flow.fd)
+    }
+}
+
+impl Sending {
+    /// How many datagrams.
+    fn count(&self) -> usize {
+        self.len.div_ceil(self.each.max(1)).max(1)
+    }
+
+    /// May `next` be one more of its datagrams?
+    fn goes_on_with(&self, next: &Self) -> bool {
+        let is_behind = match (&self.bytes, &next.bytes) {
+            (Bytes::Buffer(own), Bytes::Buffer(its)) => {
+                own == its && self.start + self.len == next.start
+            }
+            _ => false,
+        };
+        is_behind
+            && self.to == next.to
+            && (1..=self.each.min(SEGMENT_MAX)).contains(&next.len)
+            && self.each <= SEGMENT_MAX
+            && self.len.is_multiple_of(self.each)
+            && self.count() < SEGMENTS_MAX
+            && self.len + next.len <= SEGMENTS_LEN_MAX
     }
 }
 
@@ -176,26 +202,38 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let is_frame =
             self.ports[number as usize].as_ref().is_some_and(|port| port.kind == Kind::Interface);
         let to = (!is_frame).then_some(to);
-        let sending = Sending { bytes, start, len, port: number, connection: None, to };
+        let each = len;
+        let sending = Sending { bytes, start, len, each, port: number, connection: None, to };
         add(&self.tally(number).replied, 1);
         self.send_by(None, sending);
     }
 
     /// Send by a flow's socket, or by the port's own, when this turn ends.
     fn send_by(&mut self, flow: Option<u32>, sending: Sending) {
-        let number = sending.port;
-        let Some(place) = self.send(sending) else { return };
-        let own = self.ports[number as usize].as_ref().and_then(|port| port.fd.as_ref());
+        let port = self.ports[sending.port as usize].as_ref();
+        let own = port.and_then(|port| port.fd.as_ref());
         let other = flow.and_then(|flow| self.sockets.get(flow as usize)?.flow.as_ref());
         let fd = if flow.is_some() { other.map(|flow| &flow.fd) } else { own };
-        match fd.map(AsRawFd::as_raw_fd) {
-            Some(fd) => {
-                let kind = self.ports[number as usize].as_ref().map(|port| port.kind);
-                let is_udp = kind != Some(Kind::Interface);
-                self.outgoing.push(Outgoing { place, fd, is_udp });
-            }
-            None => self.finish_send(place),
+        let Some(fd) = fd.map(AsRawFd::as_raw_fd) else { return self.put_away(sending) };
+        let is_udp = port.is_some_and(|port| port.kind != Kind::Interface);
+        let Some(sending) = self.go_with_last(fd, sending) else { return };
+        if let Some(place) = self.send(sending) {
+            self.outgoing.push(Outgoing { place, fd, is_udp });
         }
+    }
+
+    /// Have it go together with the one before, if that is of the same buffer, just before it, and to the same: as one
+    /// that the kernel cuts up. If not, it is given back.
+    fn go_with_last(&mut self, fd: RawFd, sending: Sending) -> Option<Sending> {
+        let last = self.outgoing.last().filter(|last| last.is_udp && last.fd == fd);
+        let last = last.filter(|_| self.batch.takes_segments());
+        let before = last.and_then(|last| self.sends.get_mut(last.place as usize));
+        let Some(before) = before.filter(|before| before.goes_on_with(&sending)) else {
+            return Some(sending);
+        };
+        before.len += sending.len;
+        self.put_away(sending);
+        None
     }
 
     /// Send what this turn has answered: many datagrams of one socket by one call.
@@ -203,10 +241,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         let outgoing = std::mem::take(&mut self.outgoing);
         let mut rest = &outgoing[..];
         while let Some(first) = rest.first() {
-            let same = rest.iter().take_while(|one| one.fd == first.fd).count().min(BATCH);
-            let sent = if same < BATCH_MIN { 0 } else { self.send_many(&rest[..same]) };
+            let together = if self.batch.takes_segments() { usize::MAX } else { 1 };
+            let goes =
+                |one: &&Outgoing| one.fd == first.fd && self.datagrams_of(one.place) <= together;
+            let same = rest.iter().take_while(goes).count().min(BATCH);
+            let is_worth_it = same >= BATCH_MIN || same == 1 && self.datagrams_of(first.place) > 1;
+            let sent = if is_worth_it { self.send_many(&rest[..same]) } else { 0 };
             if sent == 0 {
-                self.send_one(first);
+                self.send_apart(first);
             }
             rest = &rest[sent.max(1)..];
         }
@@ -214,24 +256,50 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.outgoing.clear();
     }
 
+    /// How many datagrams what is being sent is.
+    fn datagrams_of(&self, place: u32) -> usize {
+        self.sends[place as usize].count()
+    }
+
+    /// Have each datagram sent with the next wait.
+    fn send_apart(&mut self, outgoing: &Outgoing) {
+        let Sending { start, len, each, port, to, .. } = self.sends[outgoing.place as usize];
+        let first = &mut self.sends[outgoing.place as usize];
+        first.len = len.min(each);
+        let Bytes::Buffer(lease) = &first.bytes else {
+            return self.send_one(outgoing.place, outgoing.fd);
+        };
+        let buffer = lease.index();
+        self.send_one(outgoing.place, outgoing.fd);
+        for at in (each.max(1)..len).step_by(each.max(1)) {
+            let bytes = Bytes::Buffer(self.buffers.share(buffer));
+            let (start, len) = (start + at, each.min(len - at));
+            let one = Sending { bytes, start, len, each: len, port, connection: None, to };
+            if let Some(place) = self.send(one) {
+                self.send_one(place, outgoing.fd);
+            }
+        }
+    }
+
     /// How many have gone; none if they have to wait for room.
     fn send_many(&mut self, outgoing: &[Outgoing]) -> usize {
         let mut batch = std::mem::replace(&mut self.batch, Batch::none());
         let datagrams = outgoing.iter().map(|one| {
             let sending = &self.sends[one.place as usize];
-            Datagram { bytes: self.bytes_at(sending), to: sending.to, is_udp: one.is_udp }
+            let each = sending.each.max(1);
+            Datagram { bytes: self.bytes_at(sending), each, to: sending.to, is_udp: one.is_udp }
         });
         let fd = outgoing.first().map_or(-1, |one| one.fd);
         // SAFETY: the bytes are in buffers and spills that are put away below at the earliest.
         let (sent, went) = unsafe { batch.send(fd, datagrams) };
         self.batch = batch;
         for one in &outgoing[..sent] {
-            let Sending { port, len, .. } = self.sends[one.place as usize];
-            let tally = self.tally(port);
+            let sending = &self.sends[one.place as usize];
+            let tally = self.tally(sending.port);
             if went {
-                add(&tally.bytes_out, len as u64);
+                add(&tally.bytes_out, sending.len as u64);
             } else {
-                add(&tally.unsent, 1);
+                add(&tally.unsent, sending.count() as u64);
             }
             self.finish_send(one.place);
         }
@@ -239,8 +307,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     }
 
     /// Have it sent with the next wait.
-    fn send_one(&mut self, outgoing: &Outgoing) {
-        let sending = &self.sends[outgoing.place as usize];
+    fn send_one(&mut self, place: u32, fd: RawFd) {
+        let sending = &self.sends[place as usize];
         let bytes = self.bytes_at(sending);
         let to = sending.to.as_ref().map(|to| {
             let to = std::ptr::from_ref(to);
@@ -248,10 +316,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             unsafe { &*to }
         });
         // SAFETY: a port's or a flow's, which is not closed within a turn.
-        let fd = unsafe { BorrowedFd::borrow_raw(outgoing.fd) };
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         // SAFETY: the bytes are in a buffer, or a spill, that is put away when the driver has told of this
         // place; so is the address.
-        unsafe { self.driver.send(outgoing.place, fd, bytes, to) };
+        unsafe { self.driver.send(place, fd, bytes, to) };
     }
 
     /// Another process has answered.
@@ -284,7 +352,8 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         };
         add(&tally.forwarded, 1);
         let bytes = Bytes::Buffer(lease);
-        let sending = Sending { bytes, start, len, port: number, connection: None, to: None };
+        let (each, port) = (len, number);
+        let sending = Sending { bytes, start, len, each, port, connection: None, to: None };
         self.send_by(Some(flow), sending);
     }
 

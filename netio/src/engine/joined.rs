@@ -72,7 +72,10 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             add(&self.tally(port).forwarded, 1);
             let bytes = Bytes::Buffer(lease);
             let connection = Some(partner);
-            self.queue(partner, Sending { bytes, start, len, port, connection, to: None });
+            self.queue(
+                partner,
+                Sending { bytes, start, len, each: len, port, connection, to: None },
+            );
         }
         let Some(known) = self.connections.get(index as usize) else { return };
         if known.has_ended && known.pieces.is_empty() {

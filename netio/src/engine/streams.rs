@@ -535,7 +535,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
     pub(super) fn answer(&mut self, index: u32, bytes: Bytes, [start, len]: [usize; 2]) {
         let known = &self.connections[index as usize];
         let (port, connection) = (known.port, Some(index));
-        let sending = Sending { bytes, start, len, port, connection, to: None };
+        let sending = Sending { bytes, start, len, each: len, port, connection, to: None };
         if len == 0 || matches!(known.life, Life::Cut) {
             return self.put_away(sending);
         }

@@ -140,9 +140,14 @@ fn as_many_as_can_come_together_lose_none() {
         let served = Served::start(way, Kind::Udp, fd, vec![echo_datagrams()]);
         let client = client(server);
         // The longest that can be sent so, and one byte more than is cut evenly.
-        for (len, whole) in
-            [(1023, 64 * 1023), (1400, 46 * 1400), (1472, 44 * 1472), (9, 64), (64, 1)]
-        {
+        for (len, whole) in [
+            (1023, 64 * 1023),
+            (1400, 46 * 1400),
+            (1472, 44 * 1472),
+            (64, 64 * 64),
+            (9, 64),
+            (64, 1),
+        ] {
             send_in_parts(&client, len);
             let bytes: Vec<u8> = (0..whole).map(|at| ((at * 7) >> 3) as u8).collect();
             client.send(&bytes).expect("send");
@@ -151,6 +156,41 @@ fn as_many_as_can_come_together_lose_none() {
             assert!(answers(&client, wanted.len()) == wanted, "{way}: {whole} by {len}");
         }
         assert_eq!(served.tally(|it| &it.too_long), 0, "{way}");
+        served.end();
+    }
+}
+
+#[test]
+fn what_the_kernel_does_not_cut_up_goes_one_by_one() {
+    const NO_CHECK: libc::c_int = 11;
+    for way in ways() {
+        let (fd, server) = udp_port();
+        let same = fd.try_clone().expect("a copy");
+        let served = Served::start(way, Kind::Udp, fd, vec![echo_datagrams()]);
+        let client = client(server);
+        // Once it receives, they come together.
+        client.send(b"early").expect("send");
+        assert_eq!(answers(&client, 1), [b"early"], "{way}");
+        // Without sums the kernel cuts nothing up.
+        let (on, size) = (1, size_of::<libc::c_int>() as u32);
+        let (socket, at) = (libc::SOL_SOCKET, (&raw const on).cast());
+        // SAFETY: an integer and its length.
+        let done = unsafe { libc::setsockopt(same.as_raw_fd(), socket, NO_CHECK, at, size) };
+        assert_eq!(done, 0);
+        for seed in 0..20 {
+            send_in_parts(&client, 100);
+            let bytes: Vec<u8> = (0..3_050).map(|at| ((at * 7 + seed) >> 3) as u8).collect();
+            client.send(&bytes).expect("send");
+            let mut wanted: Vec<_> = bytes.chunks(100).map(<[u8]>::to_vec).collect();
+            wanted.sort();
+            assert!(answers(&client, wanted.len()) == wanted, "{way}: {seed}");
+        }
+        let late = Instant::now() + Duration::from_secs(10);
+        while served.tally(|it| &it.bytes_out) != 5 + 20 * 3_050 {
+            assert!(Instant::now() < late, "{way}: more or less has been sent");
+            std::thread::yield_now();
+        }
+        assert_eq!(served.tally(|it| &it.unsent), 0, "{way}");
         served.end();
     }
 }
