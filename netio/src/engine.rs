@@ -219,6 +219,7 @@ pub struct Engine<D, S> {
     returned: Vec<Returned>,
     /// Processes that serve ports themselves, by seat.
     seated: Vec<Option<Seated>>,
+    seats_taken: usize,
     swept_ns: u64,
     expired_ns: u64,
     /// What is watched can be read.
@@ -262,6 +263,7 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
             events: Vec::new(),
             returned: Vec::new(),
             seated: (0..SEATS_MAX).map(|_| None).collect(),
+            seats_taken: 0,
             swept_ns,
             expired_ns: swept_ns,
             is_readable: false,

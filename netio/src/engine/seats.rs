@@ -41,12 +41,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         }
         port.seats.push_back(seat as u32);
         self.seated[seat] = Some(Seated { port: number as u32, out: 0 });
+        self.seats_taken += 1;
         self.begin(number as u32);
     }
 
     /// The process of a seat serves no longer, or has ended: its connections are cut.
     pub fn leave(&mut self, seat: usize) {
         let Some(seated) = self.seated.get_mut(seat).and_then(Option::take) else { return };
+        self.seats_taken -= 1;
         if let Some(port) = &mut self.ports[seated.port as usize] {
             port.seats.retain(|known| *known as usize != seat);
         }
@@ -78,11 +80,14 @@ impl<D: Driver, S: Sandbox> Engine<D, S> {
         self.forget_those_over();
     }
 
-    pub(super) fn has_seats(&self) -> bool {
-        self.seated.iter().any(Option::is_some)
+    pub(super) const fn has_seats(&self) -> bool {
+        self.seats_taken != 0
     }
 
     pub(super) fn has_asks(&self) -> bool {
+        if !self.has_seats() {
+            return false;
+        }
         let seats = self.seated.iter().enumerate().filter(|(_, seated)| seated.is_some());
         let mut seats = seats.filter_map(|(seat, _)| self.buffers.seat(seat));
         seats.any(|seat| seat.has_asks())
