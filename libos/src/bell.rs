@@ -53,7 +53,8 @@ impl Bell {
         self.pending.swap(0, Ordering::AcqRel) != 0
     }
 
-    /// The caller has the turn, and takes what there is until [`Bell::leave`].
+    /// The caller has the turn, and takes what there is until [`Bell::leave`], and looks once more behind that. One that
+    /// it has seen it may have taken before.
     #[inline]
     pub fn begin(&self) {
         self.pending.store(0, Ordering::Relaxed);
@@ -170,6 +171,25 @@ mod models {
             let found = mail.load(Relaxed) == 1;
             let told = poster.join().expect("no panic");
             assert!(found || (told == Wake::Nobody && bell.pending.load(Relaxed) == 1));
+        });
+    }
+
+    #[test]
+    fn loom_who_takes_what_it_has_seen_before_it_begins_leaves_nothing_behind() {
+        loom::model(|| {
+            // One event is in, and seen; another comes.
+            let shared = Arc::new((Bell::default(), Mail::new(1), AtomicU64::new(1)));
+            let other = shared.clone();
+            let poster = loom::thread::spawn(move || {
+                other.1.fetch_add(1, AcqRel);
+                other.0.ring();
+            });
+            let (bell, mail, turn) = (&shared.0, &shared.1, &shared.2);
+            let taken = mail.swap(0, AcqRel);
+            bell.begin();
+            let found = bell.leave(turn) || mail.load(Relaxed) != 0;
+            poster.join().expect("no panic");
+            assert!(taken == 2 || found || bell.pending.load(Relaxed) == 1);
         });
     }
 

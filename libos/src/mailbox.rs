@@ -101,7 +101,8 @@ impl<const N: usize> Mailbox<N> {
         (cell, (position / N as u64) as u32)
     }
 
-    /// Put `event` in, as `own`. Its last step is an exchange.
+    /// Put `event` in, as `own`. The step that does it is an exchange; between it and the claim there is nothing else, so
+    /// that who looks all the time has no time to take the cell's line away.
     ///
     /// # Errors
     /// [`Full`].
@@ -116,9 +117,10 @@ impl<const N: usize> Mailbox<N> {
                     continue;
                 }
                 cell.fill(event);
-                self.tail.move_on(position);
                 // Unless somebody took us for dead, it is in.
-                if swap(&cell.turn, claimed, turn(lap, FULL)) {
+                let is_in = swap(&cell.turn, claimed, turn(lap, FULL));
+                self.tail.move_on(position);
+                if is_in {
                     return Ok(());
                 }
             } else if is_behind(lap_of(seen), lap) {
@@ -166,6 +168,16 @@ impl<const N: usize> Mailbox<N> {
         let (cell, lap) = self.cell(position);
         let seen = cell.turn.load(Ordering::Acquire);
         seen == turn(lap, FREE) || is_behind(lap_of(seen), lap)
+    }
+
+    /// Is there something to take at once? What somebody is putting in is not, even if its poster is dead.
+    #[must_use]
+    pub fn has_first(&self) -> bool {
+        let position = self.head.0.load(Ordering::Acquire);
+        let (cell, lap) = self.cell(position);
+        let seen = cell.turn.load(Ordering::Acquire);
+        // In a later lap: the head is behind.
+        seen as u32 == FULL || is_behind(lap, lap_of(seen))
     }
 
     /// Does an event wait of which `is` holds? One that is being put in or taken out meanwhile may count or not.

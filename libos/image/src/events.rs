@@ -369,8 +369,19 @@ pub(crate) fn deliver_here(context: &Context) {
 /// Deliver what waits for this process, unless another thread is at it; how many. The gate finds the thread's context
 /// unless it is told.
 fn deliver(own: &start::ThisProcess, tid: u32, context: Option<&Context>) -> u64 {
+    take_and_run(own, tid, context, false)
+}
+
+/// The same. If an event has been seen (`is_seen`), it is taken before anything is written to the bell, whose line its
+/// poster has just then.
+fn take_and_run(
+    own: &start::ThisProcess,
+    tid: u32,
+    context: Option<&Context>,
+    is_seen: bool,
+) -> u64 {
     let inbox = context::common().inbox(own.row);
-    let (peer, mut count) = (peer_of(own.row, own.generation), 0);
+    let (peer, mut count, mut is_seen) = (peer_of(own.row, own.generation), 0, is_seen);
     loop {
         if inbox.masked.load(Relaxed) != 0 {
             inbox.bell.answer();
@@ -379,9 +390,17 @@ fn deliver(own: &start::ThisProcess, tid: u32, context: Option<&Context>) -> u64
         if !take_turn(inbox, tid) {
             return count;
         }
-        inbox.bell.begin();
+        if !is_seen {
+            inbox.bell.begin();
+        }
         let is_open = || inbox.masked.load(Relaxed) == 0;
-        let is_ours = |event: &Event| event.to == peer;
+        let is_late = core::cell::Cell::new(core::mem::take(&mut is_seen));
+        let is_ours = |event: &Event| {
+            if is_late.take() {
+                inbox.bell.begin();
+            }
+            event.to == peer
+        };
         let batch = run(&inbox.mail, &inbox.tally, BATCH, context, is_open, is_ours);
         count += batch.count;
         let rung = inbox.bell.leave(&inbox.turn);
@@ -500,13 +519,12 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
     end_left();
     let (common, tid) = (context::common(), context::own_tid());
     let (inbox, pool) = (common.inbox(own.row), common.pool());
+    let is_open = || inbox.masked.load(Relaxed) == 0;
     let work = || {
         let count = deliver(&own, tid, None);
-        let is_open = || inbox.masked.load(Relaxed) == 0;
         count + run(&pool.mail, &pool.tally, POOL_BATCH, None, is_open, |_| true).count
     };
-    let is_empty =
-        || inbox.masked.load(Relaxed) != 0 || inbox.mail.is_empty() && pool.mail.is_empty();
+    let is_empty = || !is_open() || inbox.mail.is_empty() && pool.mail.is_empty();
     if timeout_ns == 0 || !is_empty() {
         let count = work();
         if count != 0 || timeout_ns == 0 {
@@ -515,10 +533,12 @@ pub extern "C" fn sbx_wait(timeout_ns: u64) -> u64 {
     }
     let patience = patience(inbox).min(timeout_ns);
     inbox.bell.begin_to_spin(tid);
-    let found = look(patience, is_empty);
+    let has_none = || !is_open() || !inbox.mail.has_first() && !pool.mail.has_first();
+    let found = look(patience, has_none);
+    let seen = if found { take_and_run(&own, tid, None, true) } else { 0 };
     inbox.bell.end_to_spin();
     note_patience(inbox, patience, found);
-    let count = work();
+    let count = seen + if seen == 0 || !is_empty() { work() } else { 0 };
     if count != 0 || timeout_ns <= patience {
         return count;
     }
