@@ -101,8 +101,8 @@ impl<const N: usize> Mailbox<N> {
         (cell, (position / N as u64) as u32)
     }
 
-    /// Put `event` in, as `own`. The step that does it is an exchange; between it and the claim there is nothing else, so
-    /// that who looks all the time has no time to take the cell's line away.
+    /// Put `event` in, as `own`. The step that does it is an exchange; between the claim and it there is the filling only,
+    /// so that who looks all the time has little time to take the cell's line away.
     ///
     /// # Errors
     /// [`Full`].

@@ -394,6 +394,7 @@ fn take_and_run(
             inbox.bell.begin();
         }
         let is_open = || inbox.masked.load(Relaxed) == 0;
+        // Asked of each event when it has been taken, before its handler runs.
         let is_late = core::cell::Cell::new(core::mem::take(&mut is_seen));
         let is_ours = |event: &Event| {
             if is_late.take() {
